@@ -56,6 +56,8 @@ const (
 	FaultKind_FAULT_KIND_TIMEOUT FaultKind = 11
 	// Anything else.
 	FaultKind_FAULT_KIND_OTHER FaultKind = 12
+	// The node has no cluster yet.
+	FaultKind_FAULT_KIND_STARTING FaultKind = 13
 )
 
 // Enum value maps for FaultKind.
@@ -74,6 +76,7 @@ var (
 		10: "FAULT_KIND_BAD_SNAPSHOT",
 		11: "FAULT_KIND_TIMEOUT",
 		12: "FAULT_KIND_OTHER",
+		13: "FAULT_KIND_STARTING",
 	}
 	FaultKind_value = map[string]int32{
 		"FAULT_KIND_UNSPECIFIED":      0,
@@ -89,6 +92,7 @@ var (
 		"FAULT_KIND_BAD_SNAPSHOT":     10,
 		"FAULT_KIND_TIMEOUT":          11,
 		"FAULT_KIND_OTHER":            12,
+		"FAULT_KIND_STARTING":         13,
 	}
 )
 
@@ -1819,7 +1823,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x0eRestoreRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"<\n" +
 	"\x0fRestoreResponse\x12)\n" +
-	"\x05fault\x18\x01 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault*\xe7\x02\n" +
+	"\x05fault\x18\x01 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault*\x80\x03\n" +
 	"\tFaultKind\x12\x1a\n" +
 	"\x16FAULT_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15FAULT_KIND_NOT_LEADER\x10\x01\x12\x18\n" +
@@ -1834,7 +1838,8 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x17FAULT_KIND_BAD_SNAPSHOT\x10\n" +
 	"\x12\x16\n" +
 	"\x12FAULT_KIND_TIMEOUT\x10\v\x12\x14\n" +
-	"\x10FAULT_KIND_OTHER\x10\f*k\n" +
+	"\x10FAULT_KIND_OTHER\x10\f\x12\x17\n" +
+	"\x13FAULT_KIND_STARTING\x10\r*k\n" +
 	"\tRenewKind\x12\x1a\n" +
 	"\x16RENEW_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RENEW_KIND_SESSION\x10\x01\x12\x14\n" +

@@ -1567,7 +1567,9 @@ type Member struct {
 	// Version of the binary.
 	Version string `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
 	// Highest command level that it can apply.
-	FeatureLevel  uint32 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	FeatureLevel uint32 `protobuf:"varint,7,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	// Stays a non-voter: it is not promoted by itself.
+	NonVoter      bool `protobuf:"varint,8,opt,name=non_voter,json=nonVoter,proto3" json:"non_voter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1649,6 +1651,13 @@ func (x *Member) GetFeatureLevel() uint32 {
 		return x.FeatureLevel
 	}
 	return 0
+}
+
+func (x *Member) GetNonVoter() bool {
+	if x != nil {
+		return x.NonVoter
+	}
+	return false
 }
 
 var File_registry_v1_registry_proto protoreflect.FileDescriptor
@@ -1766,7 +1775,7 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\x04type\x18\x01 \x01(\x0e2\x1b.regd.registry.v1.EventTypeR\x04type\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x126\n" +
 	"\binstance\x18\x03 \x01(\v2\x1a.regd.registry.v1.InstanceR\binstance\x12-\n" +
-	"\x05cause\x18\x04 \x01(\x0e2\x17.regd.registry.v1.CauseR\x05cause\"\xd4\x01\n" +
+	"\x05cause\x18\x04 \x01(\x0e2\x17.regd.registry.v1.CauseR\x05cause\"\xf1\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -1774,7 +1783,8 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\fgrpc_address\x18\x04 \x01(\tR\vgrpcAddress\x12!\n" +
 	"\fhttp_address\x18\x05 \x01(\tR\vhttpAddress\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\tR\aversion\x12#\n" +
-	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel*\x9f\x01\n" +
+	"\rfeature_level\x18\a \x01(\rR\ffeatureLevel\x12\x1b\n" +
+	"\tnon_voter\x18\b \x01(\bR\bnonVoter*\x9f\x01\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12HEALTH_MAINTENANCE\x10\x01\x12\x13\n" +

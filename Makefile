@@ -1,0 +1,87 @@
+# Every tool comes from the Go module proxy through a modfile of its own in
+# tools/, so Go, make, git and (for the race detector) a C compiler are enough.
+
+GO      ?= go
+LINT    := $(GO) tool -modfile=tools/lint.mod golangci-lint
+BUF     := $(GO) tool -modfile=tools/buf.mod buf
+
+# What to narrow on the command line: make test PKG=./fsm/... TESTFLAGS='-run Expire -v'
+PKG       ?= ./...
+TESTFLAGS ?=
+BENCH     ?= .
+COUNT     ?= 5
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+DATE    ?= $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help build run test race e2e bench lint fmt generate check \
+	check-generated check-breaking check-format check-tidy has-cgo vet clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the static binary bin/regd
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/regd ./cmd/regd
+
+run: build ## Run a local cluster of three processes with demo services, data in .regd-dev
+	bin/regd dev --demo --data-dir .regd-dev
+
+test: has-cgo ## Run all tests with the race detector (narrow: PKG=./fsm TESTFLAGS='-run Expire')
+	$(GO) test -race -timeout 5m $(TESTFLAGS) $(PKG)
+
+race: has-cgo ## Run the tests COUNT times (5), to hunt rare races
+	$(GO) test -race -timeout 30m -count=$(COUNT) $(TESTFLAGS) $(PKG)
+
+e2e: has-cgo ## Run only the tests that start real processes, uncached and verbose
+	$(GO) test -race -timeout 10m -count=1 -v $(TESTFLAGS) ./cmd/... $(if $(wildcard test),./test/...)
+
+bench: ## Run the benchmarks (narrow: PKG=./fsm BENCH=Apply)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m $(TESTFLAGS) $(PKG)
+
+lint: ## Lint Go code (import rules included) and proto files
+	$(LINT) run
+	$(BUF) lint
+
+fmt: ## Format Go code and proto files
+	$(LINT) fmt
+	$(BUF) format --write
+
+# Generated beside the tree first: when buf fails, the committed code is still there.
+generate: ## Rewrite the generated code from proto/
+	@rm -rf .gen
+	$(BUF) generate --output .gen
+	@find proto -name '*.pb.go' -exec rm -f {} +
+	@cp -R .gen/proto/. proto/ && rm -rf .gen
+
+check: check-generated check-breaking check-tidy check-format lint vet build ## Verify what CI verifies, apart from the tests
+
+check-generated: generate
+	@git diff --exit-code --stat -- 'proto/*.pb.go' && \
+	test -z "$$(git ls-files --others -- 'proto/*.pb.go' | tee /dev/stderr)" || \
+	{ echo 'generated code is not what git has: run "make generate", then "git add proto"' >&2; exit 1; }
+
+# Against the latest release. Before the first one there is nothing to break.
+check-breaking:
+	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null) || exit 0; \
+	set -x; $(BUF) breaking --against ".git#tag=$$tag"
+
+check-format:
+	$(LINT) fmt --diff
+	$(BUF) format --diff --exit-code
+
+check-tidy:
+	$(GO) mod tidy -diff
+
+vet:
+	$(GO) vet ./...
+
+has-cgo:
+	@test "$$($(GO) env CGO_ENABLED)" = 1 || \
+	{ echo 'the race detector needs cgo: install a C compiler (gcc or clang), do not set CGO_ENABLED=0' >&2; exit 1; }
+
+clean: ## Remove what the other targets made, the .regd-dev cluster included
+	rm -rf bin .gen .regd-dev
