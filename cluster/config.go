@@ -1,0 +1,172 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/regd-io/regd/cluster/feed"
+	"github.com/regd-io/regd/cluster/peer"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+)
+
+// Config says how a node runs. It is checked once by Open and never changed after.
+type Config struct {
+	// Name is what people call the node. Unique in the cluster, 1 to 63 characters.
+	Name string
+	// DataDir is the folder of the node's log, snapshots and identity.
+	DataDir string
+	// PeerListen is the host:port on which peers are answered.
+	PeerListen string
+	// PeerAdvertise is the host:port under which peers reach this node; names are resolved at each dial. Default: PeerListen.
+	PeerAdvertise string
+	// GRPCAdvertise is the host:port under which clients reach this node.
+	GRPCAdvertise string
+	// HTTPAdvertise is the host:port of the port for operations. May be empty.
+	HTTPAdvertise string
+	// Version is the version of the binary, for people.
+	Version string
+
+	// InitialPeers are the peer addresses of all first members, this node's among them. An empty node asks them all:
+	// it joins if one has a cluster, and a cluster is founded only when all answer and all are empty.
+	InitialPeers []string
+	// Join are peer addresses of members of a cluster that an empty node asks for membership.
+	Join []string
+	// NonVoter asks to stay a non-voter when joining.
+	NonVoter bool
+
+	// HeartbeatTimeout is how long a follower waits for its leader before it asks for votes, and how long an election
+	// may take. Default 500 ms, at least 50 ms.
+	HeartbeatTimeout time.Duration
+	// LeaseTimeout is how long a leader goes on without a majority. Default half of HeartbeatTimeout, at most all of it.
+	LeaseTimeout time.Duration
+	// CommitTimeout is how soon followers learn of the last commit when writes pause. Default 10 ms.
+	CommitTimeout time.Duration
+	// SnapshotThreshold is the number of log entries after which a snapshot is taken. Default 8192.
+	SnapshotThreshold uint64
+	// SnapshotInterval is how often the threshold is looked at. Default 30 s.
+	SnapshotInterval time.Duration
+	// TrailingLogs is the number of entries kept behind a snapshot for slow followers. Default 10240.
+	TrailingLogs uint64
+	// MinFreeBytes is the free disk space below which writes are refused. Default 64 MiB.
+	MinFreeBytes uint64
+	// NoSync leaves out fsync. For tests only: it breaks the promise that nothing acknowledged is lost.
+	NoSync bool
+
+	// LeaderWait is how long a call waits for a leader to appear before it fails. Default 4 times HeartbeatTimeout.
+	LeaderWait time.Duration
+	// MaxPending is the number of proposals that may wait on a leader. Default 4096.
+	MaxPending int
+	// PromoteAfter is how long a new member must be stable before it becomes a voter. Default 2 s.
+	PromoteAfter time.Duration
+	// DeadAfter is how long a member must be gone before it is removed by itself. 0: never.
+	DeadAfter time.Duration
+	// MinQuorum is the number of voters below which no dead member is removed by itself. Default 3.
+	MinQuorum uint
+
+	// Network is how the peer port is reached. Default peer.TCP().
+	Network peer.Network
+	// FeedLimits bound the kept history. The zero value means the defaults of package feed.
+	FeedLimits feed.Limits
+	// Logger gets what the node has to say. Default: nothing is logged.
+	Logger *slog.Logger
+
+	// Lead runs while this node leads and is ready; it must return when ctx ends.
+	Lead func(ctx context.Context, term uint64)
+	// Renew records renewals on the leader; see Node.Renew. taken lies before the round that proved the leadership.
+	Renew func(term uint64, taken time.Time, renewals []*peerv1.Renewals) (ended []*peerv1.Renewals, err error)
+	// OnFatal is called at most once when the node can't go on (a failed fsync, a damaged log, a command that this
+	// version does not know): the process should end with the error.
+	OnFatal func(error)
+}
+
+// DefaultHeartbeatTimeout is the default of Config.HeartbeatTimeout: measured as the shortest without false elections on
+// saturated small machines, with room for a noisy neighbour.
+const DefaultHeartbeatTimeout = 500 * time.Millisecond
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.PeerAdvertise, c.PeerListen)
+	setDefault(&c.HeartbeatTimeout, DefaultHeartbeatTimeout)
+	setDefault(&c.LeaseTimeout, c.HeartbeatTimeout/2)
+	setDefault(&c.CommitTimeout, 10*time.Millisecond)
+	setDefault(&c.SnapshotThreshold, 8192)
+	setDefault(&c.SnapshotInterval, 30*time.Second)
+	setDefault(&c.TrailingLogs, 10240)
+	setDefault(&c.MinFreeBytes, 64<<20)
+	setDefault(&c.LeaderWait, 4*c.HeartbeatTimeout)
+	setDefault(&c.MaxPending, 4096)
+	setDefault(&c.PromoteAfter, 2*time.Second)
+	setDefault(&c.MinQuorum, 3)
+	if c.Network == nil {
+		c.Network = peer.TCP()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Lead == nil {
+		c.Lead = func(ctx context.Context, _ uint64) { <-ctx.Done() }
+	}
+	if c.Renew == nil {
+		c.Renew = func(uint64, time.Time, []*peerv1.Renewals) ([]*peerv1.Renewals, error) {
+			return nil, errors.New("cluster: this node renews nothing")
+		}
+	}
+	if c.OnFatal == nil {
+		c.OnFatal = func(error) {}
+	}
+	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Validate reports all faults of a configuration whose defaults are filled in.
+func (c Config) Validate() error {
+	var faults []error
+	bad := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if n := len(c.Name); n == 0 || n > 63 {
+		bad("name %q: must have 1 to 63 characters", c.Name)
+	}
+	if c.DataDir == "" {
+		bad("data folder: must be set")
+	}
+	address := func(what, value string) {
+		host, port, err := net.SplitHostPort(value)
+		if err != nil || host == "" || port == "" {
+			bad("%s %q: must be host:port", what, value)
+		}
+	}
+	address("peer advertise address", c.PeerAdvertise)
+	address("gRPC advertise address", c.GRPCAdvertise)
+	for _, p := range c.InitialPeers {
+		address("initial peer", p)
+	}
+	for _, p := range c.Join {
+		address("join address", p)
+	}
+	if c.HeartbeatTimeout < 50*time.Millisecond {
+		bad("heartbeat timeout %v: must be at least 50ms", c.HeartbeatTimeout)
+	}
+	if c.LeaseTimeout > c.HeartbeatTimeout || c.LeaseTimeout < 5*time.Millisecond {
+		bad("lease timeout %v: must be between 5ms and the heartbeat timeout %v", c.LeaseTimeout, c.HeartbeatTimeout)
+	}
+	if c.CommitTimeout < time.Millisecond || c.CommitTimeout > c.HeartbeatTimeout {
+		bad("commit timeout %v: must be between 1ms and the heartbeat timeout %v", c.CommitTimeout, c.HeartbeatTimeout)
+	}
+	if c.DeadAfter < 0 {
+		bad("dead after %v: must not be negative", c.DeadAfter)
+	}
+	if host, _, err := net.SplitHostPort(c.PeerAdvertise); err == nil {
+		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+			bad("peer advertise address %q: peers can't reach an unspecified address; name the host", c.PeerAdvertise)
+		}
+	}
+	return errors.Join(faults...)
+}

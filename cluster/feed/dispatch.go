@@ -1,0 +1,142 @@
+package feed
+
+import (
+	"slices"
+
+	"github.com/regd-io/regd/fsm"
+)
+
+const (
+	// maxDifference is the number of differing instances up to which watchers are told which ones. With more they have
+	// to read everything.
+	maxDifference = 100_000
+	// spareItems bounds the memory that a passed burst leaves behind.
+	spareItems = 1024
+)
+
+// dispatch delivers what the applier has put, in order. last is the State before that.
+func (f *Feed) dispatch(last *fsm.State) {
+	defer f.topics.close()
+	var spare []item
+	for {
+		select {
+		case <-f.kick:
+		case <-f.quit:
+			return
+		}
+		f.mu.Lock()
+		batch := f.pending
+		f.pending, f.events = spare, 0
+		f.mu.Unlock()
+		for i := range batch {
+			f.deliver(last, &batch[i])
+			last = batch[i].state
+		}
+		spare = nil
+		if cap(batch) <= spareItems {
+			clear(batch)
+			spare = batch[:0]
+		}
+	}
+}
+
+// deliver brings one step to the history and the watchers.
+func (f *Feed) deliver(last *fsm.State, it *item) {
+	switch {
+	case it.state.Epoch() != last.Epoch():
+		f.restored(it.state)
+	case it.reset:
+		f.skipped(last, it.state)
+	default:
+		f.changed(it)
+	}
+	f.done.Store(it.state.Revision())
+	f.kept.expire(it.state.Revision())
+}
+
+// changed delivers the events of an ordinary step. The history is first: who adds a topic too late for the round finds
+// the events there, and in the State.
+func (f *Feed) changed(it *item) {
+	events := make([]Event, len(it.events))
+	for i := range events {
+		events[i].Event = it.events[i]
+	}
+	f.history.append(events)
+	t := &f.topics
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.begin(it.state.Revision())
+	for i := range events {
+		e := &events[i]
+		namespace, name := e.Subject()
+		t.concerned(e.Kind, namespace, name, func(w *Watcher) {
+			t.touch(w)
+			w.stage(e)
+		})
+	}
+	delivered := 0
+	for _, w := range t.touched {
+		delivered += len(w.staged)
+		w.commit(&f.limits)
+	}
+	f.counters.delivered.Add(float64(delivered))
+}
+
+// restored tells all watchers that everything may differ.
+func (f *Feed) restored(st *fsm.State) {
+	f.history.cut(st)
+	t := &f.topics
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.begin(st.Revision())
+	for w := range t.watchers {
+		w.skip(ReasonRestored, st.Revision(), nil)
+	}
+}
+
+// skipped tells the watchers whom it concerns what differs between two States of one epoch.
+func (f *Feed) skipped(old, st *fsm.State) {
+	f.history.cut(st)
+	d := differ(old, st)
+	t := &f.topics
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.begin(st.Revision())
+	for topic, list := range t.lists {
+		// Only instances are compared.
+		if d == nil || topic.Kind != fsm.EventInstance {
+			for _, w := range list {
+				w.skip(ReasonSkipped, st.Revision(), nil)
+			}
+		}
+	}
+	if d == nil {
+		return
+	}
+	for i, k := range d.keys {
+		if i == 0 || k.Namespace != d.keys[i-1].Namespace || k.Name != d.keys[i-1].Name {
+			t.concerned(k.Kind, k.Namespace, k.Name, t.touch)
+		}
+	}
+	for _, w := range t.touched {
+		w.skip(ReasonSkipped, st.Revision(), d)
+	}
+}
+
+// differ returns the keys of the instances that differ, nil when there are too many.
+func differ(old, st *fsm.State) *difference {
+	d := &difference{}
+	fsm.Diff(old, st, func(before, after *fsm.Record) bool {
+		r := after
+		if r == nil {
+			r = before
+		}
+		d.keys = append(d.keys, instanceKey(r))
+		return len(d.keys) <= maxDifference
+	})
+	if len(d.keys) > maxDifference {
+		return nil
+	}
+	slices.SortFunc(d.keys, Key.Compare)
+	return d
+}

@@ -1,0 +1,96 @@
+package cluster
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/regd-io/regd/cluster/feed"
+	"github.com/regd-io/regd/fsm"
+)
+
+// machine is what Raft drives: it owns the current State and publishes each next one. It is the only raft.FSM.
+//
+// Raft calls Apply, Snapshot and Restore from one goroutine.
+type machine struct {
+	feed  *feed.Feed
+	fatal func(error)
+	// broken is the error after which nothing is applied any more.
+	broken error
+	// since is when the Apply under way began, in nanoseconds since start; 0 when none is.
+	since atomic.Int64
+	start time.Time
+}
+
+func newMachine(f *feed.Feed, fatal func(error)) *machine {
+	return &machine{feed: f, fatal: fatal, start: time.Now()}
+}
+
+// Apply applies one committed entry. It returns a fsm.Result, or an error when the entry can't be applied by this
+// version: then the node applies nothing more and is brought to an end, as skipping would make it differ from the rest.
+func (m *machine) Apply(l *raft.Log) any {
+	if m.broken != nil {
+		return m.broken
+	}
+	m.since.Store(int64(time.Since(m.start)) + 1)
+	defer m.since.Store(0)
+	next, result, err := m.feed.State().Apply(fsm.Entry{Index: l.Index, Term: l.Term, Data: l.Data})
+	if err != nil {
+		m.broken = fmt.Errorf("apply log entry %d of term %d: %w", l.Index, l.Term, err)
+		m.fatal(m.broken)
+		return m.broken
+	}
+	m.feed.Publish(next, result.Events)
+	return result
+}
+
+// stuck tells how long the Apply under way has lasted, 0 when none is.
+func (m *machine) stuck() time.Duration {
+	since := m.since.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(m.start) - time.Duration(since-1)
+}
+
+// Snapshot keeps the current State: it is a value, so that costs nothing and writers never wait.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	if m.broken != nil {
+		return nil, m.broken
+	}
+	return snapshot{m.feed.State()}, nil
+}
+
+// Restore makes the State of a snapshot the current one.
+func (m *machine) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	st, err := fsm.ReadSnapshot(bufio.NewReaderSize(r, 1<<20))
+	if err != nil {
+		return fmt.Errorf("restore snapshot: %w", err)
+	}
+	m.feed.Reset(st)
+	return nil
+}
+
+// snapshot is a State that is being written out.
+type snapshot struct{ state *fsm.State }
+
+// snapshotPause is slept after each block of a snapshot: on few cores the scheduler, not a lock, is what would delay
+// Apply, and a real sleep is what keeps it from doing so.
+const snapshotPause = time.Millisecond
+
+// Persist writes the snapshot to the sink.
+func (s snapshot) Persist(sink raft.SnapshotSink) error {
+	if err := s.state.WriteSnapshot(sink, func() { time.Sleep(snapshotPause) }); err != nil {
+		_ = sink.Cancel() // The first error is the one that matters.
+		return fmt.Errorf("write snapshot: %w", err)
+	}
+	return sink.Close()
+}
+
+// Release has nothing to do: the garbage collector frees the State.
+func (s snapshot) Release() {}

@@ -1,0 +1,364 @@
+// Package cluster is one node of a regd cluster: it replicates the registry's state machine by Raft and answers reads
+// and writes with the guarantees that regd gives.
+//
+// Start with Node: Propose writes, View reads, Renew keeps alive, Feed streams. All three first work on any node; what
+// only the leader can do is forwarded in one place (peers.go). What is on disk is package storage's, what is on the wire
+// between nodes package peer's, what is visible package feed's, and what a command means package fsm's.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/regd-io/regd/cluster/feed"
+	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/storage"
+	"github.com/regd-io/regd/fsm"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+)
+
+// Node is one node. All methods may be called from any goroutine.
+type Node struct {
+	cfg     Config
+	id      string
+	log     *slog.Logger
+	started time.Time
+	lifecycle
+
+	store *storage.Store
+	port  *port
+	feed  *feed.Feed
+	fsm   *machine
+
+	raft       atomic.Pointer[raft.Raft] // nil until the node has a cluster
+	leadership atomic.Pointer[leadership]
+	proposer   *proposer
+	asks       *indexAsks
+	renewals   *renewals
+	fresh      freshness
+	pilot      *pilot
+}
+
+// lifecycle is how a node starts and stops.
+type lifecycle struct {
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	stopping atomic.Bool
+	removed  atomic.Bool
+	// waiting says what an empty node waits for.
+	waiting atomic.Pointer[string]
+	fatal   func(error)
+	close   sync.Once
+	closed  error
+}
+
+// port is the peer port and what is served and asked over it.
+type port struct {
+	mux       *peer.Mux
+	transport atomic.Pointer[peer.Transport]
+	server    *grpc.Server
+	peers     *peers
+}
+
+// Open starts a node. It returns once the data folder is found sound and peers are answered; whether the node has a
+// cluster and has caught up is told by Ready. The caller must Close it.
+//
+// Errors are those of storage.Open and of listening on the peer port.
+func Open(cfg Config) (*Node, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration of node %q: %w", cfg.Name, err)
+	}
+	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), started: time.Now()}
+	var once sync.Once
+	n.fatal = func(err error) {
+		once.Do(func() {
+			n.log.Error("this node can't go on", "err", err)
+			cfg.OnFatal(err)
+		})
+	}
+	var err error
+	n.store, err = storage.Open(storage.Config{
+		Dir: cfg.DataDir, NoSync: cfg.NoSync, MinFreeBytes: cfg.MinFreeBytes, Logger: n.log, OnFatal: n.fatal,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.id = n.store.Identity().NodeID
+	if err := n.listen(); err != nil {
+		return nil, errors.Join(err, n.store.Close())
+	}
+	n.feed = feed.New(fsm.New(), cfg.FeedLimits)
+	n.fsm = newMachine(n.feed, n.fatal)
+	n.proposer = newProposer(cfg.MaxPending, func(data []byte) raft.ApplyFuture {
+		return n.raft.Load().Apply(data, enqueueTimeout)
+	})
+	n.asks = &indexAsks{fetch: n.fetchIndex}
+	n.renewals = &renewals{send: n.sendRenewals}
+	ctx, cancel := context.WithCancel(context.Background()) // Lives until Close.
+	n.cancel = cancel
+	n.wg.Go(func() { _ = n.port.server.Serve(n.port.mux.GRPCListener()) }) // Ends with the listener.
+	n.wg.Go(func() { n.run(ctx) })
+	return n, nil
+}
+
+// listen opens the peer port. Until the node has a cluster only who wants to know who it is gets an answer.
+func (n *Node) listen() error {
+	mux, err := peer.Listen(peer.Config{
+		Network: n.cfg.Network, Listen: n.cfg.PeerListen, Advertise: n.cfg.PeerAdvertise, NodeID: n.id,
+		ClusterID: func() string { return n.store.Identity().ClusterID }, Logger: n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("listen for peers on %s: %w", n.cfg.PeerListen, err)
+	}
+	n.port = &port{
+		mux: mux,
+		server: grpc.NewServer(append(peer.ServerOptions(), grpc.MaxRecvMsgSize(maxPeerMessage),
+			grpc.UnaryInterceptor(n.admitUnary), grpc.StreamInterceptor(n.admitStream))...),
+		peers: &peers{
+			dial:  func(address string) (*grpc.ClientConn, error) { return mux.DialGRPC(address) },
+			conns: map[string]*grpc.ClientConn{},
+		},
+	}
+	peerv1.RegisterPeerServiceServer(n.port.server, &peerServer{node: n})
+	return nil
+}
+
+// maxPeerMessage bounds a message between nodes: the largest is a batch of renewals.
+const maxPeerMessage = 8 << 20
+
+// run takes the node from an empty or old folder to a working member, and keeps it so until ctx ends.
+func (n *Node) run(ctx context.Context) {
+	if err := n.form(ctx); err != nil {
+		if ctx.Err() == nil {
+			n.fatal(err)
+		}
+		return
+	}
+	n.port.peers.reset()
+	notify := make(chan bool, 8)
+	if err := n.startRaft(notify); err != nil {
+		n.fatal(err)
+		return
+	}
+	n.wg.Go(func() { n.announce(ctx) })
+	n.wg.Go(func() { n.guardDisk(ctx) })
+	n.wg.Go(func() { n.watchMembership(ctx) })
+	n.watchLeadership(ctx, notify)
+}
+
+// startRaft starts Raft on the node's stores.
+func (n *Node) startRaft(notify chan<- bool) error {
+	t := peer.NewTransport(n.port.mux, peer.TransportConfig{
+		Gate: n.gate, AddressProvider: addressProvider{n}, Timeout: transportTimeout, MaxPool: 3, Logger: newRaftLogger(n.log.With("component", "transport")),
+	})
+	n.port.transport.Store(t)
+	r, err := raft.NewRaft(n.raftConfig(notify), n.fsm, n.store.Logs(), n.store.Stable(), n.store.Snapshots(), t)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start raft: %w", err), t.Close())
+	}
+	n.pilot = newPilot(n, r)
+	n.raft.Store(r)
+	return nil
+}
+
+const transportTimeout = 10 * time.Second
+
+func (n *Node) raftConfig(notify chan<- bool) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(n.id)
+	c.HeartbeatTimeout, c.ElectionTimeout = n.cfg.HeartbeatTimeout, n.cfg.HeartbeatTimeout
+	c.LeaderLeaseTimeout, c.CommitTimeout = n.cfg.LeaseTimeout, n.cfg.CommitTimeout
+	c.SnapshotThreshold, c.SnapshotInterval, c.TrailingLogs = n.cfg.SnapshotThreshold, n.cfg.SnapshotInterval, n.cfg.TrailingLogs
+	c.ShutdownOnRemove = false // It fires on the leader only; watchMembership does the same for all.
+	c.NoLegacyTelemetry = true
+	c.NotifyCh = notify
+	c.Logger = newRaftLogger(n.log.With("component", "raft"))
+	return c
+}
+
+// gate keeps a leader whose disk has stalled from holding its followers: raft would go on sending heartbeats while no
+// write can be made, and the cluster would stand still for as long as the stall lasts.
+func (n *Node) gate() error {
+	if stall := n.store.AppendStall(); stall > 2*n.cfg.HeartbeatTimeout {
+		return fmt.Errorf("the disk of node %s has not finished an append for %v", n.cfg.Name, stall.Round(time.Millisecond))
+	}
+	return nil
+}
+
+// addressProvider lets raft reach a member where it says that it is now.
+type addressProvider struct{ node *Node }
+
+// ServerAddr implements raft.ServerAddressProvider.
+func (p addressProvider) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	address, err := p.node.peerAddress(id)
+	return raft.ServerAddress(address), err
+}
+
+// highestTerm is the highest term that this node knows of, by Raft or by a vote that it asked for or gave.
+func (n *Node) highestTerm() uint64 {
+	var term uint64
+	if r := n.raft.Load(); r != nil {
+		term = r.CurrentTerm()
+	}
+	if t := n.port.transport.Load(); t != nil {
+		term = max(term, t.HighestTerm())
+	}
+	return term
+}
+
+// isUrgent tells whether an encoded command frees something.
+func (n *Node) isUrgent(command []byte) bool {
+	if !n.store.Full() {
+		return false // Not asked then: spare the decoding.
+	}
+	var cmd raftlogv1.Command
+	return proto.Unmarshal(command, &cmd) == nil && frees(&cmd)
+}
+
+// Feed is the current State and the events that lead to it.
+func (n *Node) Feed() *feed.Feed { return n.feed }
+
+// Info is who a node is and what it knows of its cluster.
+type Info struct {
+	// ClusterID is the UUID of the cluster. Empty: none yet.
+	ClusterID string
+	// NodeID and Name are this node's.
+	NodeID, Name string
+	// LeaderID, LeaderName and LeaderAddress (host:port for clients) are empty when unknown.
+	LeaderID, LeaderName, LeaderAddress string
+	// Leading: this node leads and is ready to.
+	Leading bool
+	// Removed: this node is no member any more.
+	Removed bool
+	// Stopping: this node is on its way out.
+	Stopping bool
+}
+
+// Info tells who this node is.
+func (n *Node) Info() Info {
+	info := Info{
+		ClusterID: n.store.Identity().ClusterID, NodeID: n.id, Name: n.cfg.Name,
+		Leading: n.leads(), Removed: n.removed.Load(), Stopping: n.stopping.Load(),
+	}
+	if r := n.raft.Load(); r != nil {
+		_, id := r.LeaderWithID()
+		info.LeaderID = string(id)
+	}
+	if info.LeaderID == n.id {
+		info.LeaderName, info.LeaderAddress = n.cfg.Name, n.cfg.GRPCAdvertise
+	} else if m := n.feed.State().Member(info.LeaderID); m != nil {
+		info.LeaderName, info.LeaderAddress = m.GetName(), m.GetGrpcAddress()
+	}
+	return info
+}
+
+// serving returns nil when the node can take part in reads and writes: else ErrClosed, ErrRemoved or ErrStarting.
+func (n *Node) serving() error {
+	switch {
+	case n.removed.Load():
+		return fmt.Errorf("node %s: %w", n.cfg.Name, ErrRemoved)
+	case n.stopping.Load():
+		return fmt.Errorf("node %s: %w", n.cfg.Name, ErrClosed)
+	case n.raft.Load() == nil:
+		if w := n.waiting.Load(); w != nil {
+			return fmt.Errorf("node %s: %w: %s", n.cfg.Name, ErrStarting, *w)
+		}
+		return fmt.Errorf("node %s: %w", n.cfg.Name, ErrStarting)
+	}
+	return nil
+}
+
+// readyStaleness is how old the State of a ready node may be, in heartbeats.
+const readyStaleness = 6
+
+// Ready returns nil when the node serves well: it has a cluster, a leader is known, its State is recent and it is not
+// stopping. Else why not.
+func (n *Node) Ready() error {
+	if err := n.serving(); err != nil {
+		return err
+	}
+	if n.Info().LeaderID == "" {
+		return fmt.Errorf("node %s: %w", n.cfg.Name, ErrNoLeader)
+	}
+	age := n.Staleness()
+	if limit := readyStaleness * n.cfg.HeartbeatTimeout; age < 0 || age > limit {
+		return fmt.Errorf("node %s: %w: it has not caught up with the leader within %v", n.cfg.Name, ErrTooStale, limit)
+	}
+	return nil
+}
+
+// applyStuck is how long one entry may take to apply before the node is called dead.
+const applyStuck = 30 * time.Second
+
+// Live returns nil unless only a restart can help: the state machine is stuck or broken. It never depends on a leader, a
+// quorum, the disk's room or load: restarting a healthy node in an outage would prolong it.
+func (n *Node) Live() error {
+	if d := n.fsm.stuck(); d > applyStuck {
+		return fmt.Errorf("node %s: the state machine has been applying one entry for %v", n.cfg.Name, d)
+	}
+	return nil
+}
+
+// Drain marks the node as stopping and hands leadership over if it leads, within ctx. Reads and writes are refused from
+// then on. Close must follow.
+func (n *Node) Drain(ctx context.Context) {
+	n.handOver(ctx)
+	n.stopping.Store(true)
+}
+
+// handOver gives leadership to another voter, best effort.
+func (n *Node) handOver(ctx context.Context) {
+	r := n.raft.Load()
+	if r == nil || r.State() != raft.Leader || len(n.voters()) < 2 {
+		return
+	}
+	done := make(chan error, 1)
+	n.wg.Go(func() { done <- r.LeadershipTransfer().Error() })
+	select {
+	case err := <-done:
+		if err != nil {
+			n.log.Warn("handing leadership over", "err", err)
+		}
+	case <-ctx.Done():
+		n.log.Warn("handing leadership over", "err", ctx.Err())
+	}
+}
+
+// Close stops the node and waits for everything it started. It does not hand leadership over: see Drain. Calling it
+// again returns the same error.
+func (n *Node) Close() error {
+	n.lifecycle.close.Do(func() { n.closed = n.shutdown() })
+	return n.closed
+}
+
+func (n *Node) shutdown() error {
+	n.stopping.Store(true)
+	n.cancel()
+	var errs []error
+	if r := n.raft.Load(); r != nil {
+		errs = append(errs, r.Shutdown().Error())
+	}
+	n.port.peers.close()
+	n.port.server.Stop()
+	if t := n.port.transport.Load(); t != nil {
+		errs = append(errs, t.Close())
+	}
+	errs = append(errs, n.port.mux.Close())
+	n.proposer.close()
+	n.asks.wg.Wait()
+	n.renewals.wg.Wait()
+	n.wg.Wait()
+	n.feed.Close()
+	return errors.Join(append(errs, n.store.Close())...)
+}

@@ -1,0 +1,8 @@
+// Package peer is the peer port: one TCP port on which the nodes of a cluster meet, for Raft and for peer gRPC alike.
+//
+// Every connection opens with one handshake in which both sides say which node and which cluster they are. A node of
+// a foreign cluster is refused there, before it can say anything to Raft, which has no notion of a cluster itself.
+//
+// The package knows connections, never the node behind them: it does not start Raft, serve gRPC or decide anything
+// about membership. Start at Mux, which owns the port, and at Transport, which is what Raft sends and receives through.
+package peer

@@ -1,0 +1,557 @@
+package peer_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/regd-io/regd/cluster/clustertest"
+	"github.com/regd-io/regd/cluster/peer"
+)
+
+// member is a Raft node on a peer port, with its stores in memory.
+type member struct {
+	name      string
+	raft      *raft.Raft
+	mux       *peer.Mux
+	transport *peer.Transport
+	store     *raft.InmemStore
+	gate      atomic.Pointer[error]
+	log       applied
+}
+
+// applied is a raft.FSM that keeps what was applied.
+type applied struct {
+	mu      sync.Mutex
+	entries []string
+}
+
+func (a *applied) Apply(l *raft.Log) any {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.entries = append(a.entries, string(l.Data))
+	return nil
+}
+
+func (a *applied) list() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.entries)
+}
+
+func (a *applied) Snapshot() (raft.FSMSnapshot, error) { return nil, errors.New("not in these tests") }
+func (a *applied) Restore(io.ReadCloser) error         { return errors.New("not in these tests") }
+
+var names = []string{"n1", "n2", "n3"}
+
+// start starts a member; its store may be that of an earlier run.
+func start(t *testing.T, n *clustertest.Net, name string, store *raft.InmemStore, cfg peer.TransportConfig) *member {
+	t.Helper()
+	m := &member{name: name, store: store}
+	m.mux = listen(t, n, name, "c1")
+	cfg.Timeout = time.Second
+	cfg.Gate = func() error {
+		if err := m.gate.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}
+	m.transport = peer.NewTransport(m.mux, cfg)
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(name)
+	rc.Logger = hclog.NewNullLogger()
+	rc.HeartbeatTimeout, rc.ElectionTimeout = 500*time.Millisecond, 500*time.Millisecond
+	rc.LeaderLeaseTimeout, rc.CommitTimeout = 250*time.Millisecond, 10*time.Millisecond
+	var servers []raft.Server
+	for _, s := range names {
+		servers = append(servers, raft.Server{ID: raft.ServerID(s), Address: raft.ServerAddress(s + ":7401")})
+	}
+	snapshots := raft.NewInmemSnapshotStore()
+	if has, _ := raft.HasExistingState(store, store, snapshots); !has {
+		err := raft.BootstrapCluster(rc, store, store, snapshots, m.transport, raft.Configuration{Servers: servers})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if m.raft, err = raft.NewRaft(rc, &m.log, store, store, snapshots, m.transport); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.stop)
+	return m
+}
+
+// stop ends the member, with its transport.
+func (m *member) stop() {
+	_ = m.raft.Shutdown().Error()
+	m.mux.Close()
+}
+
+// cluster starts three members.
+func cluster(t *testing.T, n *clustertest.Net, cfg peer.TransportConfig) []*member {
+	t.Helper()
+	var ms []*member
+	for _, name := range names {
+		ms = append(ms, start(t, n, name, raft.NewInmemStore(), cfg))
+	}
+	return ms
+}
+
+// leader waits up to d for exactly one of the members to lead.
+func leader(t *testing.T, d time.Duration, ms ...*member) *member {
+	t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		var found []*member
+		for _, m := range ms {
+			if m.raft.State() == raft.Leader {
+				found = append(found, m)
+			}
+		}
+		if len(found) == 1 {
+			return found[0]
+		}
+	}
+	t.Fatalf("no leader within %v", d)
+	return nil
+}
+
+func without(ms []*member, gone *member) []*member {
+	return slices.DeleteFunc(slices.Clone(ms), func(m *member) bool { return m == gone })
+}
+
+// TestRaftOverThePeerPort elects, applies, loses its leader, goes on, and has it back.
+func TestRaftOverThePeerPort(t *testing.T) {
+	for _, inFlight := range []int{1, 2, 16} {
+		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := clustertest.NewNet()
+				ms := cluster(t, n, peer.TransportConfig{MaxRPCsInFlight: inFlight})
+				first := leader(t, 5*time.Second, ms...)
+				var want []string
+				apply := func(l *member, entry string) {
+					t.Helper()
+					want = append(want, entry)
+					if err := l.raft.Apply([]byte(entry), time.Second).Error(); err != nil {
+						t.Fatalf("apply %s: %v", entry, err)
+					}
+				}
+				for i := range 100 {
+					apply(first, fmt.Sprintf("a%d", i))
+				}
+				n.Isolate(first.name)
+				lost := first.raft.Apply([]byte("lost"), time.Second)
+				second := leader(t, 5*time.Second, without(ms, first)...)
+				for i := range 100 {
+					apply(second, fmt.Sprintf("b%d", i))
+				}
+				if err := lost.Error(); err == nil {
+					t.Error("the isolated leader acknowledged a write")
+				}
+				n.Heal()
+				apply(leader(t, 5*time.Second, ms...), "c")
+				time.Sleep(5 * time.Second)
+				for _, m := range ms {
+					if got := m.log.list(); !slices.Equal(got, want) {
+						t.Errorf("%s applied %d entries, want %d", m.name, len(got), len(want))
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestForeignNodeNeverReachesRaft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		ms := cluster(t, n, peer.TransportConfig{})
+		l := leader(t, 5*time.Second, ms...)
+		term := l.raft.CurrentTerm()
+		foreign := peer.NewTransport(listen(t, n, "x", "c2"), peer.TransportConfig{})
+		defer foreign.Close()
+		for _, m := range ms {
+			id, addr := raft.ServerID(m.name), raft.ServerAddress(m.name+":7401")
+			req := &raft.RequestVoteRequest{RPCHeader: raft.RPCHeader{ID: []byte("n1")}, Term: term + 9, LeadershipTransfer: true}
+			err := foreign.RequestVote(id, addr, req, &raft.RequestVoteResponse{})
+			if !errors.Is(err, peer.ErrForeignCluster) {
+				t.Errorf("%s: %v", m.name, err)
+			}
+		}
+		time.Sleep(time.Second)
+		if got := l.raft.CurrentTerm(); got != term || l.raft.State() != raft.Leader {
+			t.Errorf("term went from %d to %d, the leader is now a %v", term, got, l.raft.State())
+		}
+	})
+}
+
+func TestClosedGateMakesFollowersElect(t *testing.T) {
+	for _, inFlight := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := clustertest.NewNet()
+				ms := cluster(t, n, peer.TransportConfig{MaxRPCsInFlight: inFlight})
+				first := leader(t, 5*time.Second, ms...)
+				if err := first.raft.Apply([]byte("x"), time.Second).Error(); err != nil {
+					t.Fatal(err)
+				}
+				stalled := errors.New("disk stalled")
+				first.gate.Store(&stalled)
+				second := leader(t, 3*time.Second, without(ms, first)...)
+				if first.transport.Gated() == 0 {
+					t.Error("nothing was counted")
+				}
+				if err := second.raft.Apply([]byte("y"), time.Second).Error(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func TestClosedGateStopsAllThatKeepsFollowersAndNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		stalled := errors.New("disk stalled")
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{Gate: func() error { return stalled }})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		defer b.Close()
+		respond(t, b, func(cmd any) any {
+			switch cmd.(type) {
+			case *raft.RequestVoteRequest:
+				return &raft.RequestVoteResponse{}
+			case *raft.RequestPreVoteRequest:
+				return &raft.RequestPreVoteResponse{}
+			case *raft.TimeoutNowRequest:
+				return &raft.TimeoutNowResponse{}
+			}
+			t.Errorf("%T arrived", cmd)
+			return nil
+		})
+		_, pipelineErr := a.AppendEntriesPipeline("b", "b:7401")
+		for _, tc := range []struct {
+			name  string
+			err   error
+			stops bool
+		}{
+			{"heartbeat", a.AppendEntries("b", "b:7401", &raft.AppendEntriesRequest{Term: 1}, nil), true},
+			{"entries", a.AppendEntries("b", "b:7401", &raft.AppendEntriesRequest{Entries: []*raft.Log{{}}}, nil), true},
+			{"pipeline", pipelineErr, true},
+			{"snapshot", a.InstallSnapshot("b", "b:7401", &raft.InstallSnapshotRequest{}, nil, nil), true},
+			{"vote", a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{}), false},
+			{"pre-vote", a.RequestPreVote("b", "b:7401", &raft.RequestPreVoteRequest{}, &raft.RequestPreVoteResponse{}), false},
+			{"transfer", a.TimeoutNow("b", "b:7401", &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{}), false},
+		} {
+			if stopped := errors.Is(tc.err, stalled); stopped != tc.stops || !stopped && tc.err != nil {
+				t.Errorf("%s: %v", tc.name, tc.err)
+			}
+		}
+		if got := a.Gated(); got != 4 {
+			t.Errorf("counted %d", got)
+		}
+	})
+}
+
+// respond answers RPCs in Raft's place until the test ends.
+func respond(t *testing.T, tr *peer.Transport, answer func(cmd any) any) {
+	t.Helper()
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case rpc := <-tr.Consumer():
+				if resp := answer(rpc.Command); resp != nil {
+					rpc.Respond(resp, nil)
+				}
+			case <-stop:
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-done })
+}
+
+func TestOpenPipelineIsBehindTheGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		var gate atomic.Bool
+		stalled := errors.New("disk stalled")
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{MaxRPCsInFlight: 2, Gate: func() error {
+			if gate.Load() {
+				return stalled
+			}
+			return nil
+		}})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		defer b.Close()
+		respond(t, b, func(any) any { return &raft.AppendEntriesResponse{Success: true} })
+		p, err := a.AppendEntriesPipeline("b", "b:7401")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if _, err := p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{}); err != nil {
+			t.Fatal(err)
+		}
+		if f := <-p.Consumer(); f.Error() != nil || !f.Response().Success {
+			t.Errorf("answer %+v, %v", f.Response(), f.Error())
+		}
+		gate.Store(true)
+		_, err = p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{})
+		if !errors.Is(err, stalled) {
+			t.Errorf("through the closed gate: %v", err)
+		}
+	})
+}
+
+// TestPipelineWhoseDecoderHasGoneDoesNotHang is hashicorp/raft #612: nobody reads the answers any more, and the sender
+// waits for room.
+func TestPipelineWhoseDecoderHasGoneDoesNotHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{MaxRPCsInFlight: 2, Timeout: time.Second})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		defer b.Close()
+		respond(t, b, func(any) any { return &raft.AppendEntriesResponse{Success: true} })
+		p, err := a.AppendEntriesPipeline("b", "b:7401")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		start := time.Now()
+		for err == nil && time.Since(start) < time.Minute {
+			_, err = p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{})
+		}
+		if !errors.Is(err, raft.ErrPipelineShutdown) || time.Since(start) > 2*time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
+}
+
+// TestGrantedVoteIsOnRecordBeforeItCanBeCounted holds the answer back on the wire: while the candidate can't have it,
+// the voter's term is known already.
+func TestGrantedVoteIsOnRecordBeforeItCanBeCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{Timeout: time.Hour})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{HighestTerm: 3})
+		defer b.Close()
+		warm(t, a, b)
+		release := n.HoldFrom("b")
+		granted := make(chan bool)
+		go func() {
+			var resp raft.RequestVoteResponse
+			if err := a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{Term: 7}, &resp); err != nil {
+				t.Error(err)
+			}
+			granted <- resp.Granted
+		}()
+		rpc := <-b.Consumer()
+		if a.HighestTerm() != 7 || b.HighestTerm() != 3 {
+			t.Errorf("before the answer: candidate %d, voter %d", a.HighestTerm(), b.HighestTerm())
+		}
+		rpc.Respond(&raft.RequestVoteResponse{Term: 7, Granted: true}, nil)
+		synctest.Wait()
+		select {
+		case <-granted:
+			t.Fatal("the answer was not held")
+		default:
+		}
+		if b.HighestTerm() != 7 || b.VotesGranted() != 1 {
+			t.Errorf("voter has %d on record, %d votes", b.HighestTerm(), b.VotesGranted())
+		}
+		release()
+		if !<-granted {
+			t.Error("the vote was lost on its way")
+		}
+	})
+}
+
+// warm opens a connection from a to b, so that a held answer is not the handshake's.
+func warm(t *testing.T, a, b *peer.Transport) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		done <- a.RequestPreVote("b", "b:7401", &raft.RequestPreVoteRequest{}, &raft.RequestPreVoteResponse{})
+	}()
+	rpc := <-b.Consumer()
+	rpc.Respond(&raft.RequestPreVoteResponse{}, nil)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHighestTermNeverFallsAndIgnoresRefusedVotes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		defer b.Close()
+		for _, step := range []struct {
+			term    uint64
+			grant   bool
+			err     error
+			a, want uint64
+		}{
+			{5, false, nil, 5, 0},
+			{5, true, nil, 5, 5},
+			{4, true, nil, 5, 5},
+			{9, true, errors.New("disk"), 9, 9},
+			{12, false, nil, 12, 9},
+		} {
+			done := make(chan error)
+			go func() {
+				done <- a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{Term: step.term}, &raft.RequestVoteResponse{})
+			}()
+			rpc := <-b.Consumer()
+			rpc.Respond(&raft.RequestVoteResponse{Granted: step.grant}, step.err)
+			if err := <-done; (err != nil) != (step.err != nil) {
+				t.Errorf("%+v: %v", step, err)
+			}
+			if a.HighestTerm() != step.a || b.HighestTerm() != step.want {
+				t.Errorf("%+v: candidate %d, voter %d", step, a.HighestTerm(), b.HighestTerm())
+			}
+		}
+	})
+}
+
+func TestHeartbeatsTakeTheFastPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		defer b.Close()
+		b.SetHeartbeatHandler(func(rpc raft.RPC) { rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil) })
+		// Nobody reads b's Consumer, as when Raft's main loop waits for a disk.
+		var resp raft.AppendEntriesResponse
+		req := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{Addr: []byte("a:7401")}, Term: 1}
+		if err := a.AppendEntries("b", "b:7401", req, &resp); err != nil || !resp.Success {
+			t.Errorf("%+v, %v", resp, err)
+		}
+	})
+}
+
+// TestElectionIsNotLostToIdleConnections restarts a follower behind the back of the other one, whose pool then holds
+// ended connections to it, and stops the leader.
+func TestElectionIsNotLostToIdleConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
+		defer a.Close()
+		run := func() (stop func()) {
+			m := listen(t, n, "b", "c1")
+			b := peer.NewTransport(m, peer.TransportConfig{})
+			respond(t, b, func(any) any {
+				time.Sleep(time.Millisecond) // all three are under way at once
+				return &raft.RequestVoteResponse{Granted: true}
+			})
+			return func() {
+				b.Close()
+				m.Close()
+			}
+		}
+		ask := func() error {
+			return a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{Term: 1}, &raft.RequestVoteResponse{})
+		}
+		stop := run()
+		var wg sync.WaitGroup
+		for range peer.DefaultMaxPool {
+			wg.Go(func() {
+				if err := ask(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		stop()
+		defer run()()
+		if err := ask(); err != nil {
+			t.Errorf("after the restart: %v", err)
+		}
+	})
+}
+
+func TestCloseWaitsForHandlersAndLeavesNoneHanging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		var handled atomic.Bool
+		b.SetHeartbeatHandler(func(rpc raft.RPC) {
+			time.Sleep(time.Second) // a slow disk
+			handled.Store(true)
+			rpc.Respond(&raft.AppendEntriesResponse{}, nil)
+		})
+		go func() {
+			req := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{Addr: []byte("a:7401")}, Term: 1}
+			_ = a.AppendEntries("b", "b:7401", req, &raft.AppendEntriesResponse{})
+		}()
+		go func() { // nobody takes this one
+			_ = a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{})
+		}()
+		go func() { // this one is taken and never answered
+			_ = a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{})
+		}()
+		<-b.Consumer()
+		synctest.Wait()
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		if !handled.Load() {
+			t.Error("a handler still ran")
+		}
+		if err := b.Close(); err != nil {
+			t.Errorf("second close: %v", err)
+		}
+	}) // the bubble ends when all goroutines have, or fails
+}
+
+// provider finds addresses that Raft does not know.
+type provider map[raft.ServerID]raft.ServerAddress
+
+func (p provider) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if a, ok := p[id]; ok {
+		return a, nil
+	}
+	return "", errors.New("unknown")
+}
+
+func TestAddressOfTheProviderComesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{AddressProvider: provider{"b": "b:7401"}})
+		defer a.Close()
+		for _, name := range []string{"b", "c"} {
+			tr := peer.NewTransport(listen(t, n, name, "c1"), peer.TransportConfig{})
+			defer tr.Close()
+			respond(t, tr, func(any) any { return &raft.TimeoutNowResponse{} })
+		}
+		for id, addr := range map[raft.ServerID]raft.ServerAddress{"b": "stale:1", "c": "c:7401"} {
+			if err := a.TimeoutNow(id, addr, &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{}); err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+		}
+		err := a.TimeoutNow("d", "c:7401", &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{})
+		if !errors.Is(err, peer.ErrWrongNode) {
+			t.Errorf("address at which another node is: %v", err)
+		}
+		if got := a.LocalAddr(); got != "a:7401" {
+			t.Errorf("local address %q", got)
+		}
+	})
+}

@@ -1,0 +1,298 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	grpcpeer "google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/regd-io/regd/fsm"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+)
+
+// peers holds one connection to each peer that was talked to.
+type peers struct {
+	dial func(address string) (*grpc.ClientConn, error)
+
+	mu     sync.Mutex
+	conns  map[string]*grpc.ClientConn // by address
+	closed bool
+}
+
+// client returns a client of the peer at an address. It does not wait for the connection.
+func (p *peers) client(address string) (peerv1.PeerServiceClient, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, ErrClosed
+	}
+	conn := p.conns[address]
+	if conn == nil {
+		var err error
+		if conn, err = p.dial(address); err != nil {
+			return nil, fmt.Errorf("reach peer %s: %w", address, err)
+		}
+		p.conns[address] = conn
+	}
+	return peerv1.NewPeerServiceClient(conn), nil
+}
+
+// reset drops all connections: those that a node made before it had a cluster are good for nothing else.
+func (p *peers) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range p.conns {
+		_ = conn.Close() // Nothing is lost with it.
+	}
+	clear(p.conns)
+}
+
+func (p *peers) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.reset()
+}
+
+// peerAddress tells where a member is reached: where it says itself, else where it was when it joined.
+func (n *Node) peerAddress(id raft.ServerID) (string, error) {
+	if m := n.feed.State().Member(string(id)); m.GetPeerAddress() != "" {
+		return m.GetPeerAddress(), nil
+	}
+	if s, ok := n.server(string(id)); ok {
+		return string(s.Address), nil
+	}
+	return "", fmt.Errorf("%w: %s", ErrMemberNotFound, id)
+}
+
+func (n *Node) peerByID(id raft.ServerID) (peerv1.PeerServiceClient, error) {
+	address, err := n.peerAddress(id)
+	if err != nil {
+		return nil, err
+	}
+	return n.port.peers.client(address)
+}
+
+// leaderPeer returns a client of the leader, or ErrNoLeader. When this node is itself said to lead, it is not ready yet:
+// ErrNotLeader.
+func (n *Node) leaderPeer() (peerv1.PeerServiceClient, error) {
+	r := n.raft.Load()
+	if r == nil {
+		return nil, ErrStarting
+	}
+	_, id := r.LeaderWithID()
+	switch string(id) {
+	case "":
+		return nil, ErrNoLeader
+	case n.id:
+		return nil, ErrNotLeader
+	}
+	return n.peerByID(id)
+}
+
+// forwardProposal hands a command to the leader.
+func (n *Node) forwardProposal(ctx context.Context, command []byte) (answer, error) {
+	leader, err := n.leaderPeer()
+	if err != nil {
+		return answer{}, err
+	}
+	var reached grpcpeer.Peer
+	reply, err := leader.Propose(ctx, &peerv1.ProposeRequest{Command: command}, grpc.Peer(&reached))
+	if err != nil && reached.Addr != nil && status.Code(err) != codes.PermissionDenied {
+		return answer{}, fmt.Errorf("%w: forward to the leader: %w", ErrUnknownOutcome, err)
+	}
+	if err != nil { // It never left this node.
+		return answer{}, forwardError(ctx, err)
+	}
+	if err := fromFault(reply.GetFault()); err != nil {
+		return answer{}, err
+	}
+	return answer{outcome: fsm.OutcomeFromProto(reply.GetOutcome()), index: reply.GetIndex()}, nil
+}
+
+// fetchIndex asks the leader for a read index.
+func (n *Node) fetchIndex(ctx context.Context) (uint64, error) {
+	leader, err := n.leaderPeer()
+	if err != nil {
+		return 0, err
+	}
+	reply, err := leader.ReadIndex(ctx, &peerv1.ReadIndexRequest{})
+	if err != nil {
+		return 0, forwardError(ctx, err)
+	}
+	return reply.GetIndex(), fromFault(reply.GetFault())
+}
+
+// forwardError says what a failed call to the leader means when it did nothing.
+func forwardError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("forward to the leader: %w", ctx.Err())
+	}
+	return fmt.Errorf("%w: forward to the leader: %w", ErrNotLeader, err)
+}
+
+// openConfirm opens a stream of questions to a peer.
+func (n *Node) openConfirm(ctx context.Context, id raft.ServerID) (peerv1.PeerService_ConfirmClient, error) {
+	client, err := n.peerByID(id)
+	if err != nil {
+		return nil, err
+	}
+	return client.Confirm(ctx)
+}
+
+// peerServer answers the peers.
+type peerServer struct {
+	peerv1.UnimplementedPeerServiceServer
+
+	node *Node
+}
+
+// Confirm answers the questions of a leader, and learns from them how old this node's State is.
+func (s *peerServer) Confirm(stream peerv1.PeerService_ConfirmServer) error {
+	n := s.node
+	type asked struct {
+		number, index uint64
+		after         time.Time // this node's answer to the question before: the leader sent this one later
+	}
+	var open []asked
+	var lastAnswer time.Time
+	for {
+		q, err := stream.Recv()
+		if err != nil {
+			return ignoreEOF(err)
+		}
+		if !lastAnswer.IsZero() {
+			open = append(open, asked{q.GetQuestion(), q.GetIndex(), lastAnswer})
+		}
+		for len(open) > 0 && open[0].number <= q.GetConfirmedQuestion() {
+			n.fresh.note(open[0].index, open[0].after)
+			open = open[1:]
+		}
+		term := n.highestTerm()
+		lastAnswer = time.Now()
+		err = stream.Send(&peerv1.ConfirmResponse{Question: q.GetQuestion(), Ok: term <= q.GetTerm(), Term: term})
+		if err != nil {
+			return err
+		}
+		if len(open) > maxOpenQuestions {
+			return status.Error(codes.ResourceExhausted, "too many questions without a proof")
+		}
+	}
+}
+
+// maxOpenQuestions bounds what one stream keeps; two are usual.
+const maxOpenQuestions = 1024
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// ReadIndex answers a follower.
+func (s *peerServer) ReadIndex(ctx context.Context, _ *peerv1.ReadIndexRequest) (*peerv1.ReadIndexResponse, error) {
+	index, err := s.node.confirmedIndex(ctx)
+	return &peerv1.ReadIndexResponse{Index: index, Fault: toFault(err)}, nil
+}
+
+// Propose proposes a follower's command.
+func (s *peerServer) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1.ProposeResponse, error) {
+	n := s.node
+	if !n.leads() {
+		return &peerv1.ProposeResponse{Fault: toFault(ErrNotLeader)}, nil
+	}
+	a, err := n.proposeHere(ctx, req.GetCommand(), n.isUrgent(req.GetCommand()))
+	if err != nil {
+		return &peerv1.ProposeResponse{Fault: toFault(err)}, nil
+	}
+	return &peerv1.ProposeResponse{Outcome: a.outcome.Proto(), Index: a.index}, nil
+}
+
+// Renew renews what a follower has gathered.
+func (s *peerServer) Renew(ctx context.Context, req *peerv1.RenewRequest) (*peerv1.RenewResponse, error) {
+	ended, err := s.node.renewHere(ctx, req.GetRenewals())
+	return &peerv1.RenewResponse{Ended: ended, Fault: toFault(err)}, nil
+}
+
+// StateHash tells the hash at an index, or at the first later one that is kept.
+func (s *peerServer) StateHash(ctx context.Context, req *peerv1.StateHashRequest) (*peerv1.StateHashResponse, error) {
+	h, err := s.node.feed.HashAt(ctx, req.GetIndex())
+	if err != nil {
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	return &peerv1.StateHashResponse{
+		Index: h.Index, Revision: h.Revision, StateHash: h.Hash[:], Chain: h.Chain[:], ContentHash: h.Content[:],
+	}, nil
+}
+
+// NodeStatus tells how this node is.
+func (s *peerServer) NodeStatus(context.Context, *peerv1.NodeStatusRequest) (*peerv1.NodeStatusResponse, error) {
+	return s.node.localStatus(), nil
+}
+
+// Identify tells who this node is.
+func (s *peerServer) Identify(context.Context, *peerv1.IdentifyRequest) (*peerv1.IdentifyResponse, error) {
+	return s.node.identify(), nil
+}
+
+// Adopt makes this node, which must be empty, a part of a cluster.
+func (s *peerServer) Adopt(_ context.Context, req *peerv1.AdoptRequest) (*peerv1.AdoptResponse, error) {
+	if err := s.node.adopt(req.GetClusterId()); err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return &peerv1.AdoptResponse{}, nil
+}
+
+// RequestJoin makes the caller a member.
+func (s *peerServer) RequestJoin(ctx context.Context, req *peerv1.RequestJoinRequest) (*peerv1.RequestJoinResponse, error) {
+	_, changed, err := s.node.Join(ctx, req.GetMember().GetPeerAddress(), req.GetNonVoter())
+	return &peerv1.RequestJoinResponse{
+		ClusterId: s.node.store.Identity().ClusterID, Changed: changed, Fault: toFault(err),
+	}, nil
+}
+
+// Administer changes membership or leadership on behalf of a follower.
+func (s *peerServer) Administer(ctx context.Context, req *peerv1.AdministerRequest) (*peerv1.AdministerResponse, error) {
+	if !s.node.leads() {
+		return &peerv1.AdministerResponse{Fault: toFault(ErrNotLeader)}, nil
+	}
+	reply, err := s.node.administerHere(ctx, req)
+	if err != nil {
+		return &peerv1.AdministerResponse{Fault: toFault(err)}, nil
+	}
+	return reply, nil
+}
+
+// Restore replaces the State on behalf of a follower.
+func (s *peerServer) Restore(stream peerv1.PeerService_RestoreServer) error {
+	pr, pw := io.Pipe()
+	go func() {
+		for {
+			part, err := stream.Recv()
+			if err != nil {
+				pw.CloseWithError(err) // io.EOF ends the snapshot.
+				return
+			}
+			if _, err := pw.Write(part.GetChunk()); err != nil {
+				return // The reader has given up.
+			}
+		}
+	}()
+	st, err := fsm.ReadSnapshot(pr)
+	if err == nil {
+		err = s.node.restoreHere(stream.Context(), st)
+	} else {
+		err = fmt.Errorf("%w: %w", ErrBadSnapshot, err)
+	}
+	pr.CloseWithError(io.ErrClosedPipe)
+	return stream.SendAndClose(&peerv1.RestoreResponse{Fault: toFault(err)})
+}

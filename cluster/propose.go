@@ -1,0 +1,225 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/regd-io/regd/fsm"
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+)
+
+const (
+	// maxEntryBytes bounds one log entry: what waits beyond it goes into the next one.
+	maxEntryBytes = 256 << 10
+	// maxEntryCommands bounds the commands of one log entry.
+	maxEntryCommands = 512
+	// enqueueTimeout is how long raft may take to accept an entry.
+	enqueueTimeout = 2 * time.Second
+)
+
+// proposer turns the proposals that wait into one log entry at a time: one append, one fsync and one transaction serve
+// them all. There is no timer: while an entry is under way the next one gathers, so that a lone writer never waits.
+type proposer struct {
+	queue   chan *proposal
+	apply   func(data []byte) raft.ApplyFuture
+	done    chan struct{} // closed when no proposal will be taken any more
+	wg      sync.WaitGroup
+}
+
+// proposal is one command on its way into the log.
+type proposal struct {
+	command []byte
+	taken   atomic.Bool // by the proposer, or by the caller who gave up first
+	answer  chan answer // capacity 1
+}
+
+type answer struct {
+	outcome fsm.Outcome
+	index   uint64
+	err     error
+}
+
+func newProposer(maxPending int, apply func([]byte) raft.ApplyFuture) *proposer {
+	p := &proposer{queue: make(chan *proposal, maxPending), apply: apply, done: make(chan struct{})}
+	p.wg.Go(p.run)
+	return p
+}
+
+// close ends the proposer. Raft must have been shut down before, so that the entry under way has an end.
+func (p *proposer) close() {
+	close(p.done)
+	p.wg.Wait()
+}
+
+// propose puts a command into the log and waits for its outcome. It returns ErrUnknownOutcome when ctx ends after the
+// command was taken; before that, ctx's own error: then nothing was done.
+func (p *proposer) propose(ctx context.Context, command []byte) (answer, error) {
+	q := &proposal{command: command, answer: make(chan answer, 1)}
+	select {
+	case <-p.done:
+		return answer{}, ErrClosed
+	case p.queue <- q:
+	default:
+		return answer{}, ErrOverloaded
+	}
+	select {
+	case a := <-q.answer:
+		return a, a.err
+	case <-p.done:
+	case <-ctx.Done():
+	}
+	if q.taken.CompareAndSwap(false, true) {
+		return answer{}, errors.Join(ctx.Err(), p.closedErr())
+	}
+	select {
+	case a := <-q.answer: // Both happened at once: the answer is the truth.
+		return a, a.err
+	default:
+		return answer{}, fmt.Errorf("%w: %w", ErrUnknownOutcome, errors.Join(ctx.Err(), p.closedErr()))
+	}
+}
+
+func (p *proposer) closedErr() error {
+	select {
+	case <-p.done:
+		return ErrClosed
+	default:
+		return nil
+	}
+}
+
+func (p *proposer) run() {
+	var held *proposal // did not fit into the last entry
+	for {
+		first := held
+		held = nil
+		if first == nil {
+			select {
+			case <-p.done:
+				return
+			case first = <-p.queue:
+			}
+			if !first.taken.CompareAndSwap(false, true) {
+				continue // Its caller has given up.
+			}
+		}
+		var batch []*proposal
+		batch, held = p.gather(first)
+		p.commit(batch)
+	}
+}
+
+// gather takes what waits, up to the bounds of an entry; what no longer fits is handed back.
+func (p *proposer) gather(first *proposal) (batch []*proposal, held *proposal) {
+	batch, size := []*proposal{first}, len(first.command)
+	for len(batch) < maxEntryCommands {
+		select {
+		case q := <-p.queue:
+			if !q.taken.CompareAndSwap(false, true) {
+				continue
+			}
+			if size+len(q.command) > maxEntryBytes {
+				return batch, q
+			}
+			batch, size = append(batch, q), size+len(q.command)
+		default:
+			return batch, nil
+		}
+	}
+	return batch, nil
+}
+
+// commit puts a batch into the log as one entry and hands out its outcomes.
+func (p *proposer) commit(batch []*proposal) {
+	commands := make([][]byte, len(batch))
+	for i, q := range batch {
+		commands[i] = q.command
+	}
+	future := p.apply(fsm.AppendEntry(nil, time.Now().UnixMilli(), commands))
+	err := future.Error()
+	var result fsm.Result
+	if err == nil {
+		switch r := future.Response().(type) {
+		case fsm.Result:
+			result = r
+		case error:
+			err = fmt.Errorf("%w: %w", ErrUnknownOutcome, r)
+		}
+	} else {
+		err = applyError(err)
+	}
+	if err == nil && len(result.Outcomes) != len(batch) {
+		err = fmt.Errorf("%w: %d commands had %d outcomes", ErrUnknownOutcome, len(batch), len(result.Outcomes))
+	}
+	for i, q := range batch {
+		if err != nil {
+			q.answer <- answer{err: err}
+			continue
+		}
+		q.answer <- answer{outcome: result.Outcomes[i], index: future.Index()}
+	}
+}
+
+// Propose puts a command into the log of the cluster, through this node if it leads, else through the node that does,
+// and returns its outcome once it is applied. A refusal by the state machine is in Outcome.Err.
+//
+// While there is no leader it waits, up to Config.LeaderWait. ErrUnknownOutcome means that the command may have been
+// applied; all other errors mean that it was not. A command with a request id is safe to repeat, so Propose repeats it
+// itself while ctx allows.
+func (n *Node) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error) {
+	data, err := proto.Marshal(cmd)
+	if err != nil {
+		return fsm.Outcome{}, fmt.Errorf("encode command: %w", err)
+	}
+	urgent := frees(cmd)
+	repeatable := cmd.GetRequest() != nil
+	wait := n.waitForLeader(ctx)
+	for {
+		a, err := n.proposeOnce(ctx, data, urgent)
+		if err == nil {
+			return a.outcome, nil
+		}
+		again := errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader) ||
+			(repeatable && errors.Is(err, ErrUnknownOutcome))
+		if !again || ctx.Err() != nil || !wait.next() {
+			return fsm.Outcome{}, err
+		}
+	}
+}
+
+// proposeOnce tries the leader once.
+func (n *Node) proposeOnce(ctx context.Context, data []byte, urgent bool) (answer, error) {
+	if err := n.serving(); err != nil {
+		return answer{}, err
+	}
+	if n.leads() {
+		return n.proposeHere(ctx, data, urgent)
+	}
+	return n.forwardProposal(ctx, data)
+}
+
+// proposeHere proposes on the leader itself.
+func (n *Node) proposeHere(ctx context.Context, data []byte, urgent bool) (answer, error) {
+	if !urgent && n.store.Full() {
+		return answer{}, fmt.Errorf("%w: %d bytes are free on node %s", ErrDiskFull, n.store.DiskFree(), n.cfg.Name)
+	}
+	return n.proposer.propose(ctx, data)
+}
+
+// frees tells whether a command takes away rather than adds: those go on when the disk is full.
+func frees(cmd *raftlogv1.Command) bool {
+	switch cmd.GetKind().(type) {
+	case *raftlogv1.Command_Deregister, *raftlogv1.Command_CloseSession, *raftlogv1.Command_RevokeLease,
+		*raftlogv1.Command_Expire, *raftlogv1.Command_ReleaseLock, *raftlogv1.Command_RemoveMember:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,248 @@
+package cluster
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// localStatus tells how this node is.
+func (n *Node) localStatus() *peerv1.NodeStatusResponse {
+	st := n.feed.State()
+	p50, p99 := n.store.AppendLatency()
+	s := &peerv1.NodeStatusResponse{
+		Member: n.knownSelf(), ClusterId: n.store.Identity().ClusterID,
+		AppliedIndex: st.Index(), Revision: st.Revision(), RaftState: "Starting",
+		LastContactMs: -1, StalenessMs: -1, DiskFreeBytes: n.store.DiskFree(), UptimeMs: time.Since(n.started).Milliseconds(),
+		AppendP50Us: p50.Microseconds(), AppendP99Us: p99.Microseconds(),
+	}
+	if age := n.Staleness(); age >= 0 {
+		s.StalenessMs = age.Milliseconds()
+	}
+	if r := n.raft.Load(); r != nil {
+		stats := r.Stats()
+		s.RaftState, s.Term, s.LastIndex = r.State().String(), r.CurrentTerm(), r.LastIndex()
+		s.LastTerm, _ = strconv.ParseUint(stats["last_log_term"], 10, 64) // Raft prints what it reads here.
+		if last := r.LastContact(); r.State() == raft.Leader {
+			s.LastContactMs = 0
+		} else if !last.IsZero() {
+			s.LastContactMs = time.Since(last).Milliseconds()
+		}
+	}
+	if n.store.Full() {
+		s.Problems = append(s.Problems, fmt.Sprintf("disk nearly full (%d MiB free): writes are refused; free some space",
+			s.GetDiskFreeBytes()>>20))
+	}
+	if stall := n.store.AppendStall(); stall > 2*n.cfg.HeartbeatTimeout {
+		s.Problems = append(s.Problems, fmt.Sprintf("disk stalled: an append has been under way for %v", stall.Round(time.Millisecond)))
+	}
+	if err := n.serving(); err != nil {
+		s.Problems = append(s.Problems, err.Error())
+	}
+	return s
+}
+
+// knownSelf is this node as the cluster knows it, or as it will announce itself.
+func (n *Node) knownSelf() *registryv1.Member {
+	if m := n.feed.State().Member(n.id); m != nil {
+		return m
+	}
+	return n.member()
+}
+
+// Status tells how the cluster is, as seen from this node; with local, only what this node knows without asking. The
+// header is the caller's to fill. It returns an error only when ctx ends.
+func (n *Node) Status(ctx context.Context, local bool) (*apiv1.StatusResponse, error) {
+	servers := n.servers()
+	if len(servers) == 0 {
+		servers = []raft.Server{{ID: raft.ServerID(n.id), Suffrage: raft.Nonvoter}}
+	}
+	var ids []raft.ServerID
+	for _, s := range servers {
+		if !local || string(s.ID) == n.id {
+			ids = append(ids, s.ID)
+		}
+	}
+	replies := n.statusOf(ctx, ids)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	counts := n.feed.State().Counts()
+	reply := &apiv1.StatusResponse{
+		Instances: uint64(counts.Instances), Services: uint64(counts.Services), Sessions: uint64(counts.Sessions),
+		Leases: uint64(counts.Leases), Locks: uint64(counts.Locks),
+	}
+	for _, s := range servers {
+		m := n.memberStatus(s, replies)
+		reply.Members = append(reply.Members, m)
+		if s.Suffrage == raft.Voter {
+			reply.Voters++
+			if m.GetReachable() {
+				reply.VotersReachable++
+			}
+		}
+	}
+	slices.SortFunc(reply.GetMembers(), func(a, b *apiv1.MemberStatus) int {
+		return cmp.Compare(a.GetMember().GetName(), b.GetMember().GetName())
+	})
+	reply.Quorum = reply.GetVoters()/2 + 1
+	reply.Problems = n.problems(reply, local)
+	return reply, nil
+}
+
+// memberStatus puts together what Raft knows of a member and what it says itself.
+func (n *Node) memberStatus(s raft.Server, replies map[raft.ServerID]statusReply) *apiv1.MemberStatus {
+	m := &apiv1.MemberStatus{Suffrage: apiv1.Suffrage_SUFFRAGE_NONVOTER}
+	if s.Suffrage == raft.Voter {
+		m.Suffrage = apiv1.Suffrage_SUFFRAGE_VOTER
+	}
+	m.Member = n.feed.State().Member(string(s.ID))
+	if m.GetMember() == nil {
+		m.Member = &registryv1.Member{Id: string(s.ID), Name: string(s.ID), PeerAddress: string(s.Address)}
+	}
+	reply, asked := replies[s.ID]
+	if !asked {
+		return m
+	}
+	if reply.err != nil {
+		m.Problems = []string{"does not answer: " + reply.err.Error()}
+		return m
+	}
+	m.Reachable, m.Member = true, reply.GetMember()
+	m.Role = roles[reply.GetRaftState()]
+	m.AppliedIndex, m.Term, m.Revision = reply.GetAppliedIndex(), reply.GetTerm(), reply.GetRevision()
+	if ms := reply.GetStalenessMs(); ms >= 0 {
+		m.Staleness = durationpb.New(time.Duration(ms) * time.Millisecond)
+	}
+	m.DiskFreeBytes, m.Problems = reply.GetDiskFreeBytes(), reply.GetProblems()
+	m.Uptime = durationpb.New(time.Duration(reply.GetUptimeMs()) * time.Millisecond)
+	m.AppendP50 = durationpb.New(time.Duration(reply.GetAppendP50Us()) * time.Microsecond)
+	m.AppendP99 = durationpb.New(time.Duration(reply.GetAppendP99Us()) * time.Microsecond)
+	return m
+}
+
+var roles = map[string]apiv1.Role{ //nolint:gochecknoglobals // A table.
+	raft.Leader.String(): apiv1.Role_ROLE_LEADER, raft.Follower.String(): apiv1.Role_ROLE_FOLLOWER,
+	raft.Candidate.String(): apiv1.Role_ROLE_CANDIDATE, raft.Shutdown.String(): apiv1.Role_ROLE_SHUTDOWN,
+}
+
+// problems says what is wrong, each with the next step, most serious first.
+func (n *Node) problems(s *apiv1.StatusResponse, local bool) []string {
+	var list []string
+	if err := n.serving(); err != nil {
+		return []string{err.Error()}
+	}
+	if n.Info().LeaderID == "" {
+		list = append(list, fmt.Sprintf("no leader: %d of %d voters answer, %d are needed; start the missing nodes",
+			s.GetVotersReachable(), s.GetVoters(), s.GetQuorum()))
+	}
+	if local {
+		return list
+	}
+	for _, m := range s.GetMembers() {
+		name := m.GetMember().GetName()
+		if !m.GetReachable() {
+			list = append(list, fmt.Sprintf("%s does not answer at %s: start it, or remove it with \"regd members remove %s\"",
+				name, m.GetMember().GetPeerAddress(), name))
+			continue
+		}
+		for _, p := range m.GetProblems() {
+			list = append(list, name+": "+p)
+		}
+	}
+	if s.GetVoters() > 1 && s.GetVotersReachable() == s.GetQuorum() {
+		list = append(list, "one more lost voter stops all writes")
+	}
+	if v := s.GetVoters(); v == 2 {
+		list = append(list, "two voters can't lose either: add a third with \"regd members join\"")
+	}
+	return list
+}
+
+// Verify compares the State of all members at one index. The header is the caller's to fill. It returns an error when
+// this node itself has no State to compare.
+func (n *Node) Verify(ctx context.Context) (*apiv1.VerifyResponse, error) {
+	if _, err := n.linearizable(ctx); err != nil {
+		return nil, err
+	}
+	at := n.feed.State().Index()
+	for {
+		replicas, content := n.hashes(ctx, at)
+		again := uint64(0)
+		for _, r := range replicas {
+			again = max(again, r.GetIndex())
+		}
+		if again > at && ctx.Err() == nil {
+			at = again // Someone no longer had that State: compare at its next one.
+			continue
+		}
+		return &apiv1.VerifyResponse{Equal: equalReplicas(replicas), Replicas: replicas, ContentHash: content}, nil
+	}
+}
+
+// hashes asks all members for their hash at an index, within the time of ctx or verifyTimeout.
+func (n *Node) hashes(ctx context.Context, at uint64) ([]*apiv1.ReplicaState, []byte) {
+	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
+	defer cancel()
+	servers := n.servers()
+	replicas := make([]*apiv1.ReplicaState, len(servers))
+	var content []byte
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for i, s := range servers {
+		wg.Go(func() {
+			name := n.feed.State().Member(string(s.ID)).GetName()
+			reply, err := n.hashOf(ctx, s.ID, at)
+			if err != nil {
+				replicas[i] = &apiv1.ReplicaState{Node: cmp.Or(name, string(s.ID)), Problem: err.Error()}
+				return
+			}
+			replicas[i] = &apiv1.ReplicaState{
+				Node: cmp.Or(name, string(s.ID)), Index: reply.GetIndex(), Revision: reply.GetRevision(),
+				StateHash: reply.GetStateHash(), Chain: reply.GetChain(),
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			content = reply.GetContentHash()
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(replicas, func(a, b *apiv1.ReplicaState) int { return cmp.Compare(a.GetNode(), b.GetNode()) })
+	return replicas, content
+}
+
+const verifyTimeout = 5 * time.Second
+
+func (n *Node) hashOf(ctx context.Context, id raft.ServerID, at uint64) (*peerv1.StateHashResponse, error) {
+	if string(id) == n.id {
+		return (&peerServer{node: n}).StateHash(ctx, &peerv1.StateHashRequest{Index: at})
+	}
+	client, err := n.peerByID(id)
+	if err != nil {
+		return nil, err
+	}
+	return client.StateHash(ctx, &peerv1.StateHashRequest{Index: at})
+}
+
+func equalReplicas(replicas []*apiv1.ReplicaState) bool {
+	for _, r := range replicas {
+		first := replicas[0]
+		if r.GetProblem() != "" || r.GetIndex() != first.GetIndex() || !bytes.Equal(r.GetStateHash(), first.GetStateHash()) ||
+			!bytes.Equal(r.GetChain(), first.GetChain()) {
+			return false
+		}
+	}
+	return len(replicas) > 0
+}

@@ -1,0 +1,96 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// guard stands before every use of the database. It turns bbolt's panics and
+// faults in its memory map into errors, types the errors of writes, and once
+// the disk has failed lets nothing more be written: after a failed fsync
+// nobody knows what is on disk, so a later success would mean nothing.
+type guard struct {
+	dir     string
+	onFatal func(error)
+	onFull  func()
+	failed  atomic.Pointer[error] // the first fatal error; set once
+}
+
+// fail records the error that ends this node, reports the first one, and returns it.
+func (g *guard) fail(err error) error {
+	if g.failed.CompareAndSwap(nil, &err) && g.onFatal != nil {
+		g.onFatal(err)
+	}
+	return err
+}
+
+func (g *guard) failure() error {
+	if err := g.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// damaged is fail for damage found in the database.
+func (g *guard) damaged(where string, cause error) error {
+	return g.fail(corrupt(g.dir, databaseFile, where, cause))
+}
+
+// read runs a read of the database. A miss and a closed database are ordinary.
+func (g *guard) read(where string, fn func() error) error {
+	err := caught(fn)
+	switch {
+	case err == nil, errors.Is(err, raft.ErrLogNotFound), errors.Is(err, raftboltdb.ErrKeyNotFound),
+		errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+		return err
+	default:
+		return g.damaged(where, err)
+	}
+}
+
+// write runs a write of the database, unless an earlier one has failed.
+func (g *guard) write(what string, fn func() error) error {
+	if err := g.failure(); err != nil {
+		return fmt.Errorf("%s: stopped by an earlier error: %w", what, err)
+	}
+	err := caught(fn)
+	var crash *crashError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+		return fmt.Errorf("%s: %w", what, err)
+	case isFull(err):
+		g.onFull()
+		return fmt.Errorf("%s: %w: %w", what, ErrDiskFull, err)
+	case errors.As(err, &crash):
+		return g.damaged(what, err)
+	default:
+		return g.fail(fmt.Errorf("%s: %w: %w", what, ErrSync, err))
+	}
+}
+
+// crashError is a panic that was caught.
+type crashError struct{ reason any }
+
+// Error returns what the panic said.
+func (e *crashError) Error() string { return fmt.Sprint(e.reason) }
+
+// caught runs fn and returns its panic as an error. A read beyond the end of a
+// file that was cut short, or a sector that can't be read, is a fault in the
+// memory map: it becomes a panic too.
+func caught(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if reason := recover(); reason != nil {
+			err = &crashError{reason: reason}
+		}
+	}()
+	return fn()
+}

@@ -1,0 +1,309 @@
+package storage
+
+import (
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/raft"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"pgregory.net/rapid"
+)
+
+// faulty is a log and stable store whose writes do what the test says.
+type faulty struct {
+	*raft.InmemStore
+	write func() error
+	calls int
+}
+
+func (f *faulty) StoreLogs(list []*raft.Log) error {
+	if f.calls++; f.write != nil {
+		if err := f.write(); err != nil {
+			return err
+		}
+	}
+	return f.InmemStore.StoreLogs(list)
+}
+
+func (f *faulty) Set(key, value []byte) error {
+	if f.calls++; f.write != nil {
+		if err := f.write(); err != nil {
+			return err
+		}
+	}
+	return f.InmemStore.Set(key, value)
+}
+
+type monotonic struct{ raft.LogStore }
+
+func (monotonic) IsMonotonic() bool { return true }
+
+// wrapped is the wrappers around an inner store; fatal and full count the callbacks.
+type wrapped struct {
+	logs   *logs
+	stable *stable
+	fatal  []error
+	full   int
+}
+
+func wrap(inner interface {
+	raft.LogStore
+	raft.StableStore
+},
+) *wrapped {
+	w := &wrapped{}
+	g := &guard{dir: "/data", onFatal: func(err error) { w.fatal = append(w.fatal, err) }, onFull: func() { w.full++ }}
+	w.logs = &logs{inner: inner, guard: g, appends: newAppendClock(), recent: newRecent(4)}
+	w.stable = &stable{inner: inner, guard: g}
+	return w
+}
+
+func TestErrorsOfWrites(t *testing.T) {
+	for name, tc := range map[string]struct {
+		cause error
+		want  error
+		fatal bool
+	}{
+		"a write finds no space":     {&fs.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}, ErrDiskFull, false},
+		"a write finds no quota":     {&fs.PathError{Op: "write", Path: "raft.db", Err: syscall.EDQUOT}, ErrDiskFull, false},
+		"a write exceeds a limit":    {&fs.PathError{Op: "write", Path: "raft.db", Err: syscall.EFBIG}, ErrDiskFull, false},
+		"an fsync finds no space":    {syscall.ENOSPC, ErrSync, true},
+		"a file sync finds no space": {&fs.PathError{Op: "sync", Path: "raft.db", Err: syscall.ENOSPC}, ErrSync, true},
+		"a write fails":              {&fs.PathError{Op: "write", Path: "raft.db", Err: syscall.EIO}, ErrSync, true},
+		"an fsync fails":             {syscall.EIO, ErrSync, true},
+		"the store is closed":        {bolterrors.ErrDatabaseNotOpen, bolterrors.ErrDatabaseNotOpen, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inner := &faulty{InmemStore: raft.NewInmemStore(), write: func() error { return tc.cause }}
+			w := wrap(inner)
+			for range 2 {
+				if err := w.logs.StoreLog(entry(1)); !errors.Is(err, tc.want) || !errors.Is(err, tc.cause) {
+					t.Errorf("append: %v", err)
+				}
+				if err := w.stable.SetUint64([]byte("k"), 1); !errors.Is(err, tc.want) || !errors.Is(err, tc.cause) {
+					t.Errorf("set: %v", err)
+				}
+			}
+			if got := len(w.fatal) == 1; got != tc.fatal || len(w.fatal) > 1 {
+				t.Errorf("fatal: %v", w.fatal)
+			}
+			if got := w.full > 0; got != errors.Is(tc.want, ErrDiskFull) {
+				t.Errorf("full was noted %d times", w.full)
+			}
+			inner.write = nil
+			err := w.logs.StoreLog(entry(1))
+			if tc.fatal && !errors.Is(err, tc.want) || !tc.fatal && err != nil {
+				t.Errorf("append after it: %v", err)
+			}
+			if tc.fatal && inner.calls != 1 {
+				t.Errorf("the disk was written to %d times, the first failed", inner.calls)
+			}
+		})
+	}
+}
+
+func TestPanicOfTheDatabaseStopsTheNode(t *testing.T) {
+	w := wrap(&faulty{InmemStore: raft.NewInmemStore(), write: func() error { panic("page 3 already freed") }})
+	for range 2 {
+		wantCorrupt(t, w.logs.StoreLog(entry(1)), databaseFile)
+	}
+	if len(w.fatal) != 1 {
+		t.Errorf("fatal: %v", w.fatal)
+	}
+}
+
+func TestFaultInTheMemoryMapIsDamageNotACrash(t *testing.T) {
+	dir := built(t, 200)
+	var fatal []error
+	cfg := config(dir)
+	cfg.OnFatal = func(err error) { fatal = append(fatal, err) }
+	s := openConfig(t, cfg)
+	check(t, os.Truncate(filepath.Join(dir, databaseFile), 8192))
+	wantCorrupt(t, s.Logs().GetLog(100, &raft.Log{}), databaseFile)
+	wantCorrupt(t, s.Logs().StoreLog(entry(201)), databaseFile)
+	if len(fatal) != 1 {
+		t.Errorf("fatal: %v", fatal)
+	}
+}
+
+func TestEntryDamagedWhileRunningStopsTheNode(t *testing.T) {
+	store := raft.NewInmemStore()
+	w := wrap(store)
+	check(t, w.logs.StoreLogs(entries(1, 20)))
+	var stored raft.Log
+	check(t, store.GetLog(3, &stored))
+	stored.Data[5] ^= 1
+	got := *entry(99)
+	damage := wantCorrupt(t, w.logs.GetLog(3, &got), databaseFile)
+	if damage.Where != "index 3" || len(w.fatal) != 1 {
+		t.Errorf("where %q, fatal %v", damage.Where, w.fatal)
+	}
+	if diff := cmp.Diff(*entry(99), got); diff != "" {
+		t.Errorf("the damaged entry was handed out:\n%s", diff)
+	}
+	if err := w.logs.StoreLog(entry(21)); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("append after it: %v", err)
+	}
+}
+
+func TestDamagedVoteStopsTheNode(t *testing.T) {
+	for name, spoil := range map[string]func(inner raft.StableStore) error{
+		"value": func(inner raft.StableStore) error {
+			return inner.Set([]byte("k"), []byte("\x00\x00\x00\x00\x00\x00\x00\x08abcd"))
+		},
+		"short": func(inner raft.StableStore) error { return inner.Set([]byte("k"), []byte("abc")) },
+		"key": func(inner raft.StableStore) error {
+			other, err := inner.Get([]byte("other"))
+			return errors.Join(err, inner.Set([]byte("k"), other))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := raft.NewInmemStore()
+			w := wrap(store)
+			check(t, w.stable.SetUint64([]byte("k"), 7))
+			check(t, w.stable.SetUint64([]byte("other"), 7))
+			check(t, spoil(store))
+			_, err := w.stable.GetUint64([]byte("k"))
+			wantCorrupt(t, err, databaseFile)
+			if len(w.fatal) != 1 {
+				t.Errorf("fatal: %v", w.fatal)
+			}
+		})
+	}
+}
+
+func TestNumberOfWrongSizeIsDamage(t *testing.T) {
+	w := wrap(raft.NewInmemStore())
+	check(t, w.stable.Set([]byte("k"), []byte("four")))
+	_, err := w.stable.GetUint64([]byte("k"))
+	wantCorrupt(t, err, databaseFile)
+}
+
+func TestMonotonicIsWhatTheInnerStoreSays(t *testing.T) {
+	for want, inner := range map[bool]raft.LogStore{false: raft.NewInmemStore(), true: monotonic{raft.NewInmemStore()}} {
+		var l raft.LogStore = &logs{inner: inner}
+		if m, ok := l.(raft.MonotonicLogStore); want != (ok && m.IsMonotonic()) {
+			t.Errorf("monotonic is not %v", want)
+		}
+	}
+	var l raft.LogStore = open(t, t.TempDir()).Logs()
+	if m, ok := l.(raft.MonotonicLogStore); ok && m.IsMonotonic() {
+		t.Error("bbolt is said to be monotonic")
+	}
+}
+
+// raft compares this text, so it is part of the contract.
+func TestKeyNeverSetIsNotFound(t *testing.T) {
+	s := open(t, t.TempDir())
+	if _, err := s.Stable().Get([]byte("CurrentTerm")); err == nil || err.Error() != "not found" {
+		t.Errorf("get: %v", err)
+	}
+	if _, err := s.Stable().GetUint64([]byte("CurrentTerm")); err == nil || err.Error() != "not found" {
+		t.Errorf("get number: %v", err)
+	}
+}
+
+func TestStoringLeavesRaftsEntriesAlone(t *testing.T) {
+	s := open(t, t.TempDir())
+	list := entries(1, 3)
+	list[1].Extensions = make([]byte, 0, 64) // with room in which an append would be seen
+	check(t, s.Logs().StoreLogs(list))
+	list[1].Extensions = list[1].Extensions[:64]
+	if diff := cmp.Diff(make([]byte, 64), list[1].Extensions); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(entry(1), list[0]); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// The log store behaves as a map from index to entry whose ends are known, in
+// cache and out of it, before and after a restart.
+func TestLogStoreIsAMapByIndex(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		dir, err := os.MkdirTemp(t.TempDir(), "")
+		check(t, err)
+		cfg := config(dir)
+		cfg.LogCacheEntries = rapid.IntRange(1, 8).Draw(rt, "cache")
+		s := openConfig(t, cfg)
+		defer func() { closeStore(t, s) }()
+		model := map[uint64]uint64{} // index to term
+		next := func() uint64 { return slices.Max(append(slices.Collect(maps.Keys(model)), 0)) + 1 }
+		rt.Repeat(map[string]func(*rapid.T){
+			"append": func(rt *rapid.T) {
+				var list []*raft.Log
+				for i := range rapid.Uint64Range(1, 9).Draw(rt, "n") {
+					e := entry(next() + i)
+					e.Term = rapid.Uint64Range(1, 1<<40).Draw(rt, "term")
+					list = append(list, e)
+				}
+				check(t, s.Logs().StoreLogs(list))
+				for _, e := range list {
+					model[e.Index] = e.Term
+				}
+			},
+			"truncate": func(rt *rapid.T) {
+				from := rapid.Uint64Range(1, next()).Draw(rt, "from")
+				check(t, s.Logs().DeleteRange(from, next()))
+				maps.DeleteFunc(model, func(i, _ uint64) bool { return i >= from })
+			},
+			"restart": func(*rapid.T) {
+				closeStore(t, s)
+				s = openConfig(t, cfg)
+			},
+			"": func(rt *rapid.T) {
+				first, err := s.Logs().FirstIndex()
+				check(t, err)
+				last, err := s.Logs().LastIndex()
+				check(t, err)
+				if last != next()-1 || first != min(1, last) {
+					rt.Fatalf("indexes %d to %d, want %d to %d", first, last, min(1, next()-1), next()-1)
+				}
+				for i := uint64(0); i <= next(); i++ {
+					var e raft.Log
+					err := s.Logs().GetLog(i, &e)
+					term, ok := model[i]
+					want := entry(i)
+					want.Term = term
+					switch {
+					case !ok && !errors.Is(err, raft.ErrLogNotFound):
+						rt.Fatalf("get %d: %v", i, err)
+					case ok && (err != nil || !cmp.Equal(*want, e)):
+						rt.Fatalf("get %d: %v\n%s", i, err, cmp.Diff(*want, e))
+					}
+				}
+			},
+		})
+	})
+}
+
+func TestRecentEntriesAreBoundedInBytes(t *testing.T) {
+	r := newRecent(8)
+	for i := uint64(1); i <= 20; i++ {
+		r.add([]*raft.Log{{Index: i, Data: make([]byte, recentBytes/4)}})
+		if r.bytes > recentBytes {
+			t.Fatalf("%d bytes after %d", r.bytes, i)
+		}
+	}
+	var e raft.Log
+	for i := uint64(1); i <= 20; i++ {
+		if got, want := r.get(i, &e), i > 16; got != want {
+			t.Errorf("entry %d cached: %v, want %v", i, got, want)
+		}
+	}
+	r.remove(18, 19)
+	if r.get(18, &e) || r.get(19, &e) || !r.get(20, &e) || !r.get(17, &e) || r.bytes != recentBytes/2 {
+		t.Errorf("after remove: %d bytes", r.bytes)
+	}
+	r.add([]*raft.Log{{Index: 21, Data: make([]byte, 2*recentBytes)}})
+	if r.bytes != 0 {
+		t.Errorf("after an entry too big: %d bytes", r.bytes)
+	}
+}

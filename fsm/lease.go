@@ -1,0 +1,102 @@
+package fsm
+
+import (
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// Lease is a time to live of its own for instances, at one time. It must not be changed.
+type Lease struct {
+	// ID is the id; SessionID is the session that the lease hangs on, empty if none.
+	ID, SessionID string
+	// TTLMs is the time to live in milliseconds.
+	TTLMs uint64
+	// CreateRevision is the revision that granted it.
+	CreateRevision uint64
+	// Instances counts the instances that hang on it.
+	Instances uint32
+}
+
+// Proto returns the lease as a message.
+func (l *Lease) Proto() *registryv1.Lease {
+	return &registryv1.Lease{
+		Id:             l.ID,
+		Ttl:            milliseconds(l.TTLMs),
+		SessionId:      l.SessionID,
+		CreateRevision: l.CreateRevision,
+		Instances:      l.Instances,
+	}
+}
+
+// append encodes the lease as a raftlogv1.LeaseRecord. What hangs on it is not part of it.
+func (l *Lease) append(b []byte) []byte {
+	b = appendString(b, 1, l.ID)
+	b = appendUint(b, 2, l.TTLMs)
+	b = appendString(b, 3, l.SessionID)
+	return appendUint(b, 4, l.CreateRevision)
+}
+
+// grantLease grants a lease. Granting the same lease again changes nothing, so that a proposal may come twice.
+func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
+	switch {
+	case !validName(cmd.GetId()):
+		return refuse(raftlogv1.Code_CODE_INVALID, "id")
+	case cmd.GetTtlMs() == 0:
+		return refuse(raftlogv1.Code_CODE_INVALID, "ttl_ms")
+	}
+	if cmd.GetSessionId() != "" {
+		if _, ok := t.st.sessions.get(cmd.GetSessionId()); !ok {
+			return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, cmd.GetSessionId())
+		}
+	}
+	if old, ok := t.st.leases.get(cmd.GetId()); ok {
+		if old.SessionID != cmd.GetSessionId() || old.TTLMs != cmd.GetTtlMs() {
+			return refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
+		}
+		return Outcome{ID: old.ID}
+	}
+	l := &Lease{
+		ID:             cmd.GetId(),
+		SessionID:      cmd.GetSessionId(),
+		TTLMs:          cmd.GetTtlMs(),
+		CreateRevision: t.change(),
+	}
+	t.st.leases.set(t.mark, l.ID, l)
+	t.st.sessionLeases.add(t.mark, l.SessionID, &ident{id: l.ID})
+	t.scratch = l.append(t.scratch[:0])
+	t.addSum(tableLeases, t.scratch)
+	t.events = append(t.events, Event{Kind: EventLease, Created: true, Revision: l.CreateRevision, Name: l.ID})
+	return Outcome{ID: l.ID}
+}
+
+// revokeLease ends a lease. One that is not there has ended already.
+func (t *txn) revokeLease(cmd *raftlogv1.RevokeLease) Outcome {
+	if l, ok := t.st.leases.get(cmd.GetId()); ok {
+		t.endLease(l, registryv1.Cause_CAUSE_LEASE_REVOKED)
+	}
+	return Outcome{}
+}
+
+// endLease ends a lease and the instances that hang on it, under one revision.
+func (t *txn) endLease(l *Lease, cause registryv1.Cause) {
+	revision := t.change()
+	t.st.leases.delete(t.mark, l.ID)
+	t.st.sessionLeases.remove(t.mark, l.SessionID, &ident{id: l.ID})
+	t.scratch = l.append(t.scratch[:0])
+	t.subSum(tableLeases, t.scratch)
+	for _, at := range t.st.byLease.collect(l.ID) {
+		t.remove(t.st.record(at), cause)
+	}
+	t.events = append(t.events, Event{Kind: EventLease, Cause: cause, Revision: revision, Name: l.ID})
+}
+
+// countLease changes what a lease shows to hang on it. A lease that is ending is not there any more.
+func (s *State) countLease(m *mark, id string, instances int) {
+	old, ok := s.leases.get(id)
+	if !ok {
+		return
+	}
+	next := *old
+	next.Instances = uint32(int(next.Instances) + instances)
+	s.leases.set(m, next.ID, &next)
+}

@@ -1,0 +1,37 @@
+package fsm
+
+// Limits that the state machine holds by itself, whatever the doors in front of it let through. They are part of the
+// meaning of the log: changing one needs a new feature level, else an old log replays to another state.
+const (
+	// FeatureLevel is the highest Command.level that this state machine applies.
+	FeatureLevel = 1
+	// MaxNameBytes bounds every identifier: namespaces, services, ids, sessions, leases, locks, checks, members.
+	MaxNameBytes = 256
+	// MaxClientIDBytes bounds the client id of a request.
+	MaxClientIDBytes = 64
+	// MaxSpecBytes bounds the encoded specification of an instance.
+	MaxSpecBytes = 64 << 10
+	// MaxChecks bounds the checks of an instance.
+	MaxChecks = 64
+	// MaxOutputBytes bounds the output of a check; longer output is cut at a character.
+	MaxOutputBytes = 256
+	// MaxBatch bounds the registrations and deregistrations of a batch together.
+	MaxBatch = 1000
+	// MaxLockWaiters bounds the queue of one lock.
+	MaxLockWaiters = 1000
+	// MaxLockValueBytes bounds the value of a lock's owner.
+	MaxLockValueBytes = 1 << 10
+	// MaxMemberBytes bounds each field of a member.
+	MaxMemberBytes = 1 << 10
+	// MaxOutcomes is the number of outcomes remembered for one client.
+	MaxOutcomes = 64
+	// MaxClients is the number of clients whose outcomes are remembered.
+	MaxClients = 100_000
+	// ClientIdleMs is the log time, in milliseconds, after which the outcomes of a silent client are forgotten.
+	ClientIdleMs = 10 * 60 * 1000
+	// ClientTouchMs is the grain, in milliseconds, of a client's last use: a busy client moves in the order of last use
+	// once a grain, not once a request.
+	ClientTouchMs = 1000
+	// MaxForgotten bounds the idle clients that one entry forgets, so that no entry does unbounded work.
+	MaxForgotten = 128
+)

@@ -1,0 +1,188 @@
+package fsm
+
+import (
+	"slices"
+	"strconv"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// Lock is a held lock at one time. A lock that nobody holds does not exist: its tokens grow over all locks, so nothing
+// of it needs to be remembered. It must not be changed.
+type Lock struct {
+	// Namespace and Name name it.
+	Namespace, Name string
+	// SessionID is the owner.
+	SessionID string
+	// Token is the owner's fencing token, larger than any given before.
+	Token uint64
+	// Value is what the owner says of itself.
+	Value []byte
+	// AcquireRevision is the revision at which the owner got it.
+	AcquireRevision uint64
+	// Waiters is the queue, first come first.
+	Waiters []Waiter
+}
+
+// Waiter is a place in the queue of a lock.
+type Waiter struct {
+	// SessionID is who waits.
+	SessionID string
+	// Value is what it will publish as owner.
+	Value []byte
+}
+
+// Proto returns the lock as a message of the caller's own; only the value is shared and must not be changed.
+func (l *Lock) Proto() *registryv1.Lock {
+	waiters := make([]string, len(l.Waiters))
+	for i := range l.Waiters {
+		waiters[i] = l.Waiters[i].SessionID
+	}
+	return &registryv1.Lock{
+		Namespace:       l.Namespace,
+		Name:            l.Name,
+		SessionId:       l.SessionID,
+		Token:           l.Token,
+		Value:           l.Value,
+		AcquireRevision: l.AcquireRevision,
+		Waiters:         waiters,
+	}
+}
+
+// append encodes the lock as a raftlogv1.LockRecord.
+func (l *Lock) append(b []byte) []byte {
+	b = appendString(b, 1, l.Namespace)
+	b = appendString(b, 2, l.Name)
+	b = appendString(b, 3, l.SessionID)
+	b = appendUint(b, 4, l.Token)
+	b = appendBytes(b, 5, l.Value)
+	b = appendUint(b, 6, l.AcquireRevision)
+	for i := range l.Waiters {
+		w := &l.Waiters[i]
+		size := 1 + protowire.SizeBytes(len(w.SessionID))
+		if len(w.Value) > 0 {
+			size += 1 + protowire.SizeBytes(len(w.Value))
+		}
+		b = protowire.AppendTag(b, 7, protowire.BytesType)
+		b = protowire.AppendVarint(b, uint64(size))
+		b = appendString(b, 1, w.SessionID)
+		b = appendBytes(b, 2, w.Value)
+	}
+	return b
+}
+
+// waiter returns the place of a session in the queue, negative if it has none.
+func (l *Lock) waiter(session string) int {
+	return slices.IndexFunc(l.Waiters, func(w Waiter) bool { return w.SessionID == session })
+}
+
+// acquireLock takes a lock, or a place in its queue.
+func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
+	switch {
+	case !validName(cmd.GetNamespace()):
+		return refuse(raftlogv1.Code_CODE_INVALID, "namespace")
+	case !validName(cmd.GetName()):
+		return refuse(raftlogv1.Code_CODE_INVALID, "name")
+	case len(cmd.GetValue()) > MaxLockValueBytes:
+		return refuse(raftlogv1.Code_CODE_INVALID, "value")
+	}
+	if _, ok := t.st.sessions.get(cmd.GetSessionId()); !ok {
+		return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, cmd.GetSessionId())
+	}
+	want := Waiter{SessionID: cmd.GetSessionId(), Value: cmd.GetValue()}
+	old, ok := t.st.locks.get(pairKey(cmd.GetNamespace(), cmd.GetName()))
+	switch {
+	case !ok:
+		next := &Lock{Namespace: cmd.GetNamespace(), Name: cmd.GetName()}
+		t.own(next, want)
+		t.setLock(next, nil)
+		t.joinLock(next, want.SessionID)
+		return Outcome{Number: next.Token}
+	case old.SessionID == want.SessionID:
+		return Outcome{Number: old.Token}
+	case !cmd.GetWait():
+		return refuse(raftlogv1.Code_CODE_LOCK_HELD, old.SessionID)
+	case old.waiter(want.SessionID) >= 0:
+		return Outcome{}
+	case len(old.Waiters) >= MaxLockWaiters:
+		return refuse(raftlogv1.Code_CODE_LIMIT, "lock waiters")
+	}
+	next := *old
+	next.Waiters = append(slices.Clip(old.Waiters), want)
+	t.setLock(&next, old)
+	t.joinLock(&next, want.SessionID)
+	return Outcome{}
+}
+
+// releaseLock gives a lock, or a place in its queue, back.
+func (t *txn) releaseLock(cmd *raftlogv1.ReleaseLock) Outcome {
+	l, ok := t.st.locks.get(pairKey(cmd.GetNamespace(), cmd.GetName()))
+	switch {
+	case !ok:
+		return refuse(raftlogv1.Code_CODE_LOCK_NOT_HELD, "")
+	case l.SessionID == cmd.GetSessionId():
+		if cmd.GetToken() != 0 && cmd.GetToken() != l.Token {
+			return refuse(raftlogv1.Code_CODE_STALE, strconv.FormatUint(l.Token, 10))
+		}
+	case cmd.GetToken() != 0 || l.waiter(cmd.GetSessionId()) < 0:
+		return refuse(raftlogv1.Code_CODE_LOCK_NOT_HELD, l.SessionID)
+	}
+	t.leaveLock(l, cmd.GetSessionId())
+	return Outcome{}
+}
+
+// own makes a session the owner of a lock that is being made.
+func (t *txn) own(l *Lock, w Waiter) {
+	l.SessionID, l.Value = w.SessionID, w.Value
+	l.AcquireRevision = t.change()
+	l.Token = t.nextNumber()
+}
+
+// leaveLock takes a session out of a lock that it owns or waits for. The next in the queue owns it at once.
+func (t *txn) leaveLock(old *Lock, session string) {
+	t.st.sessionLocks.remove(t.mark, session, &ident{namespace: old.Namespace, name: old.Name})
+	t.st.countSession(t.mark, session, 0, -1)
+	next := *old
+	switch {
+	case old.SessionID != session:
+		at := old.waiter(session)
+		next.Waiters = slices.Concat(old.Waiters[:at], old.Waiters[at+1:])
+	case len(old.Waiters) > 0:
+		next.Waiters = old.Waiters[1:]
+		t.own(&next, old.Waiters[0])
+	default:
+		t.setLock(nil, old)
+		return
+	}
+	t.setLock(&next, old)
+}
+
+// joinLock notes that a session holds or waits for a lock.
+func (t *txn) joinLock(l *Lock, session string) {
+	t.st.sessionLocks.add(t.mark, session, &ident{namespace: l.Namespace, name: l.Name})
+	t.st.countSession(t.mark, session, 0, 1)
+}
+
+// setLock puts next, nil for none, in the place of old, nil for none.
+func (t *txn) setLock(next, old *Lock) {
+	revision := t.change()
+	if old != nil {
+		t.scratch = old.append(t.scratch[:0])
+		t.subSum(tableLocks, t.scratch)
+	}
+	named := next
+	if next != nil {
+		t.scratch = next.append(t.scratch[:0])
+		t.addSum(tableLocks, t.scratch)
+		t.st.locks.set(t.mark, pairKey(next.Namespace, next.Name), next)
+	} else {
+		named = old
+		t.st.locks.delete(t.mark, pairKey(old.Namespace, old.Name))
+	}
+	t.events = append(t.events, Event{
+		Kind: EventLock, Created: next != nil, Revision: revision, Namespace: named.Namespace, Name: named.Name,
+	})
+}

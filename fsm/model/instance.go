@@ -1,0 +1,288 @@
+package model
+
+import (
+	"bytes"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// register puts an instance with the given incarnation, 0 for the next.
+func (m *Registry) register(r *raftlogv1.Register, incarnation uint64) (bool, *raftlogv1.Outcome) {
+	next := new(registryv1.Instance)
+	if err := proto.Unmarshal(r.GetInstance(), next); err != nil || len(r.GetInstance()) > maxSpec || hasStatus(next) {
+		return false, fail(raftlogv1.Code_CODE_INVALID, "instance")
+	}
+	if field := wrongField(next); field != "" {
+		return false, fail(raftlogv1.Code_CODE_INVALID, field)
+	}
+	if id := next.GetSessionId(); id != "" && m.Sessions[id] == nil {
+		return false, fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
+	}
+	if id := next.GetLeaseId(); id != "" && m.Leases[id] == nil {
+		return false, fail(raftlogv1.Code_CODE_LEASE_NOT_FOUND, id)
+	}
+	key := Key{next.GetNamespace(), next.GetService(), next.GetId()}
+	old := m.Instances[key]
+	if old != nil && r.GetIfAbsent() {
+		owner := old.Message.GetSessionId()
+		if owner == "" || owner != next.GetSessionId() {
+			return false, fail(raftlogv1.Code_CODE_ALREADY_EXISTS, owner)
+		}
+	}
+	if want := r.GetExpectedRevision(); want != 0 {
+		have := uint64(0)
+		if old != nil {
+			have = old.Message.GetModifyRevision()
+		}
+		if want != have {
+			return false, fail(raftlogv1.Code_CODE_REVISION_MISMATCH, strconv.FormatUint(have, 10))
+		}
+	}
+	if old != nil && bytes.Equal(old.Spec, r.GetInstance()) {
+		return false, &raftlogv1.Outcome{Number: old.Message.GetIncarnation()}
+	}
+	if incarnation == 0 {
+		m.Number++
+		incarnation = m.Number
+	}
+	next.Incarnation = incarnation
+	next.CreateRevision = m.Revision
+	next.RegisteredUnixMs = m.Time
+	for _, c := range next.GetChecks() {
+		next.CheckStates = append(next.CheckStates, m.firstState(c, old))
+	}
+	if old != nil {
+		next.CreateRevision = old.Message.GetCreateRevision()
+		next.Maintenance = old.Message.GetMaintenance()
+	}
+	m.put(key, &Instance{Spec: bytes.Clone(r.GetInstance()), Message: next})
+	return true, &raftlogv1.Outcome{Number: incarnation}
+}
+
+// firstState returns the state of a check of a new registration.
+func (m *Registry) firstState(c *registryv1.Check, old *Instance) *registryv1.CheckState {
+	if old != nil {
+		for i, was := range old.Message.GetChecks() {
+			if proto.Equal(was, c) {
+				return proto.CloneOf(old.Message.GetCheckStates()[i])
+			}
+		}
+	}
+	state := &registryv1.CheckState{
+		Name: c.GetName(), Status: c.GetInitial(), ChangedRevision: m.Revision, ChangedUnixMs: m.Time,
+	}
+	if !verdict(c.GetInitial()) {
+		state.Status = registryv1.CheckStatus_CHECK_STATUS_STARTING
+	}
+	return state
+}
+
+func hasStatus(i *registryv1.Instance) bool {
+	return i.GetIncarnation() != 0 || i.GetCreateRevision() != 0 || i.GetModifyRevision() != 0 || i.GetHealth() != 0 ||
+		i.GetDraining() || i.GetMaintenance() || len(i.GetCheckStates()) > 0 || i.GetRegisteredUnixMs() != 0
+}
+
+func wrongField(i *registryv1.Instance) string {
+	switch {
+	case !name(i.GetNamespace()):
+		return "namespace"
+	case !name(i.GetService()):
+		return "service"
+	case !name(i.GetId()):
+		return "id"
+	case len(i.GetSessionId()) > maxName:
+		return "session_id"
+	case len(i.GetLeaseId()) > maxName:
+		return "lease_id"
+	case len(i.GetChecks()) > maxChecks:
+		return "checks"
+	}
+	seen := map[string]bool{}
+	for _, c := range i.GetChecks() {
+		if !name(c.GetName()) || seen[c.GetName()] {
+			return "checks"
+		}
+		seen[c.GetName()] = true
+	}
+	return ""
+}
+
+func verdict(s registryv1.CheckStatus) bool {
+	return slices.Contains([]registryv1.CheckStatus{
+		registryv1.CheckStatus_CHECK_STATUS_STARTING, registryv1.CheckStatus_CHECK_STATUS_PASSING,
+		registryv1.CheckStatus_CHECK_STATUS_WARNING, registryv1.CheckStatus_CHECK_STATUS_CRITICAL,
+	}, s)
+}
+
+// put sets an instance, with the revision under way and the health that follows from the rest.
+func (m *Registry) put(key Key, i *Instance) {
+	i.Message.ModifyRevision = m.Revision
+	i.Message.Health = health(i.Message)
+	m.Instances[key] = i
+	m.Services[Name{key.Namespace, key.Service}] = m.Revision
+}
+
+// health is the least that checks, draining and maintenance leave.
+func health(i *registryv1.Instance) registryv1.Health {
+	candidates := []registryv1.Health{registryv1.Health_HEALTH_PASSING}
+	if i.GetMaintenance() {
+		candidates = append(candidates, registryv1.Health_HEALTH_MAINTENANCE)
+	}
+	if i.GetDraining() {
+		candidates = append(candidates, registryv1.Health_HEALTH_DRAINING)
+	}
+	for _, c := range i.GetCheckStates() {
+		switch c.GetStatus() {
+		case registryv1.CheckStatus_CHECK_STATUS_STARTING:
+			candidates = append(candidates, registryv1.Health_HEALTH_STARTING)
+		case registryv1.CheckStatus_CHECK_STATUS_WARNING:
+			candidates = append(candidates, registryv1.Health_HEALTH_WARNING)
+		case registryv1.CheckStatus_CHECK_STATUS_CRITICAL:
+			candidates = append(candidates, registryv1.Health_HEALTH_CRITICAL)
+		default:
+		}
+	}
+	return slices.Min(candidates)
+}
+
+func (m *Registry) drop(key Key) {
+	delete(m.Instances, key)
+	service := Name{key.Namespace, key.Service}
+	for other := range m.Instances {
+		if (Name{other.Namespace, other.Service}) == service {
+			m.Services[service] = m.Revision
+			return
+		}
+	}
+	delete(m.Services, service)
+}
+
+func (m *Registry) dropInstances(which func(*registryv1.Instance) bool) {
+	for key, i := range m.Instances {
+		if which(i.Message) {
+			m.drop(key)
+		}
+	}
+}
+
+func (m *Registry) deregister(d *raftlogv1.Deregister) (bool, *raftlogv1.Outcome) {
+	switch d.GetCause() {
+	case registryv1.Cause_CAUSE_UNSPECIFIED, registryv1.Cause_CAUSE_DEREGISTERED,
+		registryv1.Cause_CAUSE_SESSION_EXPIRED, registryv1.Cause_CAUSE_SESSION_CLOSED,
+		registryv1.Cause_CAUSE_LEASE_EXPIRED, registryv1.Cause_CAUSE_LEASE_REVOKED, registryv1.Cause_CAUSE_CHECK,
+		registryv1.Cause_CAUSE_DRAIN, registryv1.Cause_CAUSE_MAINTENANCE, registryv1.Cause_CAUSE_CRITICAL_TOO_LONG:
+	default:
+		return false, fail(raftlogv1.Code_CODE_INVALID, "cause")
+	}
+	if d.GetTerm() != 0 && d.GetTerm() != m.Term {
+		return false, fail(raftlogv1.Code_CODE_STALE, "term")
+	}
+	key := keyOf(d.GetKey())
+	old := m.Instances[key]
+	if old == nil {
+		return false, done()
+	}
+	if d.GetIncarnation() != 0 && d.GetIncarnation() != old.Message.GetIncarnation() {
+		return false, fail(raftlogv1.Code_CODE_STALE, strconv.FormatUint(old.Message.GetIncarnation(), 10))
+	}
+	if d.GetSessionId() != "" && d.GetSessionId() != old.Message.GetSessionId() {
+		return false, fail(raftlogv1.Code_CODE_STALE, old.Message.GetSessionId())
+	}
+	if d.GetCause() == registryv1.Cause_CAUSE_CRITICAL_TOO_LONG &&
+		old.Message.GetHealth() != registryv1.Health_HEALTH_CRITICAL {
+		return false, fail(raftlogv1.Code_CODE_STALE, "health")
+	}
+	m.drop(key)
+	return true, done()
+}
+
+func keyOf(k *raftlogv1.Key) Key { return Key{k.GetNamespace(), k.GetService(), k.GetId()} }
+
+// find returns an instance for changing, or why there is none.
+func (m *Registry) find(k *raftlogv1.Key, incarnation uint64) (*registryv1.Instance, *raftlogv1.Outcome) {
+	i := m.Instances[keyOf(k)]
+	if i == nil {
+		return nil, fail(raftlogv1.Code_CODE_NOT_FOUND, k.GetId())
+	}
+	if incarnation != 0 && incarnation != i.Message.GetIncarnation() {
+		return nil, fail(raftlogv1.Code_CODE_STALE, strconv.FormatUint(i.Message.GetIncarnation(), 10))
+	}
+	return i.Message, nil
+}
+
+func (m *Registry) setCheck(c *raftlogv1.SetCheck) (bool, *raftlogv1.Outcome) {
+	if !verdict(c.GetStatus()) {
+		return false, fail(raftlogv1.Code_CODE_INVALID, "status")
+	}
+	if c.GetTerm() != 0 && c.GetTerm() != m.Term {
+		return false, fail(raftlogv1.Code_CODE_STALE, "term")
+	}
+	i, refused := m.find(c.GetKey(), c.GetIncarnation())
+	if refused != nil {
+		return false, refused
+	}
+	for _, state := range i.GetCheckStates() {
+		if state.GetName() != c.GetCheck() {
+			continue
+		}
+		if state.GetStatus() == c.GetStatus() {
+			return false, done()
+		}
+		state.Status = c.GetStatus()
+		state.Output = shorten(c.GetOutput())
+		state.ChangedRevision = m.Revision
+		state.ChangedUnixMs = m.Time
+		m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())])
+		return true, done()
+	}
+	return false, fail(raftlogv1.Code_CODE_CHECK_NOT_FOUND, c.GetCheck())
+}
+
+// shorten cuts an output to whole characters within the limit.
+func shorten(s string) string {
+	out := ""
+	for _, r := range s {
+		if len(out)+utf8.RuneLen(r) > maxOutput {
+			break
+		}
+		out += string(r)
+	}
+	return out
+}
+
+func (m *Registry) setDraining(c *raftlogv1.SetDraining) (bool, *raftlogv1.Outcome) {
+	i, refused := m.find(c.GetKey(), c.GetIncarnation())
+	if refused != nil {
+		return false, refused
+	}
+	if i.GetDraining() == c.GetDraining() {
+		return false, done()
+	}
+	i.Draining = c.GetDraining()
+	m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())])
+	return true, done()
+}
+
+func (m *Registry) setMaintenance(c *raftlogv1.SetMaintenance) (bool, *raftlogv1.Outcome) {
+	i, refused := m.find(c.GetKey(), c.GetIncarnation())
+	if refused != nil {
+		return false, refused
+	}
+	if i.GetMaintenance() == c.GetMaintenance() {
+		return false, done()
+	}
+	i.Maintenance = c.GetMaintenance()
+	for _, state := range i.GetCheckStates() {
+		if !c.GetMaintenance() && state.GetStatus() == registryv1.CheckStatus_CHECK_STATUS_CRITICAL {
+			state.ChangedUnixMs = m.Time // the time in maintenance does not count towards removal
+		}
+	}
+	m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())])
+	return true, done()
+}

@@ -1,0 +1,410 @@
+// Package model is the registry's rules once more, naive and slow: plain maps of messages, whole copies, no index, no
+// sharing, no incremental anything. It is the judge of package fsm in property and chaos tests, so it is written from the
+// rules and not from fsm's code; when the two differ, one of them is wrong.
+//
+// Start with [Registry] and [Registry.Apply]. Nothing in it is safe for concurrent use.
+package model
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// Limits of the rules. They repeat those of package fsm on purpose.
+const (
+	maxName       = 256
+	maxSpec       = 64 << 10
+	maxChecks     = 64
+	maxOutput     = 256
+	maxBatch      = 1000
+	maxWaiters    = 1000
+	maxLockValue  = 1024
+	maxOutcomes   = 64
+	maxClients    = 100_000
+	clientIdleMs  = 600_000
+	clientTouchMs = 1000
+	maxForgotten  = 128
+)
+
+// Key names an instance.
+type Key struct{ Namespace, Service, ID string }
+
+// Name names a service or a lock.
+type Name struct{ Namespace, Name string }
+
+// Instance is an instance as it was registered and as it stands.
+type Instance struct {
+	// Spec is the specification as it came.
+	Spec []byte
+	// Message is the whole instance.
+	Message *registryv1.Instance
+}
+
+// Client is what is remembered of a client.
+type Client struct {
+	// Last is the log time of its last use, to the grain of one second.
+	Last int64
+	// AnsweredBelow is the sequence below which all is forgotten.
+	AnsweredBelow uint64
+	// Outcomes are by sequence.
+	Outcomes map[uint64]*raftlogv1.RememberedOutcome
+}
+
+// Registry is the whole state. Its fields may be read between calls.
+type Registry struct {
+	Index, Term, Revision, Epoch, Number uint64
+	Time                                 int64
+	ClusterID                            string
+
+	Instances map[Key]*Instance
+	Services  map[Name]uint64 // revision of the last change, for services with instances
+	Sessions  map[string]*raftlogv1.SessionRecord
+	Leases    map[string]*raftlogv1.LeaseRecord
+	Locks     map[Name]*raftlogv1.LockRecord
+	Members   map[string]*registryv1.Member
+	Clients   map[string]*Client
+}
+
+// New returns the registry before the first entry.
+func New() *Registry {
+	return &Registry{
+		Epoch:     1,
+		Instances: map[Key]*Instance{},
+		Services:  map[Name]uint64{},
+		Sessions:  map[string]*raftlogv1.SessionRecord{},
+		Leases:    map[string]*raftlogv1.LeaseRecord{},
+		Locks:     map[Name]*raftlogv1.LockRecord{},
+		Members:   map[string]*registryv1.Member{},
+		Clients:   map[string]*Client{},
+	}
+}
+
+// Clone returns a copy that shares nothing.
+func (m *Registry) Clone() *Registry {
+	c := *m
+	c.Instances = map[Key]*Instance{}
+	for k, v := range m.Instances {
+		c.Instances[k] = &Instance{Spec: bytes.Clone(v.Spec), Message: proto.CloneOf(v.Message)}
+	}
+	c.Services = map[Name]uint64{}
+	for k, v := range m.Services {
+		c.Services[k] = v
+	}
+	c.Sessions = cloneMessages(m.Sessions)
+	c.Leases = cloneMessages(m.Leases)
+	c.Locks = cloneMessages(m.Locks)
+	c.Members = cloneMessages(m.Members)
+	c.Clients = map[string]*Client{}
+	for k, v := range m.Clients {
+		c.Clients[k] = &Client{Last: v.Last, AnsweredBelow: v.AnsweredBelow, Outcomes: cloneMessages(v.Outcomes)}
+	}
+	return &c
+}
+
+func cloneMessages[K comparable, M proto.Message](in map[K]M) map[K]M {
+	out := map[K]M{}
+	for k, v := range in {
+		out[k] = proto.CloneOf(v)
+	}
+	return out
+}
+
+// Apply applies an entry and returns an outcome for each command.
+func (m *Registry) Apply(index, term uint64, entry *raftlogv1.Entry) ([]*raftlogv1.Outcome, error) {
+	if index <= m.Index || term < m.Term {
+		return nil, fmt.Errorf("entry %d of term %d does not follow %d of term %d", index, term, m.Index, m.Term)
+	}
+	m.Index, m.Term = index, term
+	m.Time = max(m.Time, entry.GetTimeUnixMs())
+	var outcomes []*raftlogv1.Outcome
+	for _, cmd := range entry.GetCommands() {
+		outcomes = append(outcomes, m.command(cmd))
+	}
+	m.forgetIdle()
+	return outcomes, nil
+}
+
+func fail(code raftlogv1.Code, subject string) *raftlogv1.Outcome {
+	return &raftlogv1.Outcome{Code: code, Subject: subject}
+}
+
+func done() *raftlogv1.Outcome { return &raftlogv1.Outcome{} }
+
+// command applies a command, once if it carries a request.
+func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
+	req := cmd.GetRequest()
+	if req == nil {
+		return m.execute(cmd)
+	}
+	refused := func(o *raftlogv1.Outcome) *raftlogv1.Outcome {
+		o.Revision = m.Revision
+		return o
+	}
+	if req.GetClientId() == "" || len(req.GetClientId()) > 64 || req.GetSequence() == 0 {
+		return refused(fail(raftlogv1.Code_CODE_INVALID, "command"))
+	}
+	client := m.Clients[req.GetClientId()]
+	if client == nil {
+		client = &Client{Last: -1, Outcomes: map[uint64]*raftlogv1.RememberedOutcome{}}
+	}
+	if old := client.Outcomes[req.GetSequence()]; old != nil {
+		if old.GetBodyHash() != req.GetBodyHash() {
+			return refused(fail(raftlogv1.Code_CODE_REQUEST_REUSED, ""))
+		}
+		m.touch(client)
+		return proto.CloneOf(old.GetOutcome())
+	}
+	if req.GetSequence() < client.AnsweredBelow || req.GetSequence() < req.GetAnsweredBelow() {
+		return refused(fail(raftlogv1.Code_CODE_REQUEST_TOO_OLD, ""))
+	}
+	outcome := m.execute(cmd)
+	if m.Clients[req.GetClientId()] == nil && len(m.Clients) >= maxClients {
+		delete(m.Clients, m.clientsByAge()[0])
+	}
+	m.Clients[req.GetClientId()] = client
+	m.touch(client)
+	client.AnsweredBelow = max(client.AnsweredBelow, req.GetAnsweredBelow())
+	client.Outcomes[req.GetSequence()] = &raftlogv1.RememberedOutcome{
+		Sequence: req.GetSequence(), BodyHash: req.GetBodyHash(), Outcome: proto.CloneOf(outcome),
+	}
+	for _, seq := range sortedKeys(client.Outcomes) {
+		if len(client.Outcomes) > maxOutcomes {
+			client.AnsweredBelow = max(client.AnsweredBelow, seq+1)
+		}
+		if seq < client.AnsweredBelow {
+			delete(client.Outcomes, seq)
+		}
+	}
+	return outcome
+}
+
+func (m *Registry) touch(c *Client) {
+	if c.Last < 0 || m.Time-c.Last >= clientTouchMs {
+		c.Last = m.Time
+	}
+}
+
+// clientsByAge returns the clients' ids, longest silent first.
+func (m *Registry) clientsByAge() []string {
+	ids := sortedKeys(m.Clients)
+	sort.SliceStable(ids, func(i, j int) bool { return m.Clients[ids[i]].Last < m.Clients[ids[j]].Last })
+	return ids
+}
+
+func (m *Registry) forgetIdle() {
+	for i, id := range m.clientsByAge() {
+		if i < maxForgotten && m.Time-m.Clients[id].Last > clientIdleMs {
+			delete(m.Clients, id)
+		}
+	}
+}
+
+// execute applies a command. Whatever it changes belongs to one revision, which is taken only if it changes something.
+func (m *Registry) execute(cmd *raftlogv1.Command) *raftlogv1.Outcome {
+	before := m.Clone()
+	m.Revision++
+	changed, outcome := m.dispatch(cmd)
+	if outcome.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED || !changed {
+		*m = *before
+		changed = false
+	}
+	outcome.Changed = changed
+	outcome.Revision = m.Revision
+	return outcome
+}
+
+func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raftlogv1.Outcome) {
+	switch kind := cmd.GetKind().(type) {
+	case *raftlogv1.Command_Register:
+		return m.register(kind.Register, 0)
+	case *raftlogv1.Command_Deregister:
+		return m.deregister(kind.Deregister)
+	case *raftlogv1.Command_SetCheck:
+		return m.setCheck(kind.SetCheck)
+	case *raftlogv1.Command_SetDraining:
+		return m.setDraining(kind.SetDraining)
+	case *raftlogv1.Command_SetMaintenance:
+		return m.setMaintenance(kind.SetMaintenance)
+	case *raftlogv1.Command_OpenSession:
+		return m.openSession(kind.OpenSession)
+	case *raftlogv1.Command_CloseSession:
+		return m.end([]string{kind.CloseSession.GetId()}, nil), done()
+	case *raftlogv1.Command_GrantLease:
+		return m.grantLease(kind.GrantLease)
+	case *raftlogv1.Command_RevokeLease:
+		return m.end(nil, []string{kind.RevokeLease.GetId()}), done()
+	case *raftlogv1.Command_Expire:
+		if kind.Expire.GetTerm() != m.Term {
+			return false, fail(raftlogv1.Code_CODE_STALE, "term")
+		}
+		return m.end(kind.Expire.GetSessions(), kind.Expire.GetLeases()), done()
+	case *raftlogv1.Command_AcquireLock:
+		return m.acquire(kind.AcquireLock)
+	case *raftlogv1.Command_ReleaseLock:
+		return m.release(kind.ReleaseLock)
+	case *raftlogv1.Command_SetMember:
+		return m.setMember(kind.SetMember.GetMember())
+	case *raftlogv1.Command_RemoveMember:
+		_, known := m.Members[kind.RemoveMember.GetId()]
+		delete(m.Members, kind.RemoveMember.GetId())
+		return known, done()
+	case *raftlogv1.Command_InitCluster:
+		return m.initCluster(kind.InitCluster.GetClusterId())
+	case *raftlogv1.Command_Batch:
+		return m.batch(kind.Batch)
+	default:
+		return false, fail(raftlogv1.Code_CODE_INVALID, "command")
+	}
+}
+
+func (m *Registry) initCluster(id string) (bool, *raftlogv1.Outcome) {
+	if m.ClusterID != "" {
+		return false, &raftlogv1.Outcome{Id: m.ClusterID}
+	}
+	if !name(id) {
+		return false, fail(raftlogv1.Code_CODE_INVALID, "cluster_id")
+	}
+	m.ClusterID = id
+	return true, &raftlogv1.Outcome{Id: id}
+}
+
+func (m *Registry) setMember(member *registryv1.Member) (bool, *raftlogv1.Outcome) {
+	if !name(member.GetId()) {
+		return false, fail(raftlogv1.Code_CODE_INVALID, "id")
+	}
+	if proto.Equal(m.Members[member.GetId()], member) {
+		return false, done()
+	}
+	m.Members[member.GetId()] = proto.CloneOf(member)
+	return true, done()
+}
+
+func (m *Registry) batch(b *raftlogv1.Batch) (bool, *raftlogv1.Outcome) {
+	if len(b.GetRegister())+len(b.GetDeregister()) > maxBatch {
+		return false, fail(raftlogv1.Code_CODE_LIMIT, "batch")
+	}
+	changed, incarnation := false, uint64(0)
+	for _, r := range b.GetRegister() {
+		c, o := m.register(r, incarnation)
+		if o.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED {
+			return false, o
+		}
+		if c {
+			changed, incarnation = true, o.GetNumber()
+		}
+	}
+	for _, d := range b.GetDeregister() {
+		c, o := m.deregister(d)
+		if o.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED {
+			return false, o
+		}
+		changed = changed || c
+	}
+	return changed, &raftlogv1.Outcome{Number: incarnation}
+}
+
+// end ends sessions and leases and all that hangs on them, and reports whether there were any.
+func (m *Registry) end(sessions, leases []string) bool {
+	changed := false
+	for _, id := range sessions {
+		if m.Sessions[id] == nil {
+			continue
+		}
+		changed = true
+		delete(m.Sessions, id)
+		m.dropInstances(func(i *registryv1.Instance) bool { return i.GetSessionId() == id })
+		for _, leaseID := range sortedKeys(m.Leases) {
+			if m.Leases[leaseID].GetSessionId() == id {
+				m.end(nil, []string{leaseID})
+			}
+		}
+		names := make([]Name, 0, len(m.Locks))
+		for n := range m.Locks {
+			names = append(names, n)
+		}
+		slices.SortFunc(names, compareNames)
+		for _, n := range names {
+			m.leave(n, id)
+		}
+	}
+	for _, id := range leases {
+		if m.Leases[id] == nil {
+			continue
+		}
+		changed = true
+		delete(m.Leases, id)
+		m.dropInstances(func(i *registryv1.Instance) bool { return i.GetLeaseId() == id })
+	}
+	return changed
+}
+
+// Session returns a session with what hangs on it counted, nil if there is none.
+func (m *Registry) Session(id string) *registryv1.Session {
+	s := m.Sessions[id]
+	if s == nil {
+		return nil
+	}
+	out := &registryv1.Session{
+		Id: id, ClientName: s.GetClientName(), Ttl: duration(s.GetTtlMs()),
+		CreateRevision: s.GetCreateRevision(), OpenedUnixMs: s.GetOpenedUnixMs(),
+	}
+	for _, i := range m.Instances {
+		if i.Message.GetSessionId() == id {
+			out.Instances++
+		}
+	}
+	for _, l := range m.Locks {
+		waits := slices.ContainsFunc(l.GetWaiters(), func(w *raftlogv1.LockWaiter) bool { return w.GetSessionId() == id })
+		if l.GetSessionId() == id || waits {
+			out.Locks++
+		}
+	}
+	return out
+}
+
+// Lease returns a lease with what hangs on it counted, nil if there is none.
+func (m *Registry) Lease(id string) *registryv1.Lease {
+	l := m.Leases[id]
+	if l == nil {
+		return nil
+	}
+	out := &registryv1.Lease{
+		Id: id, Ttl: duration(l.GetTtlMs()), SessionId: l.GetSessionId(), CreateRevision: l.GetCreateRevision(),
+	}
+	for _, i := range m.Instances {
+		if i.Message.GetLeaseId() == id {
+			out.Instances++
+		}
+	}
+	return out
+}
+
+func duration(ms uint64) *durationpb.Duration {
+	return &durationpb.Duration{Seconds: int64(ms / 1000), Nanos: int32(ms % 1000 * 1e6)}
+}
+
+func name(s string) bool {
+	return s != "" && len(s) <= maxName && !strings.Contains(s, "\x00")
+}
+
+func compareNames(a, b Name) int {
+	return slices.Compare([]string{a.Namespace, a.Name}, []string{b.Namespace, b.Name})
+}
+
+func sortedKeys[K string | uint64, V any](in map[K]V) []K {
+	keys := make([]K, 0, len(in))
+	for k := range in {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,376 @@
+package fsm
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// ReadSnapshot reads what [State.WriteSnapshot] wrote, to the end of r. Whatever the bytes, it does not panic and needs
+// memory in proportion to what it has read. An error wraps [ErrBadSnapshot] and says what is wrong and where. A State
+// that it returns has the hashes that the header promised, so it is the one that was written.
+func ReadSnapshot(r io.Reader) (*State, error) {
+	br := &blockReader{r: r}
+	h, err := br.header()
+	if err != nil {
+		return nil, err
+	}
+	l := &loader{mark: new(mark), st: &State{
+		index: h.GetIndex(), term: h.GetTerm(), revision: h.GetRevision(), epoch: h.GetEpoch(),
+		number: h.GetLastNumber(), time: h.GetTimeUnixMs(), clusterID: h.GetClusterId(),
+		chain: sum{binary.BigEndian.Uint64(h.GetChain()), binary.BigEndian.Uint64(h.GetChain()[8:])},
+	}}
+	if l.st.time < 0 {
+		return nil, br.bad("negative time")
+	}
+	for {
+		payload, err := br.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := l.block(payload); err != nil {
+			return nil, br.bad("%w", err)
+		}
+	}
+	if err := l.verify(h); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBadSnapshot, err)
+	}
+	return l.st, nil
+}
+
+// loader builds a state from records that come table by table, in order of their keys.
+type loader struct {
+	st    *State
+	mark  *mark
+	table tableID
+
+	service *Service // that the last instance went to
+	spec    spec
+	status  status
+	scratch []byte
+}
+
+// Errors of single records.
+var (
+	errOrder     = errors.New("records out of order")
+	errMalformed = errors.New("malformed record")
+	errDangling  = errors.New("record hangs on what is not there")
+)
+
+// block loads the records of one block.
+func (l *loader) block(payload []byte) error {
+	id := tableID(payload[0])
+	if id < l.table || id >= tableCount {
+		return fmt.Errorf("unexpected table %d", id)
+	}
+	l.table = id
+	for rest := payload[1:]; len(rest) > 0; {
+		record, n := protowire.ConsumeBytes(rest)
+		if n < 0 {
+			return errMalformed
+		}
+		rest = rest[n:]
+		if err := l.record(record); err != nil {
+			return fmt.Errorf("table %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func (l *loader) record(b []byte) error {
+	switch l.table {
+	case tableSessions:
+		return loadMessage(b, &raftlogv1.SessionRecord{}, l.session)
+	case tableLeases:
+		return loadMessage(b, &raftlogv1.LeaseRecord{}, l.lease)
+	case tableServices:
+		return l.serviceRecord(b)
+	case tableInstances:
+		return l.instance(b)
+	case tableLocks:
+		return loadMessage(b, &raftlogv1.LockRecord{}, l.lock)
+	case tableClients:
+		return loadMessage(b, &raftlogv1.ClientRecord{}, l.client)
+	default:
+		return loadMessage(b, &registryv1.Member{}, l.member)
+	}
+}
+
+func loadMessage[M proto.Message](b []byte, m M, load func(M) error) error {
+	if err := proto.Unmarshal(b, m); err != nil {
+		return errMalformed
+	}
+	return load(m)
+}
+
+// load puts a value at the end of a table.
+func load[V any](l *loader, tb *table[V], key string, value V) error {
+	if last, ok := tb.last(); ok && key <= last {
+		return errOrder
+	}
+	tb.load(l.mark, key, value)
+	return nil
+}
+
+// add puts the encoding of what was loaded into the hash of its table.
+func (l *loader) add(encoded []byte) {
+	l.scratch = encoded
+	l.st.sums[l.table].add(hashRecord(l.table, encoded))
+}
+
+func (l *loader) session(m *raftlogv1.SessionRecord) error {
+	s := &Session{
+		ID: m.GetId(), ClientName: m.GetClientName(), TTLMs: m.GetTtlMs(),
+		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(),
+	}
+	if !validName(s.ID) {
+		return errMalformed
+	}
+	l.add(s.append(l.scratch[:0]))
+	return load(l, &l.st.sessions, s.ID, s)
+}
+
+func (l *loader) lease(m *raftlogv1.LeaseRecord) error {
+	lease := &Lease{
+		ID: m.GetId(), TTLMs: m.GetTtlMs(), SessionID: m.GetSessionId(), CreateRevision: m.GetCreateRevision(),
+	}
+	if !validName(lease.ID) {
+		return errMalformed
+	}
+	if lease.SessionID != "" {
+		if _, ok := l.st.sessions.get(lease.SessionID); !ok {
+			return errDangling
+		}
+	}
+	l.add(lease.append(l.scratch[:0]))
+	l.st.sessionLeases.add(l.mark, lease.SessionID, &ident{id: lease.ID})
+	return load(l, &l.st.leases, lease.ID, lease)
+}
+
+func (l *loader) serviceRecord(b []byte) error {
+	s := &Service{owner: l.mark}
+	for rest := b; len(rest) > 0; {
+		f, n := consumeField(rest)
+		if n < 0 {
+			return errMalformed
+		}
+		rest = rest[n:]
+		switch f.number {
+		case 1:
+			s.namespace = string(f.bytes)
+		case 2:
+			s.name = string(f.bytes)
+		case 3:
+			s.revision = f.varint
+		}
+	}
+	if !validName(s.namespace) || !validName(s.name) || s.revision == 0 {
+		return errMalformed
+	}
+	s.key = pairKey(s.namespace, s.name)
+	l.add(appendService(l.scratch[:0], s))
+	return load(l, &l.st.services, s.key, s)
+}
+
+// splitInstance returns the parts of an encoded raftlogv1.InstanceRecord.
+func splitInstance(b []byte) (encodedSpec, encodedStatus []byte, ok bool) {
+	for len(b) > 0 {
+		f, n := consumeField(b)
+		if n < 0 {
+			return nil, nil, false
+		}
+		b = b[n:]
+		switch f.number {
+		case 1:
+			encodedSpec = f.bytes
+		case 2:
+			encodedStatus = f.bytes
+		}
+	}
+	return encodedSpec, encodedStatus, true
+}
+
+func (l *loader) instance(b []byte) error {
+	encodedSpec, encodedStatus, ok := splitInstance(b)
+	sp, st := &l.spec, &l.status
+	if !ok || sp.decode(encodedSpec) != "" || !st.decode(encodedStatus) || !l.consistent(encodedStatus) {
+		return errMalformed
+	}
+	svc := l.service
+	if svc == nil || svc.name != string(sp.service) || svc.namespace != string(sp.namespace) {
+		svc, _ = l.st.services.get(pairKey(string(sp.namespace), string(sp.service)))
+		if svc == nil {
+			return errDangling
+		}
+		l.service = svc
+	}
+	at := &ident{namespace: svc.namespace, name: svc.name, id: string(sp.id)}
+	var r *Record
+	r, l.scratch = newRecord(at, sp, encodedSpec, st, svc.any(), l.scratch)
+	if err := l.hang(r); err != nil {
+		return err
+	}
+	svc.counts.Instances++
+	*svc.counts.of(r.health)++
+	l.st.instances++
+	l.st.sums[l.table].add(hashRecord(l.table, r.encoded))
+	return load(l, &svc.records, at.id, r)
+}
+
+// consistent reports whether a decoded status is written as it is always written, and fits its specification.
+func (l *loader) consistent(encodedStatus []byte) bool {
+	sp, st := &l.spec, &l.status
+	if len(sp.checks) != len(st.checks) || st.health != st.aggregate() {
+		return false
+	}
+	for i := range sp.checks {
+		if !bytes.Equal(sp.checks[i].name, st.checks[i].name) {
+			return false
+		}
+	}
+	l.scratch = st.append(l.scratch[:0])
+	return bytes.Equal(l.scratch, encodedStatus)
+}
+
+// hang notes what an instance hangs on. The loader is the only one that knows the session and the lease yet, so it
+// counts in place.
+func (l *loader) hang(r *Record) error {
+	if r.session != "" {
+		s, ok := l.st.sessions.get(r.session)
+		if !ok {
+			return errDangling
+		}
+		s.Instances++
+		r.session = s.ID
+	}
+	if r.lease != "" {
+		lease, ok := l.st.leases.get(r.lease)
+		if !ok {
+			return errDangling
+		}
+		lease.Instances++
+		r.lease = lease.ID
+	}
+	l.st.bySession.add(l.mark, r.session, r.at)
+	l.st.byLease.add(l.mark, r.lease, r.at)
+	return nil
+}
+
+func (l *loader) lock(m *raftlogv1.LockRecord) error {
+	lock := &Lock{
+		Namespace: m.GetNamespace(), Name: m.GetName(), SessionID: m.GetSessionId(), Token: m.GetToken(),
+		Value: m.GetValue(), AcquireRevision: m.GetAcquireRevision(),
+	}
+	if !validName(lock.Namespace) || !validName(lock.Name) || len(m.GetWaiters()) > MaxLockWaiters {
+		return errMalformed
+	}
+	at := &ident{namespace: lock.Namespace, name: lock.Name}
+	if err := l.join(at, lock.SessionID); err != nil {
+		return err
+	}
+	for _, w := range m.GetWaiters() {
+		if err := l.join(at, w.GetSessionId()); err != nil {
+			return err
+		}
+		lock.Waiters = append(lock.Waiters, Waiter{SessionID: w.GetSessionId(), Value: w.GetValue()})
+	}
+	l.add(lock.append(l.scratch[:0]))
+	return load(l, &l.st.locks, pairKey(lock.Namespace, lock.Name), lock)
+}
+
+// join notes that a session holds or waits for a lock, once.
+func (l *loader) join(at *ident, session string) error {
+	s, ok := l.st.sessions.get(session)
+	if !ok {
+		return errDangling
+	}
+	s.Locks++
+	before := l.st.sessionLocks.len()
+	l.st.sessionLocks.add(l.mark, s.ID, at)
+	if l.st.sessionLocks.len() == before {
+		return errMalformed
+	}
+	return nil
+}
+
+func (l *loader) client(m *raftlogv1.ClientRecord) error {
+	c := &client{id: m.GetClientId(), last: m.GetLastUnixMs(), answeredBelow: m.GetAnsweredBelow()}
+	if c.id == "" || len(c.id) > MaxClientIDBytes || c.last < 0 || len(m.GetOutcomes()) > MaxOutcomes {
+		return errMalformed
+	}
+	for i, o := range m.GetOutcomes() {
+		r := remembered{
+			sequence: o.GetSequence(), bodyHash: o.GetBodyHash(), outcome: OutcomeFromProto(o.GetOutcome()),
+		}
+		if i > 0 && r.sequence <= c.outcomes[i-1].sequence {
+			return errOrder
+		}
+		c.outcomes = append(c.outcomes, r)
+		l.scratch = r.appendKeyed(l.scratch[:0], c.id)
+		l.st.sums[tableClients].add(hashBytes(l.scratch, seedOutcome))
+	}
+	l.add(c.appendHead(l.scratch[:0]))
+	l.st.idle.set(l.mark, c.idleKey(), struct{}{})
+	return load(l, &l.st.clients, c.id, c)
+}
+
+func (l *loader) member(m *registryv1.Member) error {
+	if !validName(m.GetId()) {
+		return errMalformed
+	}
+	l.add(appendMember(l.scratch[:0], m))
+	return load(l, &l.st.members, m.GetId(), m)
+}
+
+// verify compares what was loaded with what the header promised.
+func (l *loader) verify(h *raftlogv1.SnapshotHeader) error {
+	counts := l.st.tableCounts()
+	for id := range l.st.sums {
+		if uint64(counts[id]) != h.GetTableCounts()[id] {
+			return fmt.Errorf("table %d: %d records, not %d", id, counts[id], h.GetTableCounts()[id])
+		}
+		if !bytes.Equal(l.st.sums[id].append(nil), h.GetTableHashes()[id]) {
+			return fmt.Errorf("table %d: hash does not match", id)
+		}
+	}
+	if hash := l.st.Hash(); !bytes.Equal(hash[:], h.GetStateHash()) {
+		return errors.New("hash of the state does not match")
+	}
+	empty := false
+	l.st.services.ascend("", func(_ string, s *Service) bool {
+		empty = s.Len() == 0
+		return !empty
+	})
+	if empty {
+		return errors.New("service without instances")
+	}
+	return nil
+}
+
+// Rebase returns the content of a snapshot as the next state of a running cluster, for an operator's restore. Instances,
+// sessions, leases and locks are those of the snapshot; cluster id, members, index, term, chain and the remembered
+// outcomes of clients are those of onto. The epoch is new, and neither revisions nor numbers nor the time fall.
+func Rebase(snapshot, onto *State) *State {
+	next := *snapshot
+	next.index, next.term, next.chain = onto.index, onto.term, onto.chain
+	next.clusterID = onto.clusterID
+	next.epoch = max(snapshot.epoch, onto.epoch) + 1
+	next.revision = max(snapshot.revision, onto.revision) + 1
+	next.number = max(snapshot.number, onto.number)
+	next.time = max(snapshot.time, onto.time)
+	next.members, next.clients, next.idle = onto.members, onto.clients, onto.idle
+	next.sums[tableMembers] = onto.sums[tableMembers]
+	next.sums[tableClients] = onto.sums[tableClients]
+	return &next
+}

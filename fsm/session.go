@@ -1,0 +1,137 @@
+package fsm
+
+import (
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// Session is one living client process at one time. It must not be changed.
+type Session struct {
+	// ID is the id, ClientName what the client calls itself.
+	ID, ClientName string
+	// TTLMs is the time to live in milliseconds.
+	TTLMs uint64
+	// CreateRevision is the revision that opened it.
+	CreateRevision uint64
+	// OpenedUnixMs is the time of opening, in milliseconds since the Unix epoch.
+	OpenedUnixMs int64
+	// Instances and Locks count what hangs on it: instances, and locks that it holds or waits for.
+	Instances, Locks uint32
+}
+
+// Proto returns the session as a message.
+func (s *Session) Proto() *registryv1.Session {
+	return &registryv1.Session{
+		Id:             s.ID,
+		ClientName:     s.ClientName,
+		Ttl:            milliseconds(s.TTLMs),
+		CreateRevision: s.CreateRevision,
+		Instances:      s.Instances,
+		Locks:          s.Locks,
+		OpenedUnixMs:   s.OpenedUnixMs,
+	}
+}
+
+func milliseconds(ms uint64) *durationpb.Duration {
+	return &durationpb.Duration{Seconds: int64(ms / 1000), Nanos: int32(ms%1000) * 1_000_000}
+}
+
+// append encodes the session as a raftlogv1.SessionRecord. What hangs on it is not part of it.
+func (s *Session) append(b []byte) []byte {
+	b = appendString(b, 1, s.ID)
+	b = appendString(b, 2, s.ClientName)
+	b = appendUint(b, 3, s.TTLMs)
+	b = appendUint(b, 4, s.CreateRevision)
+	return appendUint(b, 5, uint64(s.OpenedUnixMs))
+}
+
+// openSession opens a session. Opening the same session again changes nothing, so that a proposal may come twice.
+func (t *txn) openSession(cmd *raftlogv1.OpenSession) Outcome {
+	switch {
+	case !validName(cmd.GetId()):
+		return refuse(raftlogv1.Code_CODE_INVALID, "id")
+	case len(cmd.GetClientName()) > MaxNameBytes:
+		return refuse(raftlogv1.Code_CODE_INVALID, "client_name")
+	case cmd.GetTtlMs() == 0:
+		return refuse(raftlogv1.Code_CODE_INVALID, "ttl_ms")
+	}
+	if old, ok := t.st.sessions.get(cmd.GetId()); ok {
+		if old.ClientName != cmd.GetClientName() || old.TTLMs != cmd.GetTtlMs() {
+			return refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
+		}
+		return Outcome{ID: old.ID}
+	}
+	s := &Session{
+		ID:             cmd.GetId(),
+		ClientName:     cmd.GetClientName(),
+		TTLMs:          cmd.GetTtlMs(),
+		CreateRevision: t.change(),
+		OpenedUnixMs:   t.st.time,
+	}
+	t.st.sessions.set(t.mark, s.ID, s)
+	t.scratch = s.append(t.scratch[:0])
+	t.addSum(tableSessions, t.scratch)
+	t.events = append(t.events, Event{Kind: EventSession, Created: true, Revision: s.CreateRevision, Name: s.ID})
+	return Outcome{ID: s.ID}
+}
+
+// closeSession ends a session. One that is not there has ended already.
+func (t *txn) closeSession(cmd *raftlogv1.CloseSession) Outcome {
+	if s, ok := t.st.sessions.get(cmd.GetId()); ok {
+		t.endSession(s, registryv1.Cause_CAUSE_SESSION_CLOSED, registryv1.Cause_CAUSE_LEASE_REVOKED)
+	}
+	return Outcome{}
+}
+
+// expire ends sessions and leases whose time is over, if the leader that decided so leads still.
+func (t *txn) expire(cmd *raftlogv1.Expire) Outcome {
+	if cmd.GetTerm() != t.st.term {
+		return refuse(raftlogv1.Code_CODE_STALE, "term")
+	}
+	for _, id := range cmd.GetSessions() {
+		if s, ok := t.st.sessions.get(id); ok {
+			t.endSession(s, registryv1.Cause_CAUSE_SESSION_EXPIRED, registryv1.Cause_CAUSE_LEASE_EXPIRED)
+		}
+	}
+	for _, id := range cmd.GetLeases() {
+		if l, ok := t.st.leases.get(id); ok {
+			t.endLease(l, registryv1.Cause_CAUSE_LEASE_EXPIRED)
+		}
+	}
+	return Outcome{}
+}
+
+// endSession ends a session and all that hangs on it, under one revision: its instances, its leases with theirs, its
+// locks and places in queues.
+func (t *txn) endSession(s *Session, cause, leaseCause registryv1.Cause) {
+	revision := t.change()
+	t.st.sessions.delete(t.mark, s.ID)
+	t.scratch = s.append(t.scratch[:0])
+	t.subSum(tableSessions, t.scratch)
+	for _, at := range t.st.bySession.collect(s.ID) {
+		t.remove(t.st.record(at), cause)
+	}
+	for _, at := range t.st.sessionLeases.collect(s.ID) {
+		l, _ := t.st.leases.get(at.id)
+		t.endLease(l, leaseCause)
+	}
+	for _, at := range t.st.sessionLocks.collect(s.ID) {
+		l, _ := t.st.locks.get(pairKey(at.namespace, at.name))
+		t.leaveLock(l, s.ID)
+	}
+	t.events = append(t.events, Event{Kind: EventSession, Cause: cause, Revision: revision, Name: s.ID})
+}
+
+// countSession changes what a session shows to hang on it. A session that is ending is not there any more.
+func (s *State) countSession(m *mark, id string, instances, locks int) {
+	old, ok := s.sessions.get(id)
+	if !ok {
+		return
+	}
+	next := *old
+	next.Instances = uint32(int(next.Instances) + instances)
+	next.Locks = uint32(int(next.Locks) + locks)
+	s.sessions.set(m, next.ID, &next)
+}
