@@ -63,7 +63,7 @@ func write(t *testing.T, c net.Conn, s string) {
 func wantRead(t *testing.T, c net.Conn, d time.Duration, want string) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(d))
-	defer c.SetReadDeadline(time.Time{})
+	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("read %q, %v, want %q", got, err, want)
@@ -74,7 +74,7 @@ func wantRead(t *testing.T, c net.Conn, d time.Duration, want string) {
 func wantSilence(t *testing.T, c net.Conn, d time.Duration) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(d))
-	defer c.SetReadDeadline(time.Time{})
+	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
 	if k, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("read %d bytes, %v, want silence", k, err)
 	}
@@ -327,7 +327,7 @@ func TestListenerHoldsItsPortUntilItCloses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := n.Host("a").Listen("0.0.0.0:1"); !errors.Is(err, syscall.EADDRINUSE) {
+		if _, err = n.Host("a").Listen("0.0.0.0:1"); !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("second listener: %v", err)
 		}
 		c, err := n.Dial(t.Context(), "a:1") // waits in the backlog
@@ -335,10 +335,10 @@ func TestListenerHoldsItsPortUntilItCloses(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.Close()
-		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		if _, err = c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("connection that nobody accepted: %v", err)
 		}
-		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		if _, err = l.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("accept: %v", err)
 		}
 		if l, err = n.Listen("a:1"); err != nil {

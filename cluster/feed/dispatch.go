@@ -65,7 +65,7 @@ func (f *Feed) changed(it *item) {
 	t := &f.topics
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.begin(it.state.Revision())
+	t.begin(it.state)
 	for i := range events {
 		e := &events[i]
 		namespace, name := e.Subject()
@@ -88,7 +88,7 @@ func (f *Feed) restored(st *fsm.State) {
 	t := &f.topics
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.begin(st.Revision())
+	t.begin(st)
 	for w := range t.watchers {
 		w.skip(ReasonRestored, st.Revision(), nil)
 	}
@@ -101,7 +101,7 @@ func (f *Feed) skipped(old, st *fsm.State) {
 	t := &f.topics
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.begin(st.Revision())
+	t.begin(st)
 	for topic, list := range t.lists {
 		// Only instances are compared.
 		if d == nil || topic.Kind != fsm.EventInstance {

@@ -103,7 +103,7 @@ func New(st *fsm.State, limits Limits) *Feed {
 	f.revs.init()
 	f.points.put(st)
 	f.history.init(limits.Events, limits.Bytes, st)
-	f.topics.init(st.Revision())
+	f.topics.init(st)
 	f.counters.init()
 	f.wg.Go(func() { f.dispatch(st) })
 	f.wg.Go(f.wakeWaiters)

@@ -14,12 +14,12 @@ type topics struct {
 	lists    map[Topic][]*Watcher
 	round    uint64
 	touched  []*Watcher // in the round under way
-	revision uint64     // of the last round: watchers have its events
+	state    *fsm.State // after the last round: watchers have all events up to it, and none beyond
 	closed   bool
 }
 
-func (t *topics) init(revision uint64) {
-	t.revision = revision
+func (t *topics) init(st *fsm.State) {
+	t.state = st
 	t.watchers = map[*Watcher]struct{}{}
 	t.lists = map[Topic][]*Watcher{}
 }
@@ -50,7 +50,7 @@ func (t *topics) add(w *Watcher, topic Topic) uint64 {
 		w.places[topic] = len(t.lists[topic])
 		t.lists[topic] = append(t.lists[topic], w)
 	}
-	return t.revision
+	return t.state.Revision()
 }
 
 func (t *topics) remove(w *Watcher, topic Topic) {
@@ -81,10 +81,10 @@ func (t *topics) unlist(w *Watcher, topic Topic) {
 	t.lists[topic] = list[:last]
 }
 
-// begin starts a round that goes up to the revision. t.mu is held.
-func (t *topics) begin(revision uint64) {
+// begin starts the round that leads to st. t.mu is held.
+func (t *topics) begin(st *fsm.State) {
 	t.round++
-	t.revision = revision
+	t.state = st
 	clear(t.touched)
 	t.touched = t.touched[:0]
 }

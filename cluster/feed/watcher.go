@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
+
+	"github.com/regd-io/regd/fsm"
 )
 
 // Reason says why a Watcher has to look things up in the State instead of following events.
@@ -41,8 +43,11 @@ type Resync struct {
 	// Keys are what may have changed, sorted and unique. There may be some that are of no topic of the Watcher. They are
 	// shared: not to be modified.
 	Keys []Key
-	// Revision is the last one that the resync stands for: who has read a State of that revision or later needs nothing
-	// of it.
+	// State is what the keys, or everything, are to be looked up in. The events that come later lead on from just this
+	// State; a later one already holds changes of keys that are not named here.
+	State *fsm.State
+	// Revision is the last one that the resync stands for, not above State's: who knows all of a State of that revision
+	// or a later one needs nothing of it.
 	Revision uint64
 }
 
@@ -50,8 +55,7 @@ type Resync struct {
 type Taken struct {
 	// Events in revision order, each revision whole. Empty when there is a Resync.
 	Events []*Event
-	// Resync stands for all that came since the last Take. To be answered from a State that is read after Take; events
-	// up to that State's revision that come later are to be skipped.
+	// Resync stands for all that came since the last Take.
 	Resync *Resync
 	// Revision: nothing of the topics up to here is missing after what has been taken.
 	Revision uint64
@@ -127,16 +131,32 @@ func (w *Watcher) Take() Taken {
 	// Read before the queue: all up to done is in the queue by now.
 	done := w.feed.done.Load()
 	w.mu.Lock()
+	if w.behind == nil {
+		defer w.mu.Unlock()
+		t := Taken{Events: w.queue, Revision: done, Closed: w.closed}
+		if n := len(w.queue); n > 0 {
+			t.Revision = max(done, w.queue[n-1].Revision)
+		}
+		w.queue, w.bytes = nil, 0
+		return t
+	}
+	w.mu.Unlock()
+	return w.takeResync()
+}
+
+// takeResync is Take for a watcher that is behind. Between two rounds the State of the dispatcher is what all queues
+// lead to.
+func (w *Watcher) takeResync() Taken {
+	topics := &w.feed.topics
+	topics.mu.Lock()
+	defer topics.mu.Unlock()
+	w.mu.Lock()
 	defer w.mu.Unlock()
-	t := Taken{Events: w.queue, Revision: done, Closed: w.closed}
-	if n := len(w.queue); n > 0 {
-		t.Revision = max(done, w.queue[n-1].Revision)
+	t := Taken{Revision: topics.state.Revision(), Closed: w.closed}
+	if w.behind != nil { // Not closed meanwhile.
+		t.Resync = w.behind.resync(topics.state)
 	}
-	if b := w.behind; b != nil {
-		t.Resync = b.resync()
-		t.Revision = max(done, b.revision)
-	}
-	w.queue, w.bytes, w.behind = nil, 0, nil
+	w.behind = nil
 	return t
 }
 
@@ -222,9 +242,9 @@ func (b *behind) everything() {
 	b.full, b.keys, b.skipped = true, nil, nil
 }
 
-// resync returns what was gathered.
-func (b *behind) resync() *Resync {
-	r := &Resync{Reason: b.reason, Full: b.full, Revision: b.revision}
+// resync returns what was gathered up to the State.
+func (b *behind) resync(st *fsm.State) *Resync {
+	r := &Resync{Reason: b.reason, Full: b.full, State: st, Revision: b.revision}
 	if len(b.keys) == 0 && len(b.skipped) == 1 {
 		r.Keys = b.skipped[0].keys
 		return r

@@ -23,8 +23,10 @@ const (
 	// would go on retransmitting at ever longer intervals.
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 3 * time.Second
-	// Pings come at keepaliveTime; the rest is for a clock that is off.
-	keepaliveMinTime = keepaliveTime / 2
+	// Pings of clients come every keepaliveTime; the rest is for a clock that is off. The server itself pings only
+	// who has fallen silent.
+	keepaliveMinTime    = keepaliveTime / 2
+	keepaliveServerTime = 2 * keepaliveTime
 )
 
 // FromContext returns who called a handler of a grpc.Server made with ServerOptions. A ClusterID of "" means that the
@@ -54,7 +56,7 @@ func (AuthInfo) AuthType() string { return "regd-peer" }
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(handshakeCredentials{}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveServerTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
 	}
 }

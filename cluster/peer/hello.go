@@ -110,18 +110,18 @@ type frame struct {
 	from    Identity
 }
 
-// appendFrame appends the encoded frame. The ids must not be longer than MaxIDLen.
-func appendFrame(dst []byte, magic string, f frame) []byte {
-	start := len(dst)
+// encodeFrame returns the frame as it is sent. The ids must not be longer than MaxIDLen.
+func encodeFrame(magic string, f frame) []byte {
 	body := 3 + len(f.from.NodeID) + len(f.from.ClusterID)
-	dst = append(dst, magic...)
-	dst = append(dst, f.version)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(body)) //nolint:gosec // at most 3 + 2*MaxIDLen
-	dst = append(dst, f.code, byte(len(f.from.NodeID)))
-	dst = append(dst, f.from.NodeID...)
-	dst = append(dst, byte(len(f.from.ClusterID)))
-	dst = append(dst, f.from.ClusterID...)
-	return binary.BigEndian.AppendUint32(dst, checksum(dst[start:]))
+	b := make([]byte, 0, headerLen+body+checksumLen)
+	b = append(b, magic...)
+	b = append(b, f.version)
+	b = binary.BigEndian.AppendUint16(b, uint16(body))
+	b = append(b, f.code, byte(len(f.from.NodeID)))
+	b = append(b, f.from.NodeID...)
+	b = append(b, byte(len(f.from.ClusterID)))
+	b = append(b, f.from.ClusterID...)
+	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
 func checksum(b []byte) uint32 {

@@ -21,7 +21,7 @@ func TestFrameIsReadAsWrittenAndNotAByteMore(t *testing.T) {
 		{version: protocolVersion, code: 255, from: Identity{NodeID: longest, ClusterID: longest}},
 		{version: protocolVersion, from: Identity{NodeID: "n"}},
 	} {
-		in := bytes.NewBuffer(appendFrame(nil, helloMagic, f))
+		in := bytes.NewBuffer(encodeFrame(helloMagic, f))
 		in.WriteString("what follows")
 		got, err := readFrame(in, helloMagic)
 		if err != nil {
@@ -50,14 +50,14 @@ func TestFrameOfAnotherVersionIsReadToItsEnd(t *testing.T) {
 
 // reseal changes an encoded frame, given without checksum, and puts the right length and checksum on it.
 func reseal(change func([]byte) []byte) []byte {
-	b := appendFrame(nil, helloMagic, anyFrame)
+	b := encodeFrame(helloMagic, anyFrame)
 	b = change(b[:len(b)-checksumLen])
 	binary.BigEndian.PutUint16(b[5:], uint16(len(b)-headerLen))
 	return binary.BigEndian.AppendUint32(b, checksum(b))
 }
 
 func TestBytesThatAreNoFrameAreToldFromABrokenConnection(t *testing.T) {
-	good := appendFrame(nil, helloMagic, anyFrame)
+	good := encodeFrame(helloMagic, anyFrame)
 	flipped := bytes.Clone(good)
 	flipped[headerLen+2] ^= 1
 	oversized := append([]byte(helloMagic), protocolVersion, 0xff, 0xff)
@@ -74,7 +74,7 @@ func TestBytesThatAreNoFrameAreToldFromABrokenConnection(t *testing.T) {
 		{"http", []byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), errBadMagic},
 		{"tls", []byte{0x16, 3, 1, 0, 200, 1, 0, 0}, errBadMagic},
 		{"http in four bytes", []byte("HTTP"), errBadMagic},
-		{"reply for a hello", appendFrame(nil, replyMagic, anyFrame), errBadMagic},
+		{"reply for a hello", encodeFrame(replyMagic, anyFrame), errBadMagic},
 		{"too long", oversized, errTooLong},
 		{"flipped bit", flipped, errChecksum},
 		{"no body", reseal(func(b []byte) []byte { return b[:headerLen] }), errBadBody},
@@ -144,8 +144,8 @@ func TestPinnedAddressComesApartAgain(t *testing.T) {
 }
 
 func FuzzReadFrame(f *testing.F) {
-	f.Add(appendFrame(nil, helloMagic, anyFrame))
-	f.Add(appendFrame(nil, replyMagic, anyFrame))
+	f.Add(encodeFrame(helloMagic, anyFrame))
+	f.Add(encodeFrame(replyMagic, anyFrame))
 	f.Add(reseal(func(b []byte) []byte { b[4] = 2; return b }))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -161,7 +161,7 @@ func FuzzReadFrame(f *testing.F) {
 			if got.version != protocolVersion {
 				continue
 			}
-			again := appendFrame(nil, helloMagic, got)
+			again := encodeFrame(helloMagic, got)
 			if !bytes.HasPrefix(b, again) {
 				t.Fatalf("%x was read as %+v, which is written as %x", b, got, again)
 			}

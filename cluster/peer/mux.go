@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -20,8 +20,11 @@ const (
 	DefaultMaxConns = 512
 
 	// Waits between attempts to accept after an error such as too many open files.
-	acceptBackoffMin = 5 * time.Millisecond
-	acceptBackoffMax = time.Second
+	firstAcceptWait   = 5 * time.Millisecond
+	longestAcceptWait = time.Second
+
+	// refusalLogInterval is the least time between two warnings of refused nodes.
+	refusalLogInterval = 5 * time.Second
 )
 
 // Config is what a Mux needs.
@@ -89,6 +92,7 @@ type Mux struct {
 	raft     *door
 	grpc     *door
 	stats    counters
+	warned   atomic.Int64 // when the last warning was logged, Unix ns
 
 	// life ends when Close is called. It is the lifetime of the port, not the context of a request.
 	life   context.Context
@@ -99,11 +103,6 @@ type Mux struct {
 	closed  bool
 	open    int          // accepted connections, those in pending included
 	pending []*handshake // oldest first
-}
-
-// handshake is an accepted connection that has not said yet who it is.
-type handshake struct {
-	cancel context.CancelFunc
 }
 
 // Listen binds the port and starts to shake hands. Connections wait, up to the handshake timeout, for the Accept of
@@ -154,7 +153,7 @@ func (m *Mux) Close() error {
 		m.cancel()
 		err = m.listener.Close()
 		for _, d := range []*door{m.raft, m.grpc} {
-			d.Close()
+			_ = d.Close() // never fails
 			d.cut(all)
 		}
 	}
@@ -174,11 +173,11 @@ func (m *Mux) begin() bool {
 }
 
 func (m *Mux) acceptLoop() {
-	wait := acceptBackoffMin
+	wait := firstAcceptWait
 	for {
 		raw, err := m.listener.Accept()
 		if err == nil {
-			wait = acceptBackoffMin
+			wait = firstAcceptWait
 			m.admit(raw)
 			continue
 		}
@@ -191,231 +190,8 @@ func (m *Mux) acceptLoop() {
 			return
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, acceptBackoffMax)
+		wait = min(2*wait, longestAcceptWait)
 	}
-}
-
-// admit starts the handshake of an accepted connection. At the limit the oldest unfinished handshake makes room: it
-// is the likeliest never to finish, so strangers that connect and keep silent cannot keep members out.
-func (m *Mux) admit(raw net.Conn) {
-	m.stats.accepted.Add(1)
-	ctx, cancel := context.WithTimeout(m.life, m.cfg.HandshakeTimeout)
-	h := &handshake{cancel: cancel}
-	m.mu.Lock()
-	admitted := !m.closed && (m.open < m.cfg.MaxConns || m.evictLocked())
-	if admitted {
-		m.open++
-		m.pending = append(m.pending, h)
-		m.wg.Add(1)
-	}
-	m.mu.Unlock()
-	if !admitted {
-		cancel()
-		raw.Close()
-		m.stats.overLimit.Add(1)
-		return
-	}
-	go func() {
-		defer m.wg.Done()
-		defer cancel()
-		m.receive(ctx, h, raw)
-	}()
-}
-
-// evictLocked drops the oldest unfinished handshake.
-func (m *Mux) evictLocked() bool {
-	if len(m.pending) == 0 {
-		return false
-	}
-	m.pending[0].cancel()
-	m.pending = slices.Delete(m.pending, 0, 1)
-	m.open--
-	m.stats.overLimit.Add(1)
-	return true
-}
-
-// settle ends the pending state of a handshake. It reports false when the handshake was evicted, and so is no longer
-// counted.
-func (m *Mux) settle(h *handshake) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	i := slices.Index(m.pending, h)
-	if i < 0 {
-		return false
-	}
-	m.pending = slices.Delete(m.pending, i, i+1)
-	return true
-}
-
-func (m *Mux) release() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.open--
-}
-
-// receive shakes hands as the acceptor and delivers the connection.
-func (m *Mux) receive(ctx context.Context, h *handshake, raw net.Conn) {
-	c, d, err := m.answer(ctx, raw)
-	counted := m.settle(h)
-	if err == nil && counted && d.deliver(ctx, c, m.release) {
-		return
-	}
-	raw.Close()
-	if counted {
-		m.release()
-	}
-	m.stats.count(err, ctx.Err())
-	var refused *HandshakeError
-	if errors.As(err, &refused) {
-		m.cfg.Logger.Warn("peer refused", "address", refused.Addr, "node", refused.Remote.NodeID,
-			"cluster", refused.Remote.ClusterID, "error", refused.Err)
-	}
-}
-
-// answer reads the hello and replies to it.
-func (m *Mux) answer(ctx context.Context, raw net.Conn) (*conn, *door, error) {
-	local := m.identity()
-	var hello frame
-	err := interruptible(ctx, raw, func() (err error) {
-		if hello, err = readFrame(raw, helloMagic); err != nil {
-			return err
-		}
-		v := judgeHello(hello, local)
-		reply := frame{version: protocolVersion, code: uint8(v), from: local}
-		if _, err = raw.Write(appendFrame(nil, replyMagic, reply)); err != nil {
-			return err
-		}
-		if v != verdictAccepted {
-			return &HandshakeError{Addr: raw.RemoteAddr().String(), Local: local, Remote: hello.from, Err: v.err()}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	d := m.raft
-	if kind(hello.code) == kindGRPC {
-		d = m.grpc
-	}
-	return &conn{Conn: raw, remote: hello.from}, d, nil
-}
-
-func judgeHello(hello frame, local Identity) verdict {
-	if hello.version != protocolVersion {
-		return verdictVersion
-	}
-	return judge(kind(hello.code), hello.from.ClusterID, local.ClusterID)
-}
-
-func (m *Mux) identity() Identity {
-	return Identity{NodeID: m.cfg.NodeID, ClusterID: m.cfg.ClusterID()}
-}
-
-// dial connects to addr and shakes hands as the dialler. A wanted node id other than "" must be the one that answers:
-// behind a name may be another node for a while, and its vote must not be counted for the one that was meant.
-func (m *Mux) dial(ctx context.Context, k kind, wanted, addr string) (*conn, error) {
-	if !m.begin() {
-		return nil, fmt.Errorf("dial peer %s: %w", addr, ErrClosed)
-	}
-	defer m.wg.Done()
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.HandshakeTimeout)
-	defer cancel()
-	defer context.AfterFunc(m.life, cancel)()
-	c, err := m.connect(ctx, k, wanted, addr)
-	if err != nil {
-		m.stats.dialErrors.Add(1)
-		if m.life.Err() != nil {
-			err = ErrClosed
-		}
-		return nil, fmt.Errorf("dial peer %s: %w", addr, err)
-	}
-	m.stats.dialled.Add(1)
-	return c, nil
-}
-
-func (m *Mux) connect(ctx context.Context, k kind, wanted, addr string) (*conn, error) {
-	raw, err := m.cfg.Network.Dial(ctx, addr)
-	if err != nil {
-		return nil, err
-	}
-	c, err := m.introduce(ctx, raw, k, wanted, addr)
-	if err != nil {
-		raw.Close()
-		return nil, err
-	}
-	d := m.raft
-	if k == kindGRPC {
-		d = m.grpc
-	}
-	if !d.enter(c) {
-		raw.Close()
-		return nil, ErrClosed
-	}
-	return c, nil
-}
-
-// introduce sends the hello and judges the reply.
-func (m *Mux) introduce(ctx context.Context, raw net.Conn, k kind, wanted, addr string) (*conn, error) {
-	local := m.identity()
-	var reply frame
-	err := interruptible(ctx, raw, func() (err error) {
-		hello := frame{version: protocolVersion, code: uint8(k), from: local}
-		_, sent := raw.Write(appendFrame(nil, helloMagic, hello))
-		// Who hung up before the hello came may have said something before that.
-		if reply, err = readFrame(raw, replyMagic); err != nil && sent != nil && !malformed(err) {
-			return fmt.Errorf("send hello: %w", sent)
-		}
-		return err
-	})
-	fail := func(err error) error {
-		return &HandshakeError{Addr: addr, Local: local, Remote: reply.from, Wanted: wanted, Err: err}
-	}
-	switch {
-	case malformed(err):
-		return nil, fail(fmt.Errorf("%w: %w", ErrNotPeer, err))
-	case hungUp(err):
-		return nil, fail(fmt.Errorf("hung up without an answer (it may want TLS, be full, or be stopping): %w", err))
-	case err != nil:
-		return nil, fail(err)
-	case reply.version != protocolVersion:
-		return nil, fail(fmt.Errorf("%w: peer speaks %d, this node %d", ErrVersion, reply.version, protocolVersion))
-	}
-	err = verdict(reply.code).err()
-	if err == nil {
-		// The acceptor's word is not enough where the rule can be checked.
-		err = judge(k, local.ClusterID, reply.from.ClusterID).err()
-	}
-	if err == nil && wanted != "" && wanted != reply.from.NodeID {
-		err = ErrWrongNode
-	}
-	if err != nil {
-		return nil, fail(err)
-	}
-	return &conn{Conn: raw, remote: reply.from, anonymous: local.ClusterID == ""}, nil
-}
-
-// Probe shakes hands with the node at addr and hangs up: who is it, and may it be talked to? The error is a
-// *HandshakeError when something answered, which gRPC's dialling would hide.
-func (m *Mux) Probe(ctx context.Context, addr string) (Identity, error) {
-	c, err := m.dial(ctx, kindGRPC, "", addr)
-	if err != nil {
-		return Identity{}, err
-	}
-	defer c.Close()
-	return c.remote, nil
-}
-
-// interruptible runs a conversation that ends when ctx does. On success the connection has no deadline left.
-func interruptible(ctx context.Context, c net.Conn, talk func() error) error {
-	stop := context.AfterFunc(ctx, func() {
-		// A moment in the past ends reads and writes that wait. The error is that of the next read or write.
-		_ = c.SetDeadline(time.Unix(1, 0))
-	})
-	err := talk()
-	if !stop() {
-		return errors.Join(context.Cause(ctx), err)
-	}
-	return err
 }
 
 // streamLayer is the Raft side of the port.

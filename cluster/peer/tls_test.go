@@ -78,15 +78,15 @@ func (a *authority) network(t *testing.T) peer.Network {
 }
 
 // onTCP opens a peer port on a real socket.
-func onTCP(t *testing.T, network peer.Network, node string) *peer.Mux {
-	t.Helper()
+func onTCP(tb testing.TB, network peer.Network, node string) *peer.Mux {
+	tb.Helper()
 	m, err := peer.Listen(peer.Config{
 		Network: network, Listen: "127.0.0.1:0", NodeID: node, ClusterID: func() string { return "c1" },
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { m.Close() })
+	tb.Cleanup(func() { m.Close() })
 	return m
 }
 
@@ -102,7 +102,7 @@ func TestBothKindsWorkOverSockets(t *testing.T) {
 			a, b := onTCP(t, network(), "a"), onTCP(t, network(), "b")
 			w := serve(t, a)
 			cc, err := b.DialGRPC(a.Addr().String())
-			if err := check(t, client(t, cc, err), 5*time.Second); err != nil {
+			if err = check(t, client(t, cc, err), 5*time.Second); err != nil {
 				t.Fatal(err)
 			}
 			if got := w.caller.Load().NodeID; got != "b" {

@@ -23,9 +23,10 @@ const (
 
 // TransportConfig is what a Transport needs. All of it is optional.
 type TransportConfig struct {
-	// Gate is asked before heartbeats, entries and snapshots are sent. While it returns an error they fail with
-	// it, so that a leader that cannot do its work loses its followers. It must not block. Votes and leadership
-	// transfers always pass.
+	// Gate is asked before anything is sent by which a node leads or comes to lead: heartbeats, entries, snapshots,
+	// requests for votes. While it returns an error they fail with it, so that a leader that cannot do its work
+	// loses its followers, and does not win the election that follows. It must not block. Answers and leadership
+	// transfers to others always pass.
 	Gate func() error
 	// AddressProvider finds the address of a node by its id. Nil, or an error from it: the address that Raft has.
 	AddressProvider raft.ServerAddressProvider
@@ -61,7 +62,8 @@ func (c TransportConfig) withDefaults() TransportConfig {
 }
 
 // Transport is what Raft sends and receives through. It adds to raft.NetworkTransport: each RPC reaches the node it is
-// meant for or none; the gate; and the highest term that this node took part in electing for.
+// meant for or none; the gate; and the highest term in which this node asked for votes or granted one, before which
+// nothing is taken from anybody.
 //
 // It embeds the NetworkTransport, because Raft finds pre-vote and Close by type assertion and would silently go
 // without them.
@@ -77,7 +79,7 @@ type Transport struct {
 
 	close sync.Once
 	done  chan struct{}
-	wg    sync.WaitGroup // forward and the witnesses
+	wg    sync.WaitGroup // forward
 }
 
 // Raft asks for the first two by type assertion.
@@ -136,43 +138,79 @@ func (t *Transport) Close() error {
 // Consumer implements raft.Transport.
 func (t *Transport) Consumer() <-chan raft.RPC { return t.consumer }
 
-// forward passes incoming RPCs on, and has the answers to vote requests witnessed.
+// forward passes incoming RPCs on. It waits for the answer to each request for a vote: Raft handles one RPC at a time
+// anyway, and so whatever follows a vote is judged by the term of that vote.
 func (t *Transport) forward() {
 	incoming := t.NetworkTransport.Consumer()
 	for {
-		var rpc raft.RPC
 		select {
-		case rpc = <-incoming:
-		case <-t.done:
-			return
-		}
-		if vote, ok := rpc.Command.(*raft.RequestVoteRequest); ok {
-			rpc.RespChan = t.witness(vote.Term, rpc.RespChan)
-		}
-		select {
-		case t.consumer <- rpc:
+		case rpc := <-incoming:
+			if !t.overtaken(rpc) && !t.handOver(rpc) {
+				return
+			}
 		case <-t.done:
 			return
 		}
 	}
 }
 
-// witness returns a response channel that records a granted vote before it passes the answer on to out. Each
-// connection waits for one answer at a time, so there are no more witnesses than connections.
-func (t *Transport) witness(term uint64, out chan<- raft.RPCResponse) chan<- raft.RPCResponse {
-	answer := make(chan raft.RPCResponse, 1)
-	t.wg.Go(func() {
-		select {
-		case resp := <-answer:
-			if v, ok := resp.Response.(*raft.RequestVoteResponse); ok && v.Granted {
-				t.record(term)
-				t.granted.Add(1)
-			}
-			out <- resp // has room for the one answer
-		case <-t.done:
+// handOver gives an RPC to Raft. A granted vote is recorded before the answer goes on to the candidate. It reports
+// false when the transport is closed.
+func (t *Transport) handOver(rpc raft.RPC) bool {
+	out, answer := rpc.RespChan, make(chan raft.RPCResponse, 1)
+	vote, isVote := rpc.Command.(*raft.RequestVoteRequest)
+	if isVote {
+		rpc.RespChan = answer
+	}
+	select {
+	case t.consumer <- rpc:
+	case <-t.done:
+		return false
+	}
+	if !isVote {
+		return true
+	}
+	select {
+	case resp := <-answer:
+		if v, ok := resp.Response.(*raft.RequestVoteResponse); ok && v.Granted {
+			t.record(vote.Term)
+			t.granted.Add(1)
+		}
+		out <- resp // has room for the one answer
+		return true
+	case <-t.done:
+		return false
+	}
+}
+
+// overtaken answers, with a refusal, what a leader or candidate sends in a term before the highest. Raft should do
+// that; but as a heartbeat that is handled beside a vote can set its current term back, it would then take entries
+// from a leader against whose successor it has already counted, and an acknowledged write could be lost.
+func (t *Transport) overtaken(rpc raft.RPC) bool {
+	highest := t.HighestTerm()
+	switch req := rpc.Command.(type) {
+	case *raft.AppendEntriesRequest:
+		if req.Term < highest {
+			rpc.Respond(&raft.AppendEntriesResponse{Term: highest}, nil)
+			return true
+		}
+	case *raft.RequestVoteRequest:
+		if req.Term < highest {
+			rpc.Respond(&raft.RequestVoteResponse{Term: highest}, nil)
+			return true
+		}
+	}
+	return false
+}
+
+// SetHeartbeatHandler implements raft.Transport. Heartbeats do not go through Consumer: they must not wait behind
+// what waits for a disk.
+func (t *Transport) SetHeartbeatHandler(handle func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+		if !t.overtaken(rpc) {
+			handle(rpc)
 		}
 	})
-	return answer
 }
 
 func (t *Transport) record(term uint64) {
@@ -221,6 +259,9 @@ func (t *Transport) InstallSnapshot(
 func (t *Transport) RequestVote(
 	id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse,
 ) error {
+	if err := t.pass(); err != nil {
+		return err
+	}
 	t.record(args.Term)
 	return t.retry(func() error { return t.NetworkTransport.RequestVote(id, t.resolve(id, target), args, resp) })
 }
@@ -229,6 +270,9 @@ func (t *Transport) RequestVote(
 func (t *Transport) RequestPreVote(
 	id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse,
 ) error {
+	if err := t.pass(); err != nil {
+		return err
+	}
 	return t.retry(func() error { return t.NetworkTransport.RequestPreVote(id, t.resolve(id, target), args, resp) })
 }
 
@@ -302,7 +346,7 @@ func (p pipeline) AppendEntries(
 	if err := p.transport.pass(); err != nil {
 		return nil, err
 	}
-	stuck := time.AfterFunc(2*p.transport.cfg.Timeout, func() { p.AppendPipeline.Close() })
+	stuck := time.AfterFunc(2*p.transport.cfg.Timeout, func() { _ = p.AppendPipeline.Close() })
 	defer stuck.Stop()
 	return p.AppendPipeline.AppendEntries(args, resp)
 }

@@ -24,7 +24,6 @@ type member struct {
 	raft      *raft.Raft
 	mux       *peer.Mux
 	transport *peer.Transport
-	store     *raft.InmemStore
 	gate      atomic.Pointer[error]
 	log       applied
 }
@@ -53,10 +52,18 @@ func (a *applied) Restore(io.ReadCloser) error         { return errors.New("not 
 
 var names = []string{"n1", "n2", "n3"}
 
-// start starts a member; its store may be that of an earlier run.
-func start(t *testing.T, n *clustertest.Net, name string, store *raft.InmemStore, cfg peer.TransportConfig) *member {
+// store is what a raft.InmemStore is, or what wraps one.
+type store interface {
+	raft.LogStore
+	raft.StableStore
+}
+
+// start starts a member.
+func start(
+	t *testing.T, n *clustertest.Net, name string, store store, cfg peer.TransportConfig, change ...func(*raft.Config),
+) *member {
 	t.Helper()
-	m := &member{name: name, store: store}
+	m := &member{name: name}
 	m.mux = listen(t, n, name, "c1")
 	cfg.Timeout = time.Second
 	cfg.Gate = func() error {
@@ -71,6 +78,9 @@ func start(t *testing.T, n *clustertest.Net, name string, store *raft.InmemStore
 	rc.Logger = hclog.NewNullLogger()
 	rc.HeartbeatTimeout, rc.ElectionTimeout = 500*time.Millisecond, 500*time.Millisecond
 	rc.LeaderLeaseTimeout, rc.CommitTimeout = 250*time.Millisecond, 10*time.Millisecond
+	for _, f := range change {
+		f(rc)
+	}
 	var servers []raft.Server
 	for _, s := range names {
 		servers = append(servers, raft.Server{ID: raft.ServerID(s), Address: raft.ServerAddress(s + ":7401")})
@@ -192,6 +202,8 @@ func TestForeignNodeNeverReachesRaft(t *testing.T) {
 	})
 }
 
+// TestClosedGateMakesFollowersElect also fails, now and then, when a node behind a closed gate may win: its log is as
+// good as any, and it would step down and win again for as long as the gate is closed.
 func TestClosedGateMakesFollowersElect(t *testing.T) {
 	for _, inFlight := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
@@ -216,7 +228,7 @@ func TestClosedGateMakesFollowersElect(t *testing.T) {
 	}
 }
 
-func TestClosedGateStopsAllThatKeepsFollowersAndNothingElse(t *testing.T) {
+func TestClosedGateStopsAllThatLeadsAndNothingElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := clustertest.NewNet()
 		stalled := errors.New("disk stalled")
@@ -225,16 +237,10 @@ func TestClosedGateStopsAllThatKeepsFollowersAndNothingElse(t *testing.T) {
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
 		defer b.Close()
 		respond(t, b, func(cmd any) any {
-			switch cmd.(type) {
-			case *raft.RequestVoteRequest:
-				return &raft.RequestVoteResponse{}
-			case *raft.RequestPreVoteRequest:
-				return &raft.RequestPreVoteResponse{}
-			case *raft.TimeoutNowRequest:
-				return &raft.TimeoutNowResponse{}
+			if _, ok := cmd.(*raft.TimeoutNowRequest); !ok {
+				t.Errorf("%T arrived", cmd)
 			}
-			t.Errorf("%T arrived", cmd)
-			return nil
+			return &raft.TimeoutNowResponse{}
 		})
 		_, pipelineErr := a.AppendEntriesPipeline("b", "b:7401")
 		for _, tc := range []struct {
@@ -246,23 +252,23 @@ func TestClosedGateStopsAllThatKeepsFollowersAndNothingElse(t *testing.T) {
 			{"entries", a.AppendEntries("b", "b:7401", &raft.AppendEntriesRequest{Entries: []*raft.Log{{}}}, nil), true},
 			{"pipeline", pipelineErr, true},
 			{"snapshot", a.InstallSnapshot("b", "b:7401", &raft.InstallSnapshotRequest{}, nil, nil), true},
-			{"vote", a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{}), false},
-			{"pre-vote", a.RequestPreVote("b", "b:7401", &raft.RequestPreVoteRequest{}, &raft.RequestPreVoteResponse{}), false},
+			{"vote", a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{}), true},
+			{"pre-vote", a.RequestPreVote("b", "b:7401", &raft.RequestPreVoteRequest{}, &raft.RequestPreVoteResponse{}), true},
 			{"transfer", a.TimeoutNow("b", "b:7401", &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{}), false},
 		} {
 			if stopped := errors.Is(tc.err, stalled); stopped != tc.stops || !stopped && tc.err != nil {
 				t.Errorf("%s: %v", tc.name, tc.err)
 			}
 		}
-		if got := a.Gated(); got != 4 {
+		if got := a.Gated(); got != 6 {
 			t.Errorf("counted %d", got)
 		}
 	})
 }
 
 // respond answers RPCs in Raft's place until the test ends.
-func respond(t *testing.T, tr *peer.Transport, answer func(cmd any) any) {
-	t.Helper()
+func respond(tb testing.TB, tr *peer.Transport, answer func(cmd any) any) {
+	tb.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -277,7 +283,7 @@ func respond(t *testing.T, tr *peer.Transport, answer func(cmd any) any) {
 			}
 		}
 	}()
-	t.Cleanup(func() { close(stop); <-done })
+	tb.Cleanup(func() { close(stop); <-done })
 }
 
 func TestOpenPipelineIsBehindTheGate(t *testing.T) {
@@ -300,7 +306,7 @@ func TestOpenPipelineIsBehindTheGate(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer p.Close()
-		if _, err := p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{}); err != nil {
+		if _, err = p.AppendEntries(&raft.AppendEntriesRequest{}, &raft.AppendEntriesResponse{}); err != nil {
 			t.Fatal(err)
 		}
 		if f := <-p.Consumer(); f.Error() != nil || !f.Response().Success {
@@ -408,9 +414,9 @@ func TestHighestTermNeverFallsAndIgnoresRefusedVotes(t *testing.T) {
 		}{
 			{5, false, nil, 5, 0},
 			{5, true, nil, 5, 5},
-			{4, true, nil, 5, 5},
 			{9, true, errors.New("disk"), 9, 9},
 			{12, false, nil, 12, 9},
+			{11, true, nil, 12, 11},
 		} {
 			done := make(chan error)
 			go func() {
@@ -441,6 +447,71 @@ func TestHeartbeatsTakeTheFastPath(t *testing.T) {
 		req := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{Addr: []byte("a:7401")}, Term: 1}
 		if err := a.AppendEntries("b", "b:7401", req, &resp); err != nil || !resp.Success {
 			t.Errorf("%+v, %v", resp, err)
+		}
+	})
+}
+
+// slowTerm takes long to store one term.
+type slowTerm struct {
+	*raft.InmemStore
+	term uint64
+}
+
+func (s slowTerm) SetUint64(key []byte, v uint64) error {
+	if string(key) == "CurrentTerm" && v == s.term {
+		time.Sleep(100 * time.Millisecond)
+	}
+	return s.InmemStore.SetUint64(key, v)
+}
+
+// TestNothingIsTakenFromTheTermBeforeAVote has Raft handle the first heartbeat of term 2 while it grants a vote in term
+// 3. It ends in term 2, and would acknowledge entries to the leader that the vote has deposed.
+func TestNothingIsTakenFromTheTermBeforeAVote(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		m := start(t, n, "n1", slowTerm{raft.NewInmemStore(), 2}, peer.TransportConfig{}, func(c *raft.Config) {
+			c.HeartbeatTimeout, c.ElectionTimeout = time.Hour, time.Hour
+		})
+		old := peer.NewTransport(listen(t, n, "n2", "c1"), peer.TransportConfig{})
+		defer old.Close()
+		next := peer.NewTransport(listen(t, n, "n3", "c1"), peer.TransportConfig{})
+		defer next.Close()
+		header := func(name string) raft.RPCHeader {
+			return raft.RPCHeader{ProtocolVersion: 3, ID: []byte(name), Addr: []byte(name + ":7401")}
+		}
+		beaten := make(chan error)
+		go func() {
+			beat := &raft.AppendEntriesRequest{RPCHeader: header("n2"), Term: 2}
+			beaten <- old.AppendEntries("n1", "n1:7401", beat, &raft.AppendEntriesResponse{})
+		}()
+		time.Sleep(10 * time.Millisecond)
+		var granted raft.RequestVoteResponse
+		vote := &raft.RequestVoteRequest{RPCHeader: header("n3"), Term: 3, LastLogIndex: 1, LastLogTerm: 1}
+		if err := next.RequestVote("n1", "n1:7401", vote, &granted); err != nil || !granted.Granted {
+			t.Fatalf("vote: %+v, %v", granted, err)
+		}
+		if err := <-beaten; err != nil {
+			t.Fatal(err)
+		}
+		if term := m.raft.CurrentTerm(); term != 2 || m.transport.HighestTerm() != 3 {
+			t.Fatalf("raft is in term %d, the vote on record is of %d: want 2 and 3", term, m.transport.HighestTerm())
+		}
+		for name, req := range map[string]*raft.AppendEntriesRequest{
+			"heartbeat": {RPCHeader: header("n2"), Term: 2},
+			"entries": {
+				RPCHeader: header("n2"), Term: 2, PrevLogEntry: 1, PrevLogTerm: 1,
+				Entries: []*raft.Log{{Index: 2, Term: 2, Data: []byte("lost")}},
+			},
+		} {
+			var resp raft.AppendEntriesResponse
+			if err := old.AppendEntries("n1", "n1:7401", req, &resp); err != nil || resp.Success || resp.Term != 3 {
+				t.Errorf("%s of the deposed leader: %+v, %v", name, resp, err)
+			}
+		}
+		var second raft.RequestVoteResponse
+		late := &raft.RequestVoteRequest{RPCHeader: header("n2"), Term: 2, LastLogIndex: 9, LastLogTerm: 2, LeadershipTransfer: true}
+		if err := old.RequestVote("n1", "n1:7401", late, &second); err != nil || second.Granted || second.Term != 3 {
+			t.Errorf("vote in the term before: %+v, %v", second, err)
 		}
 	})
 }
@@ -507,7 +578,7 @@ func TestCloseWaitsForHandlersAndLeavesNoneHanging(t *testing.T) {
 		go func() { // this one is taken and never answered
 			_ = a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{})
 		}()
-		<-b.Consumer()
+		<-b.Consumer() // and this is the one
 		synctest.Wait()
 		if err := b.Close(); err != nil {
 			t.Error(err)

@@ -43,9 +43,6 @@ type pageError struct {
 // Error names the page and what is wrong with it.
 func (e *pageError) Error() string { return fmt.Sprintf("page %d: %v", e.page, e.err) }
 
-// Unwrap returns what is wrong.
-func (e *pageError) Unwrap() error { return e.err }
-
 func badPage(id uint64, format string, args ...any) error {
 	return &pageError{page: id, err: fmt.Errorf("%w: "+format, append([]any{errPage}, args...)...)}
 }

@@ -214,7 +214,7 @@ var _ raft.SnapshotStore = (*snapshots)(nil)
 
 func openSnapshots(dir string, retain int, g *guard, logger *slog.Logger) (*snapshots, error) {
 	path := filepath.Join(dir, snapshotsDir)
-	if err := os.MkdirAll(path, dirMode); err != nil {
+	if err := makeDir(path); err != nil {
 		return nil, fmt.Errorf("make %s: %w", path, accessError(err))
 	}
 	if err := removeUnfinished(path, ""); err != nil {

@@ -2,10 +2,13 @@ package storage
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -26,54 +29,52 @@ func snapshotted(t *testing.T, low, high uint64) (dir string, ids [2]string) {
 	return dir, ids
 }
 
-// damages is each file of a snapshot, flipped, cut, emptied or gone.
-func damages(t *testing.T, do func(t *testing.T, spoil func(dir, id string))) {
+// spoilers damage one file of a snapshot: flipped, cut, emptied or gone.
+func spoilers(t *testing.T) map[string]func(dir, id string) {
 	t.Helper()
+	all := map[string]func(dir, id string){}
 	for _, file := range []string{metaFile, stateFile, sumFile} {
+		path := func(dir, id string) string { return filepath.Join(dir, snapshotsDir, id, file) }
 		for name, change := range map[string]func([]byte) []byte{
 			"flipped": func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
 			"cut":     func(b []byte) []byte { return b[:len(b)-2] },
 			"emptied": func([]byte) []byte { return nil },
-			"gone":    nil,
 		} {
-			t.Run(file+" "+name, func(t *testing.T) {
-				do(t, func(dir, id string) {
-					path := filepath.Join(dir, snapshotsDir, id, file)
-					if change == nil {
-						check(t, os.Remove(path))
-						return
-					}
-					edit(t, path, change)
-				})
-			})
+			all[file+" "+name] = func(dir, id string) { edit(t, path(dir, id), change) }
 		}
+		all[file+" gone"] = func(dir, id string) { check(t, os.Remove(path(dir, id))) }
 	}
+	return all
 }
 
 func TestDamagedSnapshotThatTheLogReplacesIsSetAside(t *testing.T) {
-	damages(t, func(t *testing.T, spoil func(dir, id string)) {
-		dir, ids := snapshotted(t, 21, 45)
-		spoil(dir, ids[1])
-		s := open(t, dir)
-		wantSnapshots(t, s, ids[0])
-		wantEntries(t, s.Logs(), 21, 45)
-		if _, err := os.Stat(filepath.Join(dir, ids[1]+corruptSuffix)); err != nil {
-			t.Errorf("the damaged snapshot was not kept: %v", err)
-		}
-		closeStore(t, s)
-		wantSnapshots(t, open(t, dir), ids[0])
-	})
+	for name, spoil := range spoilers(t) {
+		t.Run(name, func(t *testing.T) {
+			dir, ids := snapshotted(t, 21, 45)
+			spoil(dir, ids[1])
+			s := open(t, dir)
+			wantSnapshots(t, s, ids[0])
+			wantEntries(t, s.Logs(), 21, 45)
+			if _, err := os.Stat(filepath.Join(dir, ids[1]+corruptSuffix)); err != nil {
+				t.Errorf("the damaged snapshot was not kept: %v", err)
+			}
+			closeStore(t, s)
+			wantSnapshots(t, open(t, dir), ids[0])
+		})
+	}
 }
 
 func TestDamagedSnapshotThatNothingReplacesIsRefused(t *testing.T) {
-	damages(t, func(t *testing.T, spoil func(dir, id string)) {
-		dir, ids := snapshotted(t, 22, 45) // 21 is gone
-		spoil(dir, ids[1])
-		damage := wantCorrupt(t, refused(t, dir), ids[1])
-		if !strings.Contains(damage.Where, "40") {
-			t.Errorf("where is %q", damage.Where)
-		}
-	})
+	for name, spoil := range spoilers(t) {
+		t.Run(name, func(t *testing.T) {
+			dir, ids := snapshotted(t, 22, 45) // 21 is gone
+			spoil(dir, ids[1])
+			damage := damageOf(t, refused(t, dir), ids[1])
+			if !strings.Contains(damage.Where, "40") {
+				t.Errorf("where is %q", damage.Where)
+			}
+		})
+	}
 }
 
 func TestDamagedSnapshotsAndTheLog(t *testing.T) {
@@ -116,6 +117,14 @@ func TestChangedMemberInSnapshotIsDamage(t *testing.T) {
 		return []byte(strings.Replace(string(b), "node-a", "node-b", 1))
 	})
 	wantCorrupt(t, refused(t, dir), ids[1])
+}
+
+// raft finds a snapshot's files by the id in its meta file.
+func TestRenamedSnapshotIsDamage(t *testing.T) {
+	dir, ids := snapshotted(t, 30, 45)
+	name := ids[1] + "0"
+	check(t, os.Rename(filepath.Join(dir, snapshotsDir, ids[1]), filepath.Join(dir, snapshotsDir, name)))
+	wantCorrupt(t, refused(t, dir), name)
 }
 
 func wantSnapshots(t *testing.T, s *Store, ids ...string) {
@@ -187,5 +196,22 @@ func TestSnapshotDamagedWhileRunningStopsTheNode(t *testing.T) {
 	}
 	if _, err := s.Snapshots().Create(1, 6, 1, raft.Configuration{}, 1, nil); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("create after it: %v", err)
+	}
+}
+
+func TestSnapshotThatCannotBeReadIsNotDamage(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"bytes differ":        {errors.New("checksum"), true},
+		"a file is gone":      {&fs.PathError{Op: "open", Err: syscall.ENOENT}, true},
+		"a sector is bad":     {&fs.PathError{Op: "read", Err: syscall.EIO}, true},
+		"no permission":       {&fs.PathError{Op: "open", Err: syscall.EACCES}, false},
+		"too many open files": {&fs.PathError{Op: "open", Err: syscall.EMFILE}, false},
+	} {
+		if got := isDamage(fmt.Errorf("wrapped: %w", tc.err)); got != tc.want {
+			t.Errorf("%s: damage is %v, want %v", name, got, tc.want)
+		}
 	}
 }

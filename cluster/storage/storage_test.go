@@ -41,17 +41,17 @@ func TestFolderSurvivesReopen(t *testing.T) {
 }
 
 func TestEmptyUntilRaftStores(t *testing.T) {
-	for name, store := range map[string]func(t *testing.T, s *Store){
-		"a term":     func(t *testing.T, s *Store) { check(t, s.Stable().SetUint64([]byte("CurrentTerm"), 1)) },
-		"an entry":   func(t *testing.T, s *Store) { check(t, s.Logs().StoreLog(entry(1))) },
-		"a snapshot": func(t *testing.T, s *Store) { makeSnapshot(t, s, 5, "state") },
+	for name, store := range map[string]func(s *Store){
+		"a term":     func(s *Store) { check(t, s.Stable().SetUint64([]byte("CurrentTerm"), 1)) },
+		"an entry":   func(s *Store) { check(t, s.Logs().StoreLog(entry(1))) },
+		"a snapshot": func(s *Store) { makeSnapshot(t, s, 5, "state") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, t.TempDir())
 			if empty, err := s.Empty(); !empty || err != nil {
 				t.Fatalf("a new folder: empty %v, %v", empty, err)
 			}
-			store(t, s)
+			store(s)
 			if empty, err := s.Empty(); empty || err != nil {
 				t.Errorf("with %s: empty %v, %v", name, empty, err)
 			}
@@ -152,26 +152,6 @@ func TestFolderThatCannotBeMadeIsNotWritable(t *testing.T) {
 	}
 }
 
-// A read-only mount is the one place where root can't write either.
-func TestReadOnlyMountIsNotWritable(t *testing.T) {
-	dir := built(t, 1)
-	mount(t, dir, dir, "", unix.MS_BIND, "")
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
-		t.Skipf("remount: %v", err)
-	}
-	if err := refused(t, dir); !errors.Is(err, ErrNotWritable) {
-		t.Errorf("open: %v", err)
-	}
-}
-
-func mount(t *testing.T, source, dir, kind string, flags uintptr, data string) {
-	t.Helper()
-	if err := unix.Mount(source, dir, kind, flags, data); err != nil {
-		t.Skipf("mount: %v", err)
-	}
-	t.Cleanup(func() { check(t, unix.Unmount(dir, unix.MNT_DETACH)) })
-}
-
 func TestConfigReportsAllFaults(t *testing.T) {
 	_, err := Open(Config{SnapshotRetain: 1, LogCacheEntries: -1})
 	for _, want := range []string{"dir", "retain", "cache", "logger"} {
@@ -215,7 +195,13 @@ func TestMissingFilesAreDamage(t *testing.T) {
 	}
 }
 
-func wantCorrupt(t *testing.T, err error, file string) *CorruptError {
+func wantCorrupt(t *testing.T, err error, file string) {
+	t.Helper()
+	_ = damageOf(t, err, file)
+}
+
+// damageOf returns the CorruptError, which must be about a file.
+func damageOf(t *testing.T, err error, file string) *CorruptError {
 	t.Helper()
 	var damage *CorruptError
 	if !errors.As(err, &damage) || !errors.Is(err, ErrCorrupt) {

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -26,7 +27,7 @@ func TestFlippedByteInAnEntryNamesItsIndex(t *testing.T) {
 		}
 	}
 	check(t, os.WriteFile(path, content, fileMode))
-	damage := wantCorrupt(t, refused(t, dir), databaseFile)
+	damage := damageOf(t, refused(t, dir), databaseFile)
 	if !strings.HasPrefix(damage.Where, "index 17 ") {
 		t.Errorf("where is %q, want index 17", damage.Where)
 	}
@@ -60,7 +61,8 @@ func TestEveryFlippedByteIsRefusedOrHarmless(t *testing.T) {
 	refusals, passed, older := 0, 0, 0
 	bad := bytes.Clone(good)
 	for _, id := range used {
-		for at := id * size; at < (id+1)*size; at++ {
+		// All of the headers and tables, some of the rest: the race detector is slow.
+		for at := id * size; at < (id+1)*size; at += 1 + 6*min(1, at%size/256) {
 			bad[at] ^= 1 << (at % 8)
 			_, err := checkPages(dir, bytes.NewReader(bad), uint64(len(bad)), 0, func(uint64, uint64) {})
 			switch {
@@ -84,7 +86,7 @@ func TestEveryFlippedByteIsRefusedOrHarmless(t *testing.T) {
 		}
 	}
 	t.Logf("%d pages in use: %d flips refused, %d harmless, %d an older log", len(used), refusals, passed-older, older)
-	if refusals < 12*400 || older > 4 {
+	if refusals < 1000 || older > 4 {
 		t.Errorf("%d flips were refused, %d read as an older log", refusals, older)
 	}
 }
@@ -97,9 +99,10 @@ func readAll(t *testing.T, path string) string {
 	defer db.Close()
 	var text strings.Builder
 	for _, key := range []string{"CurrentTerm", "LastVoteCand"} {
-		value, err := db.Get([]byte(key))
+		var value []byte
+		value, err = db.Get([]byte(key))
 		check(t, err)
-		fmt.Fprintln(&text, key, value)
+		fmt.Fprintf(&text, "%s %x\n", key, value)
 	}
 	first, err := db.FirstIndex()
 	check(t, err)
@@ -108,7 +111,7 @@ func readAll(t *testing.T, path string) string {
 	for i := first; i <= last; i++ {
 		var e raft.Log
 		check(t, db.GetLog(i, &e))
-		fmt.Fprintln(&text, e.Index, e.Term, e.Type, e.Data, e.Extensions, e.AppendedAt.UnixNano())
+		fmt.Fprintf(&text, "%d %d %v %x %x %d\n", e.Index, e.Term, e.Type, e.Data, e.Extensions, e.AppendedAt.UnixNano())
 	}
 	return text.String()
 }
@@ -136,7 +139,7 @@ func TestZeroedPageIsRefused(t *testing.T) {
 		bad := bytes.Clone(content)
 		clear(bad[id*size : (id+1)*size])
 		check(t, os.WriteFile(path, bad, fileMode))
-		damage := wantCorrupt(t, refused(t, dir), databaseFile)
+		damage := damageOf(t, refused(t, dir), databaseFile)
 		if !strings.Contains(damage.Where, "page") {
 			t.Errorf("page %d: where is %q", id, damage.Where)
 		}
@@ -175,7 +178,7 @@ func TestMissingEntryIsRefused(t *testing.T) {
 			check(t, err)
 			check(t, db.DeleteRange(tc.low, tc.high))
 			check(t, db.Close())
-			if damage := wantCorrupt(t, refused(t, dir), databaseFile); !strings.HasPrefix(damage.Where, tc.where) {
+			if damage := damageOf(t, refused(t, dir), databaseFile); !strings.HasPrefix(damage.Where, tc.where) {
 				t.Errorf("where is %q, want %q", damage.Where, tc.where)
 			}
 		})
@@ -188,7 +191,7 @@ func TestEntryWithoutChecksumIsRefused(t *testing.T) {
 	check(t, err)
 	check(t, db.StoreLog(&raft.Log{Index: 6, Term: 1, Data: []byte("from elsewhere")}))
 	check(t, db.Close())
-	if damage := wantCorrupt(t, refused(t, dir), databaseFile); !errors.Is(damage, errShort) {
+	if damage := damageOf(t, refused(t, dir), databaseFile); !errors.Is(damage, errShort) {
 		t.Errorf("cause is %v", damage.Err)
 	}
 }
@@ -233,4 +236,51 @@ func TestFreelistWithAPageInUseIsRefused(t *testing.T) {
 	content[at] = byte(p.meta.root)
 	check(t, os.WriteFile(path, content, fileMode))
 	wantCorrupt(t, refused(t, dir), databaseFile)
+}
+
+// Structure that no flipped bit makes: each rule of the checker by itself.
+func TestForgedPagesAreRefused(t *testing.T) {
+	dir := built(t, 40)
+	good, err := os.ReadFile(filepath.Join(dir, databaseFile))
+	check(t, err)
+	size, used := live(t, good)
+	var branch, leaf int // the offset of the branch page, and of its first leaf
+	for _, id := range used[2:] {
+		if binary.NativeEndian.Uint16(good[id*size+8:]) == flagBranch {
+			branch = id * size
+			leaf = int(binary.NativeEndian.Uint64(good[branch+pageHeader+8:])) * size
+		}
+	}
+	child := func(b []byte, i int) []byte { return b[branch+pageHeader+i*elementSize+8:][:8] }
+	key := func(b []byte, i int) []byte {
+		row := leaf + pageHeader + i*elementSize
+		return b[row+int(binary.NativeEndian.Uint32(b[row+4:])):][:8]
+	}
+	last := int(binary.NativeEndian.Uint16(good[leaf+10:])) - 1
+	for name, tc := range map[string]struct {
+		forge func(b []byte)
+		want  string
+	}{
+		"a page used twice":       {func(b []byte) { copy(child(b, 1), child(b, 0)) }, "used twice"},
+		"a page within itself":    {func(b []byte) { binary.NativeEndian.PutUint64(child(b, 0), uint64(branch/size)) }, "used twice"},
+		"a page beyond the end":   {func(b []byte) { binary.NativeEndian.PutUint64(child(b, 0), 1<<40) }, "outside the file"},
+		"a meta page in the tree": {func(b []byte) { binary.NativeEndian.PutUint64(child(b, 0), 1) }, "outside the file"},
+		"a key twice":             {func(b []byte) { copy(key(b, 1), key(b, 0)) }, "out of order"},
+		"a key too high":          {func(b []byte) { key(b, last)[6] = 1 }, "out of order"},
+		"a key too low":           {func(b []byte) { copy(key(b, 0), make([]byte, 8)) }, "out of order"},
+		"a run of pages too long": {func(b []byte) { binary.NativeEndian.PutUint32(b[leaf+12:], 1<<20) }, "runs over"},
+		"too many elements":       {func(b []byte) { binary.NativeEndian.PutUint16(b[leaf+10:], 1<<15) }, "elements in"},
+		"an unknown type":         {func(b []byte) { b[leaf+8] = flagFreelist }, "type"},
+		"an empty branch":         {func(b []byte) { binary.NativeEndian.PutUint16(b[branch+10:], 0) }, "without children"},
+		"a bucket in the log":     {func(b []byte) { b[leaf+pageHeader] = flagBucket }, "inside bucket"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad := bytes.Clone(good)
+			tc.forge(bad)
+			_, err := checkPages(dir, bytes.NewReader(bad), uint64(len(bad)), 0, func(uint64, uint64) {})
+			if damage := damageOf(t, err, databaseFile); !strings.Contains(damage.Err.Error(), tc.want) {
+				t.Errorf("cause is %q, want %q", damage.Err, tc.want)
+			}
+		})
+	}
 }

@@ -3,6 +3,7 @@ package storage
 import (
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,4 +115,18 @@ func TestDefaultWatermark(t *testing.T) {
 			t.Errorf("of %d: %d, want %d", total, got, want)
 		}
 	}
+}
+
+func TestLongCheckSaysHowFarItIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		step := progress(slog.New(slog.NewTextHandler(&out, nil)), "raft.db")
+		for i := range uint64(10) {
+			step(i, 10)
+			time.Sleep(2 * time.Second)
+		}
+		if got := strings.Count(out.String(), "file=raft.db"); got != 3 || !strings.Contains(out.String(), "done_bytes=3 total_bytes=10") {
+			t.Errorf("%d lines:\n%s", got, out.String())
+		}
+	})
 }
