@@ -405,7 +405,7 @@ func TestRestoreReplacesTheContentOnAllNodes(t *testing.T) {
 			t.Fatal(err)
 		}
 		var buf bytes.Buffer
-		if err := before.State.WriteSnapshot(&buf, nil); err != nil {
+		if err = before.State.WriteSnapshot(&buf, nil); err != nil {
 			t.Fatal(err)
 		}
 		c.Put(c.Leader(), "web", "later")

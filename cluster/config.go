@@ -137,20 +137,7 @@ func (c Config) Validate() error {
 	if c.DataDir == "" {
 		bad("data folder: must be set")
 	}
-	address := func(what, value string) {
-		host, port, err := net.SplitHostPort(value)
-		if err != nil || host == "" || port == "" {
-			bad("%s %q: must be host:port", what, value)
-		}
-	}
-	address("peer advertise address", c.PeerAdvertise)
-	address("gRPC advertise address", c.GRPCAdvertise)
-	for _, p := range c.InitialPeers {
-		address("initial peer", p)
-	}
-	for _, p := range c.Join {
-		address("join address", p)
-	}
+	faults = append(faults, c.validateAddresses()...)
 	if c.HeartbeatTimeout < 50*time.Millisecond {
 		bad("heartbeat timeout %v: must be at least 50ms", c.HeartbeatTimeout)
 	}
@@ -163,10 +150,28 @@ func (c Config) Validate() error {
 	if c.DeadAfter < 0 {
 		bad("dead after %v: must not be negative", c.DeadAfter)
 	}
-	if host, _, err := net.SplitHostPort(c.PeerAdvertise); err == nil {
+	return errors.Join(faults...)
+}
+
+func (c Config) validateAddresses() []error {
+	var faults []error
+	address := func(what, value string) {
+		host, port, err := net.SplitHostPort(value)
+		if err != nil || host == "" || port == "" {
+			faults = append(faults, fmt.Errorf("%s %q: must be host:port", what, value))
+			return
+		}
 		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-			bad("peer advertise address %q: peers can't reach an unspecified address; name the host", c.PeerAdvertise)
+			faults = append(faults, fmt.Errorf("%s %q: nobody can reach an unspecified address; name the host", what, value))
 		}
 	}
-	return errors.Join(faults...)
+	address("peer advertise address", c.PeerAdvertise)
+	address("gRPC advertise address", c.GRPCAdvertise)
+	for _, p := range c.InitialPeers {
+		address("initial peer", p)
+	}
+	for _, p := range c.Join {
+		address("join address", p)
+	}
+	return faults
 }

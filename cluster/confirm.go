@@ -31,12 +31,12 @@ type rounds struct {
 	tick   time.Duration
 
 	mu        sync.Mutex
-	begun     uint64 // number of the last round that began
-	confirmed uint64 // number of the last round that was confirmed
-	began     time.Time // when round begun began
-	proven    time.Time // when round confirmed began
-	waiting   []chan error // for the round after begun
-	riding    []ride       // for rounds that have begun
+	begun     uint64                   // number of the last round that began
+	confirmed uint64                   // number of the last round that was confirmed
+	began     time.Time                // when round begun began
+	proven    time.Time                // when round confirmed began
+	waiting   []chan error             // for the round after begun
+	riding    []ride                   // for rounds that have begun
 	answered  map[raft.ServerID]uint64 // round that a peer has confirmed
 	peers     map[raft.ServerID]*asker
 	closed    bool

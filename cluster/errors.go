@@ -39,7 +39,7 @@ var (
 )
 
 // faultKinds is the one table between sentinels and what crosses between nodes.
-var faultKinds = []struct {
+var faultKinds = []struct { //nolint:gochecknoglobals // A table.
 	kind peerv1.FaultKind
 	err  error
 }{

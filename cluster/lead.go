@@ -124,9 +124,9 @@ func (n *Node) newRounds(term uint64) *rounds {
 	r := n.raft.Load()
 	self := raft.ServerID(n.id)
 	return &rounds{
-		term:  term,
-		self:  self,
-		index: func() uint64 { return n.feed.State().Index() },
+		term:   term,
+		self:   self,
+		index:  func() uint64 { return n.feed.State().Index() },
 		voters: n.voters,
 		others: func() []raft.ServerID {
 			var ids []raft.ServerID

@@ -3,7 +3,7 @@ package cluster
 import (
 	"context"
 	"io"
-	"log"
+	"log" //nolint:depguard // Part of hclog's interface.
 	"log/slog"
 
 	"github.com/hashicorp/go-hclog"

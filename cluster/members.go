@@ -193,12 +193,12 @@ func (n *Node) joinHere(ctx context.Context, address string, nonVoter bool) (*re
 		return nil, false, err
 	}
 	if former != "" { // First, as Raft's configuration holds an address only once.
-		if err := n.dropServer(ctx, former); err != nil {
+		if err = n.dropServer(ctx, former); err != nil {
 			return nil, false, fmt.Errorf("remove the former node %s: %w", m.GetName(), err)
 		}
 	}
 	m.NonVoter = nonVoter
-	if err := n.setMember(ctx, m); err != nil {
+	if err = n.setMember(ctx, m); err != nil {
 		return nil, false, fmt.Errorf("record node %s: %w", m.GetName(), err)
 	}
 	r := n.raft.Load()
@@ -418,7 +418,7 @@ func (n *Node) restoreOnce(ctx context.Context, st *fsm.State) error {
 	if err != nil {
 		return forwardError(ctx, err)
 	}
-	if err := st.WriteSnapshot(restoreWriter{stream}, nil); err != nil {
+	if err = st.WriteSnapshot(restoreWriter{stream}, nil); err != nil {
 		// The answer says more than the failed write, when there is one.
 		if _, recvErr := stream.CloseAndRecv(); recvErr != nil {
 			return forwardError(ctx, recvErr)

@@ -27,10 +27,10 @@ const (
 // proposer turns the proposals that wait into one log entry at a time: one append, one fsync and one transaction serve
 // them all. There is no timer: while an entry is under way the next one gathers, so that a lone writer never waits.
 type proposer struct {
-	queue   chan *proposal
-	apply   func(data []byte) raft.ApplyFuture
-	done    chan struct{} // closed when no proposal will be taken any more
-	wg      sync.WaitGroup
+	queue chan *proposal
+	apply func(data []byte) raft.ApplyFuture
+	done  chan struct{} // closed when no proposal will be taken any more
+	wg    sync.WaitGroup
 }
 
 // proposal is one command on its way into the log.

@@ -90,17 +90,22 @@ func (n *Node) linearizable(ctx context.Context) (*fsm.State, error) {
 	for {
 		index, err := n.readIndex(ctx)
 		if err == nil {
-			st, err := n.feed.WaitIndex(ctx, index)
-			if err != nil {
-				return nil, fmt.Errorf("wait for index %d, node %s has %d: %w", index, n.cfg.Name, n.feed.State().Index(), err)
-			}
-			return st, nil
+			return n.reached(ctx, index)
 		}
 		again := errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader)
 		if !again || ctx.Err() != nil || !wait.next() {
 			return nil, err
 		}
 	}
+}
+
+// reached waits until this node's State has an index.
+func (n *Node) reached(ctx context.Context, index uint64) (*fsm.State, error) {
+	st, err := n.feed.WaitIndex(ctx, index)
+	if err != nil {
+		return nil, fmt.Errorf("wait for index %d, node %s has %d: %w", index, n.cfg.Name, n.feed.State().Index(), err)
+	}
+	return st, nil
 }
 
 // readIndex returns the index that a linearizable read which begins now must have reached.

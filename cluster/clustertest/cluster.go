@@ -24,7 +24,7 @@ type Cluster struct {
 	// Net is the network between the nodes: cut it, delay it, hold it.
 	Net *Net
 
-	t       testing.TB
+	tb      testing.TB
 	dir     string
 	configs map[string]cluster.Config
 	nodes   map[string]*cluster.Node
@@ -34,10 +34,10 @@ type Cluster struct {
 type Option func(*cluster.Config)
 
 // New starts n nodes named n1, n2, ... that found a cluster. It does not wait for a leader.
-func New(t testing.TB, n int, opts ...Option) *Cluster {
-	t.Helper()
+func New(tb testing.TB, n int, opts ...Option) *Cluster {
+	tb.Helper()
 	c := &Cluster{
-		Net: NewNet(), t: t, dir: t.TempDir(),
+		Net: NewNet(), tb: tb, dir: tb.TempDir(),
 		configs: map[string]cluster.Config{}, nodes: map[string]*cluster.Node{},
 	}
 	var peers []string
@@ -47,7 +47,7 @@ func New(t testing.TB, n int, opts ...Option) *Cluster {
 	for i := range n {
 		c.Add(name(i), append([]Option{func(cfg *cluster.Config) { cfg.InitialPeers = peers }}, opts...)...)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		c.Net.Heal()
 		for _, name := range c.Names() {
 			c.Stop(name)
@@ -62,11 +62,11 @@ func peerAddress(name string) string { return name + ":7401" }
 
 // Add starts a further node, without initial peers unless an option sets them.
 func (c *Cluster) Add(name string, opts ...Option) *cluster.Node {
-	c.t.Helper()
+	c.tb.Helper()
 	cfg := cluster.Config{
 		Name: name, DataDir: filepath.Join(c.dir, name), NoSync: true, Network: c.Net.Host(name),
 		PeerListen: peerAddress(name), GRPCAdvertise: name + ":7400", Logger: c.logger(),
-		OnFatal: func(err error) { c.t.Errorf("node %s can't go on: %v", name, err) },
+		OnFatal: func(err error) { c.tb.Errorf("node %s can't go on: %v", name, err) },
 	}
 	for _, opt := range opts {
 		opt(&cfg)
@@ -81,15 +81,15 @@ func (c *Cluster) logger() *slog.Logger {
 	if level.UnmarshalText([]byte(os.Getenv("REGD_TEST_LOG"))) != nil {
 		return nil
 	}
-	return slog.New(slog.NewTextHandler(c.t.Output(), &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(c.tb.Output(), &slog.HandlerOptions{Level: level}))
 }
 
 // Start starts a node that was stopped, on its data folder.
 func (c *Cluster) Start(name string) *cluster.Node {
-	c.t.Helper()
+	c.tb.Helper()
 	n, err := cluster.Open(c.configs[name])
 	if err != nil {
-		c.t.Fatalf("open %s: %v", name, err)
+		c.tb.Fatalf("open %s: %v", name, err)
 	}
 	c.nodes[name] = n
 	return n
@@ -97,20 +97,20 @@ func (c *Cluster) Start(name string) *cluster.Node {
 
 // Stop stops a node, if it runs, without handing leadership over.
 func (c *Cluster) Stop(name string) {
-	c.t.Helper()
+	c.tb.Helper()
 	if n := c.nodes[name]; n != nil {
 		delete(c.nodes, name)
 		if err := n.Close(); err != nil {
-			c.t.Errorf("close %s: %v", name, err)
+			c.tb.Errorf("close %s: %v", name, err)
 		}
 	}
 }
 
 // Wipe deletes the data folder of a stopped node.
 func (c *Cluster) Wipe(name string) {
-	c.t.Helper()
+	c.tb.Helper()
 	if err := os.RemoveAll(c.configs[name].DataDir); err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
 }
 
@@ -145,11 +145,11 @@ func (c *Cluster) Nodes() []*cluster.Node {
 
 // Wait polls until the condition holds, for at most a minute.
 func (c *Cluster) Wait(what string, condition func() bool) {
-	c.t.Helper()
+	c.tb.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for !condition() {
 		if time.Now().After(deadline) {
-			c.t.Fatalf("waited a minute for: %s", what)
+			c.tb.Fatalf("waited a minute for: %s", what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -157,7 +157,7 @@ func (c *Cluster) Wait(what string, condition func() bool) {
 
 // Leader waits for a running node that leads and is ready, not one of those excepted, and returns it.
 func (c *Cluster) Leader(except ...string) *cluster.Node {
-	c.t.Helper()
+	c.tb.Helper()
 	var leader *cluster.Node
 	c.Wait("a leader", func() bool {
 		for name, n := range c.nodes {
@@ -173,20 +173,20 @@ func (c *Cluster) Leader(except ...string) *cluster.Node {
 
 // Follower waits for a leader, and returns a running node that is not it.
 func (c *Cluster) Follower() *cluster.Node {
-	c.t.Helper()
+	c.tb.Helper()
 	leader := c.Leader()
 	for _, n := range c.Nodes() {
 		if n != leader {
 			return n
 		}
 	}
-	c.t.Fatal("there is no follower")
+	c.tb.Fatal("there is no follower")
 	return nil
 }
 
 // Ready waits until all running nodes are ready, know each other and are of one mind about their leader.
 func (c *Cluster) Ready() {
-	c.t.Helper()
+	c.tb.Helper()
 	c.Wait("all nodes to be ready", func() bool {
 		leaders := map[string]bool{}
 		for _, n := range c.nodes {
@@ -212,14 +212,14 @@ func Register(service, id string) *raftlogv1.Command {
 
 // Put registers an instance through a node, and fails the test when that fails within ten seconds.
 func (c *Cluster) Put(n *cluster.Node, service, id string) {
-	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 10*time.Second)
+	c.tb.Helper()
+	ctx, cancel := context.WithTimeout(c.tb.Context(), 10*time.Second)
 	defer cancel()
 	outcome, err := n.Propose(ctx, Register(service, id))
 	if err == nil {
 		err = outcome.Err()
 	}
 	if err != nil {
-		c.t.Fatalf("register %s/%s through %s: %v", service, id, n.Info().Name, err)
+		c.tb.Fatalf("register %s/%s through %s: %v", service, id, n.Info().Name, err)
 	}
 }

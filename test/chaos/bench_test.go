@@ -219,7 +219,7 @@ func writeSomewhere(b *testing.B, c *nodes.Cluster, dead *nodes.Node) {
 	}
 }
 
-var sequence atomic.Uint64 //nolint:gochecknoglobals // Request ids are unique in the process.
+var sequence atomic.Uint64
 
 // requestID is the next of a client with one request at a time.
 func requestID(client int) *apiv1.RequestID {

@@ -16,7 +16,7 @@ import (
 
 // TestAKilledLeaderCostsNothingButTime: with a write load, a watch, a wrapped command and fifty sessions open the leader
 // is killed. Writes go on within three seconds, nothing that is alive expires, nothing acknowledged is lost, the watch
-// has neither gap nor repeat, and all replicas are equal once the node is back. (G1, G4, G5, G10)
+// has neither gap nor repeat, and all replicas are equal once the node is back (G1, G4, G5, G10).
 func TestAKilledLeaderCostsNothingButTime(t *testing.T) {
 	const sessions = 50
 	c := nodes.Start(t, 3)

@@ -13,7 +13,7 @@ import (
 )
 
 // TestMembersChangeUnderLoad: a fourth and a fifth node join, the leader is removed, and a node whose folder was deleted
-// is replaced, all under a write load of which no write fails and none that was acknowledged is lost. (G1, G9)
+// is replaced, all under a write load of which no write fails and none that was acknowledged is lost (G1, G9).
 func TestMembersChangeUnderLoad(t *testing.T) {
 	c := nodes.Start(t, 3)
 	admin := newClient(t, c.Addresses())
@@ -75,15 +75,14 @@ func voters(t *testing.T, c *nodes.Cluster, want uint32, except ...*nodes.Node) 
 }
 
 // TestASnapshotMovesIntoANewCluster: a snapshot of one cluster is restored into another, empty one: the same content by
-// its hash, a revision that is not lower, and watchers that were there before see it. (G4, G10)
+// its hash, a revision that is not lower, and watchers that were there before see it (G4, G10).
 func TestASnapshotMovesIntoANewCluster(t *testing.T) {
 	from := nodes.Start(t, 1)
 	source := newClient(t, from.Addresses())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for _, id := range []string{"a", "b", "c"} {
-		_, err := source.RegisterDetached(ctx, &registryv1.Instance{Service: "web", Id: id, Address: "127.0.0.1"})
-		if err != nil {
+		if _, err := source.RegisterDetached(ctx, &registryv1.Instance{Service: "web", Id: id, Address: "127.0.0.1"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -92,13 +91,13 @@ func TestASnapshotMovesIntoANewCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	var snapshot bytes.Buffer
-	if _, err := source.Cluster().SaveSnapshot(ctx, &snapshot, nil); err != nil {
+	if _, err = source.Cluster().SaveSnapshot(ctx, &snapshot, nil); err != nil {
 		t.Fatal(err)
 	}
 
 	to := nodes.Start(t, 3)
 	target := newClient(t, to.Addresses())
-	if _, err := target.RegisterDetached(ctx, &registryv1.Instance{Service: "old", Id: "x", Address: "127.0.0.1"}); err != nil {
+	if _, err = target.RegisterDetached(ctx, &registryv1.Instance{Service: "old", Id: "x", Address: "127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
 	v := observe(t, newClient(t, to.Addresses()))
@@ -107,7 +106,7 @@ func TestASnapshotMovesIntoANewCluster(t *testing.T) {
 		defer v.mu.Unlock()
 		return v.instances["old/x"] != nil
 	})
-	if _, err := target.Cluster().RestoreSnapshot(ctx, &snapshot, nil); err != nil {
+	if _, err = target.Cluster().RestoreSnapshot(ctx, &snapshot, nil); err != nil {
 		t.Fatal(err)
 	}
 	restored, err := target.Instances(ctx, client.Filter{})

@@ -61,7 +61,7 @@ func (p *probe) read(ctx context.Context, client apiv1.RegistryServiceClient) bo
 }
 
 // TestAPausedLeaderAnswersNoStaleRead: the leader is stopped where it is, another is elected and acknowledges a write,
-// reads are sent to the stopped one, and it is let go on. Whatever it answers, it must not be the old value. (G2)
+// reads are sent to the stopped one, and it is let go on. Whatever it answers, it must not be the old value (G2).
 func TestAPausedLeaderAnswersNoStaleRead(t *testing.T) {
 	const readsPerRound, conns = 24, 8
 	c := nodes.Start(t, 3, "--heartbeat-timeout", "250ms")

@@ -23,13 +23,13 @@ import (
 )
 
 // binary builds regd once for all tests of a process.
-var binary = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // Built once per test process.
+var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "regd-test-bin-")
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "regd")
-	cmd := exec.Command("go", "build", "-o", path, "github.com/regd-io/regd/cmd/regd") //nolint:noctx // Ends by itself.
+	cmd := exec.Command("go", "build", "-o", path, "github.com/regd-io/regd/cmd/regd")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build regd: %w\n%s", err, out)
 	}
@@ -44,18 +44,18 @@ func Cleanup() {
 }
 
 // Binary returns the path of the regd binary.
-func Binary(t testing.TB) string {
-	t.Helper()
+func Binary(tb testing.TB) string {
+	tb.Helper()
 	path, err := binary()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return path
 }
 
 // Cluster is a set of regd processes. It is ended with the test.
 type Cluster struct {
-	t     testing.TB
+	tb    testing.TB
 	dir   string
 	args  []string
 	nodes []*Node
@@ -78,10 +78,10 @@ type Node struct {
 }
 
 // Start starts n nodes that found a cluster and waits until all are ready. args are further flags of regd serve.
-func Start(t testing.TB, n int, args ...string) *Cluster {
-	t.Helper()
-	c := &Cluster{t: t, dir: t.TempDir(), args: args}
-	t.Cleanup(c.stop)
+func Start(tb testing.TB, n int, args ...string) *Cluster {
+	tb.Helper()
+	c := &Cluster{tb: tb, dir: tb.TempDir(), args: args}
+	tb.Cleanup(c.stop)
 	var peers []string
 	for range n {
 		peers = append(peers, c.place().Peer)
@@ -96,7 +96,7 @@ func Start(t testing.TB, n int, args ...string) *Cluster {
 
 // Add starts a further node that belongs to no cluster yet.
 func (c *Cluster) Add() *Node {
-	c.t.Helper()
+	c.tb.Helper()
 	node := c.place()
 	node.Start()
 	return node
@@ -107,17 +107,17 @@ func (c *Cluster) place() *Node {
 	name := fmt.Sprintf("n%d", len(c.nodes)+1)
 	node := &Node{
 		Name: name, Dir: filepath.Join(c.dir, name), c: c,
-		GRPC: freeAddress(c.t), Peer: freeAddress(c.t), HTTP: freeAddress(c.t),
+		GRPC: freeAddress(c.tb), Peer: freeAddress(c.tb), HTTP: freeAddress(c.tb),
 	}
 	c.nodes = append(c.nodes, node)
 	return node
 }
 
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // Returns at once.
+func freeAddress(tb testing.TB) string {
+	tb.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer lis.Close()
 	return lis.Addr().String()
@@ -131,12 +131,12 @@ func (c *Cluster) stop() {
 			_ = n.conn.Close()
 		}
 	}
-	if !c.t.Failed() {
+	if !c.tb.Failed() {
 		return
 	}
 	for _, n := range c.nodes {
 		if log, err := os.ReadFile(n.logFile()); err == nil {
-			c.t.Logf("last of the log of %s:\n%s", n.Name, tail(string(log), 60))
+			c.tb.Logf("last of the log of %s:\n%s", n.Name, tail(string(log), 60))
 		}
 	}
 }
@@ -160,8 +160,8 @@ func (c *Cluster) Addresses() []string {
 
 // Wait polls until the condition holds; it fails the test after the time.
 func (c *Cluster) Wait(what string, d time.Duration, condition func(ctx context.Context) bool) {
-	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), d)
+	c.tb.Helper()
+	ctx, cancel := context.WithTimeout(c.tb.Context(), d)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -169,14 +169,14 @@ func (c *Cluster) Wait(what string, d time.Duration, condition func(ctx context.
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			c.t.Fatalf("waited %v for: %s", d, what)
+			c.tb.Fatalf("waited %v for: %s", d, what)
 		}
 	}
 }
 
 // Ready waits until all running nodes are ready.
 func (c *Cluster) Ready() {
-	c.t.Helper()
+	c.tb.Helper()
 	c.Wait("all nodes to be ready", 60*time.Second, func(ctx context.Context) bool {
 		for _, n := range c.nodes {
 			if n.Running() && !n.ready(ctx) {
@@ -189,7 +189,7 @@ func (c *Cluster) Ready() {
 
 // Leader waits for a leader, not one of those excepted, and returns it.
 func (c *Cluster) Leader(except ...*Node) *Node {
-	c.t.Helper()
+	c.tb.Helper()
 	var leader *Node
 	c.Wait("a leader", 30*time.Second, func(ctx context.Context) bool {
 		leader = c.leader(ctx, except)
@@ -226,20 +226,20 @@ func (n *Node) logFile() string { return n.Dir + ".log" }
 
 // Start starts the process, on the data folder that is there.
 func (n *Node) Start() {
-	n.c.t.Helper()
+	n.c.tb.Helper()
 	log, err := os.OpenFile(n.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		n.c.t.Fatal(err)
+		n.c.tb.Fatal(err)
 	}
 	args := append([]string{
 		"serve", "--name", n.Name, "--data-dir", n.Dir, "--grpc-listen", n.GRPC, "--peer-listen", n.Peer,
 		"--http-listen", n.HTTP,
 	}, append(n.args, n.c.args...)...)
-	cmd := exec.Command(Binary(n.c.t), args...) //nolint:noctx,gosec // Ended by Kill; the arguments are ours.
+	cmd := exec.Command(Binary(n.c.tb), args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		n.c.t.Fatalf("start %s: %v", n.Name, err)
+		n.c.tb.Fatalf("start %s: %v", n.Name, err)
 	}
 	n.cmd, n.done = cmd, make(chan struct{})
 	go func(done chan struct{}) {
@@ -272,22 +272,22 @@ func (n *Node) Kill() {
 
 // Terminate ends the process by SIGTERM and waits; it fails the test when that takes longer than the time.
 func (n *Node) Terminate(d time.Duration) {
-	n.c.t.Helper()
+	n.c.tb.Helper()
 	if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		n.c.t.Fatalf("terminate %s: %v", n.Name, err)
+		n.c.tb.Fatalf("terminate %s: %v", n.Name, err)
 	}
 	select {
 	case <-n.done:
 	case <-time.After(d):
-		n.c.t.Fatalf("%s has not ended %v after SIGTERM", n.Name, d)
+		n.c.tb.Fatalf("%s has not ended %v after SIGTERM", n.Name, d)
 	}
 }
 
 // Pause stops the process where it is (SIGSTOP), and waits until the kernel says so.
 func (n *Node) Pause() {
-	n.c.t.Helper()
+	n.c.tb.Helper()
 	if err := n.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		n.c.t.Fatalf("pause %s: %v", n.Name, err)
+		n.c.tb.Fatalf("pause %s: %v", n.Name, err)
 	}
 	n.c.Wait(n.Name+" to be paused", 5*time.Second, func(context.Context) bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.cmd.Process.Pid))
@@ -304,15 +304,15 @@ func (n *Node) Resume() {
 
 // Wipe deletes the data folder of a node that does not run.
 func (n *Node) Wipe() {
-	n.c.t.Helper()
+	n.c.tb.Helper()
 	if err := os.RemoveAll(n.Dir); err != nil {
-		n.c.t.Fatal(err)
+		n.c.tb.Fatal(err)
 	}
 }
 
 // Conn is a connection to the node's client port.
 func (n *Node) Conn() *grpc.ClientConn {
-	n.c.t.Helper()
+	n.c.tb.Helper()
 	if n.conn == nil {
 		n.conn = n.Dial()
 	}
@@ -321,16 +321,18 @@ func (n *Node) Conn() *grpc.ClientConn {
 
 // Dial makes a further connection, which the caller closes.
 func (n *Node) Dial() *grpc.ClientConn {
-	n.c.t.Helper()
+	n.c.tb.Helper()
 	conn, err := grpc.NewClient(n.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		n.c.t.Fatal(err)
+		n.c.tb.Fatal(err)
 	}
 	return conn
 }
 
 // Registry is the node's registry service.
-func (n *Node) Registry() apiv1.RegistryServiceClient { return apiv1.NewRegistryServiceClient(n.Conn()) }
+func (n *Node) Registry() apiv1.RegistryServiceClient {
+	return apiv1.NewRegistryServiceClient(n.Conn())
+}
 
 // Admin is the node's service for operators.
 func (n *Node) Admin() apiv1.ClusterServiceClient { return apiv1.NewClusterServiceClient(n.Conn()) }
