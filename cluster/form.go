@@ -133,7 +133,7 @@ func (n *Node) identifyAll(ctx context.Context, addresses []string) (answers []*
 	var wg sync.WaitGroup
 	for i, address := range addresses {
 		wg.Go(func() {
-			if client, err := n.port.peers.client(address); err == nil {
+			if client, err := n.port.peers.at(address); err == nil {
 				replies[i], _ = client.Identify(ctx, &peerv1.IdentifyRequest{}, grpc.WaitForReady(true))
 			}
 		})
@@ -168,7 +168,7 @@ func (n *Node) askToJoin(ctx context.Context, addresses []string) (why string) {
 func (n *Node) askOneToJoin(ctx context.Context, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	client, err := n.port.peers.client(address)
+	client, err := n.port.peers.at(address)
 	if err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func (n *Node) deniedByLeader(ctx context.Context) bool {
 func (n *Node) deniedBy(ctx context.Context, address string) bool {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout)
 	defer cancel()
-	client, err := n.port.peers.client(address)
+	client, err := n.port.peers.at(address)
 	if err != nil {
 		return false
 	}

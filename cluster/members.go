@@ -171,7 +171,7 @@ func (n *Node) administerHere(ctx context.Context, req *peerv1.AdministerRequest
 }
 
 func (n *Node) joinHere(ctx context.Context, address string, nonVoter bool) (*registryv1.Member, bool, error) {
-	client, err := n.port.peers.client(address)
+	client, err := n.port.peers.at(address)
 	if err != nil {
 		return nil, false, err
 	}

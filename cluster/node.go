@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -125,10 +126,7 @@ func (n *Node) listen() error {
 		mux: mux,
 		server: grpc.NewServer(append(peer.ServerOptions(), grpc.MaxRecvMsgSize(maxPeerMessage),
 			grpc.UnaryInterceptor(n.admitUnary), grpc.StreamInterceptor(n.admitStream))...),
-		peers: &peers{
-			dial:  func(address string) (*grpc.ClientConn, error) { return mux.DialGRPC(address) },
-			conns: map[string]*grpc.ClientConn{},
-		},
+		peers: &peers{mux: mux, conns: map[peerTarget]*grpc.ClientConn{}},
 	}
 	peerv1.RegisterPeerServiceServer(n.port.server, &peerServer{node: n})
 	return nil
@@ -145,6 +143,7 @@ func (n *Node) run(ctx context.Context) {
 		}
 		return
 	}
+	n.port.mux.DropAnonymous()
 	n.port.peers.reset()
 	notify := make(chan bool, 8)
 	if err := n.startRaft(notify); err != nil {
@@ -159,8 +158,12 @@ func (n *Node) run(ctx context.Context) {
 
 // startRaft starts Raft on the node's stores.
 func (n *Node) startRaft(notify chan<- bool) error {
+	voted, err := n.termOnDisk()
+	if err != nil {
+		return err
+	}
 	t := peer.NewTransport(n.port.mux, peer.TransportConfig{
-		Gate: n.gate, AddressProvider: addressProvider{n}, Timeout: transportTimeout, MaxPool: 3, Logger: newRaftLogger(n.log.With("component", "transport")),
+		HighestTerm: voted, Gate: n.gate, AddressProvider: addressProvider{n}, Timeout: transportTimeout, MaxPool: 3, Logger: newRaftLogger(n.log.With("component", "transport")),
 	})
 	n.port.transport.Store(t)
 	r, err := raft.NewRaft(n.raftConfig(notify), n.fsm, n.store.Logs(), n.store.Stable(), n.store.Snapshots(), t)
@@ -170,6 +173,19 @@ func (n *Node) startRaft(notify chan<- bool) error {
 	n.pilot = newPilot(n, r)
 	n.raft.Store(r)
 	return nil
+}
+
+// termOnDisk is the highest term that this node has voted in or known before it was started.
+func (n *Node) termOnDisk() (uint64, error) {
+	var highest uint64
+	for _, key := range []string{"CurrentTerm", "LastVoteTerm"} { // Raft's names.
+		term, err := n.store.Stable().GetUint64([]byte(key))
+		if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+			return 0, fmt.Errorf("read %s: %w", key, err)
+		}
+		highest = max(highest, term)
+	}
+	return highest, nil
 }
 
 const transportTimeout = 10 * time.Second

@@ -14,33 +14,55 @@ import (
 	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/regd-io/regd/cluster/peer"
 	"github.com/regd-io/regd/fsm"
 	peerv1 "github.com/regd-io/regd/proto/peer/v1"
 )
 
 // peers holds one connection to each peer that was talked to.
 type peers struct {
-	dial func(address string) (*grpc.ClientConn, error)
+	mux *peer.Mux
 
 	mu     sync.Mutex
-	conns  map[string]*grpc.ClientConn // by address
+	conns  map[peerTarget]*grpc.ClientConn
 	closed bool
 }
 
-// client returns a client of the peer at an address. It does not wait for the connection.
-func (p *peers) client(address string) (peerv1.PeerServiceClient, error) {
+// peerTarget is a place, and who must be there.
+type peerTarget struct {
+	id      string // Empty: whoever answers.
+	address string
+}
+
+// at returns a client of whoever answers at an address: for finding out who that is. It does not wait for the connection.
+func (p *peers) at(address string) (peerv1.PeerServiceClient, error) {
+	return p.client(peerTarget{address: address})
+}
+
+// node returns a client of a node at an address: another one there is an error of each call, so that nobody's word counts
+// as somebody else's.
+func (p *peers) node(id, address string) (peerv1.PeerServiceClient, error) {
+	return p.client(peerTarget{id, address})
+}
+
+func (p *peers) client(to peerTarget) (peerv1.PeerServiceClient, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, ErrClosed
 	}
-	conn := p.conns[address]
+	conn := p.conns[to]
 	if conn == nil {
 		var err error
-		if conn, err = p.dial(address); err != nil {
-			return nil, fmt.Errorf("reach peer %s: %w", address, err)
+		if to.id == "" {
+			conn, err = p.mux.DialGRPC(to.address)
+		} else {
+			conn, err = p.mux.DialNode(to.id, to.address)
 		}
-		p.conns[address] = conn
+		if err != nil {
+			return nil, fmt.Errorf("reach peer %s: %w", to.address, err)
+		}
+		p.conns[to] = conn
 	}
 	return peerv1.NewPeerServiceClient(conn), nil
 }
@@ -78,7 +100,7 @@ func (n *Node) peerByID(id raft.ServerID) (peerv1.PeerServiceClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.port.peers.client(address)
+	return n.port.peers.node(string(id), address)
 }
 
 // leaderPeer returns a client of the leader, or ErrNoLeader. When this node is itself said to lead, it is not ready yet:

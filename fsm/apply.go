@@ -50,11 +50,11 @@ type txn struct {
 	// Space that is used again and again.
 	scratch           []byte
 	request           request
-	spec, oldSpec     spec
+	spec              spec
 	status, oldStatus status
-	scratchArray      [512]byte
-	tags              [8][]byte
-	checks, oldChecks [2]checkDef
+	scratchArray      [256]byte
+	tags              [4][]byte
+	checks            [2]checkDef
 	states, oldStates [2]checkState
 }
 
@@ -66,7 +66,6 @@ func begin(s *State, e Entry, timeMs int64) *txn {
 	t.scratch = t.scratchArray[:0]
 	t.spec.tags = t.tags[:0]
 	t.spec.checks = t.checks[:0]
-	t.oldSpec.checks = t.oldChecks[:0]
 	t.status.checks = t.states[:0]
 	t.oldStatus.checks = t.oldStates[:0]
 	return t

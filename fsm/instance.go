@@ -18,43 +18,61 @@ func (t *txn) applyRegister(body []byte) Outcome {
 	if malformed := sp.decode(cmd.instance); malformed != "" {
 		return refuse(raftlogv1.Code_CODE_INVALID, malformed)
 	}
-	if outcome := t.checkOwners(sp); outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
-		return outcome
-	}
 	svc, _ := t.st.services.get(pairKey(string(sp.namespace), string(sp.service)))
 	var old *Record
 	if svc != nil {
 		old = svc.Instance(string(sp.id))
 	}
-	if outcome := checkConditions(&cmd, sp, old); outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
+	owners, outcome := t.owners(sp, old)
+	if outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
+		return outcome
+	}
+	if outcome = checkConditions(&cmd, sp, old); outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
 		return outcome
 	}
 	if old != nil && bytes.Equal(old.Spec(), cmd.instance) {
 		return Outcome{Number: old.incarnation}
 	}
-	t.register(sp, cmd.instance, svc, old)
+	t.register(cmd.instance, owners, svc, old)
 	return Outcome{Number: t.incarnation}
 }
 
-// checkOwners refuses a registration that hangs on what is not there.
-func (t *txn) checkOwners(sp *spec) Outcome {
-	if len(sp.session) > 0 {
-		if _, ok := t.st.sessions.get(string(sp.session)); !ok {
-			return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, string(sp.session))
+// owners is what an instance hangs on.
+type owners struct{ session, lease *ident }
+
+// owners finds what a registration hangs on, or refuses it. What the old record hangs on is there: else it would not be.
+func (t *txn) owners(sp *spec, old *Record) (owners, Outcome) {
+	var o owners
+	if old != nil {
+		o = owners{old.session, old.lease}
+	}
+	if o.session.text() != string(sp.session) {
+		o.session = nil
+		if id := string(sp.session); id != "" {
+			s := t.st.Session(id)
+			if s == nil {
+				return o, refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
+			}
+			o.session = s.at
 		}
 	}
-	if len(sp.lease) > 0 {
-		if _, ok := t.st.leases.get(string(sp.lease)); !ok {
-			return refuse(raftlogv1.Code_CODE_LEASE_NOT_FOUND, string(sp.lease))
+	if o.lease.text() != string(sp.lease) {
+		o.lease = nil
+		if id := string(sp.lease); id != "" {
+			l := t.st.Lease(id)
+			if l == nil {
+				return o, refuse(raftlogv1.Code_CODE_LEASE_NOT_FOUND, id)
+			}
+			o.lease = l.at
 		}
 	}
-	return Outcome{}
+	return o, Outcome{}
 }
 
 // checkConditions holds a registration against the conditions that its sender set.
 func checkConditions(cmd *registration, sp *spec, old *Record) Outcome {
-	if cmd.ifAbsent && old != nil && (old.session == "" || old.session != string(sp.session)) {
-		return refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, old.session)
+	if cmd.ifAbsent && old != nil && (old.session == nil || old.session.id != string(sp.session)) {
+		return refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, old.SessionID())
 	}
 	var revision uint64
 	if old != nil {
@@ -68,12 +86,12 @@ func checkConditions(cmd *registration, sp *spec, old *Record) Outcome {
 
 // register puts a record that differs from the one that is there, if any. All registrations of one command share an
 // incarnation.
-func (t *txn) register(sp *spec, encoded []byte, svc *Service, old *Record) {
+func (t *txn) register(encoded []byte, o owners, svc *Service, old *Record) {
 	if t.incarnation == 0 {
 		t.incarnation = t.nextNumber()
 	}
 	revision := t.change()
-	st := &t.status
+	sp, st := &t.spec, &t.status
 	*st = status{
 		incarnation:    t.incarnation,
 		createRevision: revision,
@@ -91,18 +109,18 @@ func (t *txn) register(sp *spec, encoded []byte, svc *Service, old *Record) {
 	t.initialChecks(sp, old)
 	st.health = st.aggregate()
 
-	at := t.identity(sp, svc, old)
-	var record *Record
-	record, t.scratch = newRecord(at, sp, encoded, st, like, t.scratch)
-	t.put(record, old, registryv1.Cause_CAUSE_REGISTERED)
+	svc = t.ownService(svc, sp)
+	r := newRecord(identity(sp, svc, old), sp, like)
+	r.session, r.lease = o.session, o.lease
+	t.scratch = r.encode(encoded, st, t.scratch)
+	t.put(svc, r, old, registryv1.Cause_CAUSE_REGISTERED)
 }
 
 // initialChecks gives the status under way the states of the specification's checks. A check whose definition stands as
 // it did in the old record keeps its verdict.
 func (t *txn) initialChecks(sp *spec, old *Record) {
-	t.oldSpec.checks, t.oldStatus.checks = t.oldSpec.checks[:0], t.oldStatus.checks[:0]
-	if old != nil && old.hasChecks && len(sp.checks) > 0 {
-		t.oldSpec.decode(old.Spec())
+	hadChecks := old != nil && old.hasChecks && len(sp.checks) > 0
+	if hadChecks {
 		t.oldStatus.decode(old.status())
 	}
 	for i := range sp.checks {
@@ -113,23 +131,19 @@ func (t *txn) initialChecks(sp *spec, old *Record) {
 		if !validVerdict(state.status) {
 			state.status = registryv1.CheckStatus_CHECK_STATUS_STARTING
 		}
-		if was := t.oldSpec.check(def.name); was != nil && bytes.Equal(was.encoded, def.encoded) {
+		if hadChecks && hasCheck(old.Spec(), def.encoded) {
 			state = *t.oldStatus.check(string(def.name))
 		}
 		t.status.checks = append(t.status.checks, state)
 	}
 }
 
-// identity returns the identity of an instance, sharing the strings that are there already.
-func (t *txn) identity(sp *spec, svc *Service, old *Record) *ident {
-	switch {
-	case old != nil:
+// identity returns the identity of an instance of a service, that of the old record if there is one.
+func identity(sp *spec, svc *Service, old *Record) *ident {
+	if old != nil {
 		return old.at
-	case svc != nil:
-		return &ident{namespace: svc.namespace, name: svc.name, id: string(sp.id)}
-	default:
-		return &ident{namespace: string(sp.namespace), name: string(sp.service), id: string(sp.id)}
 	}
+	return &ident{in: svc.at, id: string(sp.id)}
 }
 
 // deregister removes an instance. What is not there is removed already.
@@ -144,18 +158,18 @@ func (t *txn) deregister(cmd *raftlogv1.Deregister) Outcome {
 	if cmd.GetTerm() != 0 && cmd.GetTerm() != t.st.term {
 		return refuse(raftlogv1.Code_CODE_STALE, "term")
 	}
-	old := t.lookup(cmd.GetKey())
+	svc, old := t.lookup(cmd.GetKey())
 	switch {
 	case old == nil:
 		return Outcome{}
 	case cmd.GetIncarnation() != 0 && cmd.GetIncarnation() != old.incarnation:
 		return staleIncarnation(old)
-	case cmd.GetSessionId() != "" && cmd.GetSessionId() != old.session:
-		return refuse(raftlogv1.Code_CODE_STALE, old.session)
+	case cmd.GetSessionId() != "" && cmd.GetSessionId() != old.SessionID():
+		return refuse(raftlogv1.Code_CODE_STALE, old.SessionID())
 	case cause == registryv1.Cause_CAUSE_CRITICAL_TOO_LONG && old.health != registryv1.Health_HEALTH_CRITICAL:
 		return refuse(raftlogv1.Code_CODE_STALE, "health")
 	}
-	t.remove(old, cause)
+	t.remove(svc, old, cause)
 	return Outcome{}
 }
 
@@ -167,7 +181,7 @@ func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
 	if cmd.GetTerm() != 0 && cmd.GetTerm() != t.st.term {
 		return refuse(raftlogv1.Code_CODE_STALE, "term")
 	}
-	old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
+	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
 	if old == nil {
 		return outcome
 	}
@@ -184,13 +198,13 @@ func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
 	check.output = []byte(cut(cmd.GetOutput(), MaxOutputBytes))
 	check.changedRevision = t.change()
 	check.changedMs = t.st.time
-	t.replaceStatus(old, st, registryv1.Cause_CAUSE_CHECK)
+	t.replaceStatus(svc, old, st, registryv1.Cause_CAUSE_CHECK)
 	return Outcome{}
 }
 
 // setDraining sets or clears draining.
 func (t *txn) setDraining(cmd *raftlogv1.SetDraining) Outcome {
-	old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
+	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
 	switch {
 	case old == nil:
 		return outcome
@@ -200,13 +214,13 @@ func (t *txn) setDraining(cmd *raftlogv1.SetDraining) Outcome {
 	st := &t.status
 	st.decode(old.status())
 	st.draining = cmd.GetDraining()
-	t.replaceStatus(old, st, registryv1.Cause_CAUSE_DRAIN)
+	t.replaceStatus(svc, old, st, registryv1.Cause_CAUSE_DRAIN)
 	return Outcome{}
 }
 
 // setMaintenance sets or clears maintenance.
 func (t *txn) setMaintenance(cmd *raftlogv1.SetMaintenance) Outcome {
-	old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
+	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
 	switch {
 	case old == nil:
 		return outcome
@@ -219,24 +233,29 @@ func (t *txn) setMaintenance(cmd *raftlogv1.SetMaintenance) Outcome {
 	if !st.maintenance {
 		st.restartCritical(t.st.time)
 	}
-	t.replaceStatus(old, st, registryv1.Cause_CAUSE_MAINTENANCE)
+	t.replaceStatus(svc, old, st, registryv1.Cause_CAUSE_MAINTENANCE)
 	return Outcome{}
 }
 
-func (t *txn) lookup(key *raftlogv1.Key) *Record {
-	return t.st.Instance(key.GetNamespace(), key.GetService(), key.GetId())
+// lookup returns an instance and its service, nil if there is none.
+func (t *txn) lookup(key *raftlogv1.Key) (*Service, *Record) {
+	svc := t.st.Service(key.GetNamespace(), key.GetService())
+	if svc == nil {
+		return nil, nil
+	}
+	return svc, svc.Instance(key.GetId())
 }
 
-// find returns the instance of that key and incarnation (0: any), or nil and why not.
-func (t *txn) find(key *raftlogv1.Key, incarnation uint64) (*Record, Outcome) {
-	r := t.lookup(key)
+// find returns the instance of that key and incarnation (0: any) and its service, or no record and why not.
+func (t *txn) find(key *raftlogv1.Key, incarnation uint64) (*Service, *Record, Outcome) {
+	svc, r := t.lookup(key)
 	switch {
 	case r == nil:
-		return nil, refuse(raftlogv1.Code_CODE_NOT_FOUND, key.GetId())
+		return nil, nil, refuse(raftlogv1.Code_CODE_NOT_FOUND, key.GetId())
 	case incarnation != 0 && incarnation != r.incarnation:
-		return nil, staleIncarnation(r)
+		return nil, nil, staleIncarnation(r)
 	}
-	return r, Outcome{}
+	return svc, r, Outcome{}
 }
 
 // staleIncarnation refuses an order for an earlier incarnation than the one that is there.
@@ -245,17 +264,16 @@ func staleIncarnation(r *Record) Outcome {
 }
 
 // replaceStatus gives an instance a changed status.
-func (t *txn) replaceStatus(old *Record, st *status, cause registryv1.Cause) {
+func (t *txn) replaceStatus(svc *Service, old *Record, st *status, cause registryv1.Cause) {
 	st.modifyRevision = t.change()
 	st.health = st.aggregate()
 	var next *Record
 	next, t.scratch = old.with(st, t.scratch)
-	t.put(next, old, cause)
+	t.put(t.ownService(svc, nil), next, old, cause)
 }
 
-// put sets a record in the place of old, nil if there is none, and all that follows from it.
-func (t *txn) put(next, old *Record, cause registryv1.Cause) {
-	svc := t.service(next.at)
+// put sets a record of an owned service in the place of old, nil if there is none, and all that follows from it.
+func (t *txn) put(svc *Service, next, old *Record, cause registryv1.Cause) {
 	svc.records.set(t.mark, next.at.id, next)
 	*svc.counts.of(next.health)++
 	t.addSum(tableInstances, next.encoded)
@@ -273,14 +291,14 @@ func (t *txn) put(next, old *Record, cause registryv1.Cause) {
 	}
 	t.events = append(t.events, Event{
 		Kind: EventInstance, Created: old == nil, Cause: cause, Revision: t.st.revision,
-		New: next, Old: old, Namespace: next.at.namespace, Name: next.at.name,
+		New: next, Old: old, Namespace: svc.Namespace(), Name: svc.Name(),
 	})
 }
 
-// remove takes a record out, and its service when it was the last.
-func (t *txn) remove(old *Record, cause registryv1.Cause) {
+// remove takes a record out of its service, and the service out when it was the last.
+func (t *txn) remove(svc *Service, old *Record, cause registryv1.Cause) {
 	revision := t.change()
-	svc := t.service(old.at)
+	svc = t.ownService(svc, nil)
 	svc.records.delete(t.mark, old.at.id)
 	svc.counts.Instances--
 	*svc.counts.of(old.health)--
@@ -294,17 +312,23 @@ func (t *txn) remove(old *Record, cause registryv1.Cause) {
 	t.unlink(old)
 	t.events = append(t.events, Event{
 		Kind: EventInstance, Cause: cause, Revision: revision,
-		Old: old, Namespace: old.at.namespace, Name: old.at.name,
+		Old: old, Namespace: svc.Namespace(), Name: svc.Name(),
 	})
 }
 
-// service returns the service of an instance for changing, made if there is none.
-func (t *txn) service(at *ident) *Service {
-	key := pairKey(at.namespace, at.name)
-	svc, ok := t.st.services.get(key)
+// removeAll takes out the instances of these identities.
+func (t *txn) removeAll(all []*ident, cause registryv1.Cause) {
+	for _, at := range all {
+		svc, _ := t.st.services.get(at.in.key)
+		t.remove(svc, svc.Instance(at.id), cause)
+	}
+}
+
+// ownService returns a service for changing in place. Without one it makes that of the specification.
+func (t *txn) ownService(svc *Service, sp *spec) *Service {
 	switch {
-	case !ok:
-		svc = &Service{key: key, namespace: at.namespace, name: at.name}
+	case svc == nil:
+		svc = &Service{at: newPair(string(sp.namespace), string(sp.service))}
 	case svc.owner == t.mark:
 		return svc
 	default:
@@ -312,7 +336,7 @@ func (t *txn) service(at *ident) *Service {
 		svc = &fork
 	}
 	svc.owner = t.mark
-	t.st.services.set(t.mark, svc.key, svc)
+	t.st.services.set(t.mark, svc.at.key, svc)
 	return svc
 }
 
@@ -333,7 +357,7 @@ func (t *txn) touchService(svc *Service) {
 func (t *txn) dropService(svc *Service) {
 	t.scratch = appendService(t.scratch[:0], svc)
 	t.subSum(tableServices, t.scratch)
-	t.st.services.delete(t.mark, svc.key)
+	t.st.services.delete(t.mark, svc.at.key)
 }
 
 // link and unlink keep the indexes by session and lease and the counts that they show.

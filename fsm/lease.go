@@ -15,6 +15,8 @@ type Lease struct {
 	CreateRevision uint64
 	// Instances counts the instances that hang on it.
 	Instances uint32
+
+	at, session *ident
 }
 
 // Proto returns the lease as a message.
@@ -44,10 +46,13 @@ func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
 	case cmd.GetTtlMs() == 0:
 		return refuse(raftlogv1.Code_CODE_INVALID, "ttl_ms")
 	}
-	if cmd.GetSessionId() != "" {
-		if _, ok := t.st.sessions.get(cmd.GetSessionId()); !ok {
-			return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, cmd.GetSessionId())
+	var session *ident
+	if id := cmd.GetSessionId(); id != "" {
+		s := t.st.Session(id)
+		if s == nil {
+			return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
 		}
+		session = s.at
 	}
 	if old, ok := t.st.leases.get(cmd.GetId()); ok {
 		if old.SessionID != cmd.GetSessionId() || old.TTLMs != cmd.GetTtlMs() {
@@ -60,9 +65,11 @@ func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
 		SessionID:      cmd.GetSessionId(),
 		TTLMs:          cmd.GetTtlMs(),
 		CreateRevision: t.change(),
+		at:             &ident{id: cmd.GetId()},
+		session:        session,
 	}
 	t.st.leases.set(t.mark, l.ID, l)
-	t.st.sessionLeases.add(t.mark, l.SessionID, &ident{id: l.ID})
+	t.st.sessionLeases.add(t.mark, l.session, l.at)
 	t.scratch = l.append(t.scratch[:0])
 	t.addSum(tableLeases, t.scratch)
 	t.events = append(t.events, Event{Kind: EventLease, Created: true, Revision: l.CreateRevision, Name: l.ID})
@@ -81,19 +88,17 @@ func (t *txn) revokeLease(cmd *raftlogv1.RevokeLease) Outcome {
 func (t *txn) endLease(l *Lease, cause registryv1.Cause) {
 	revision := t.change()
 	t.st.leases.delete(t.mark, l.ID)
-	t.st.sessionLeases.remove(t.mark, l.SessionID, &ident{id: l.ID})
+	t.st.sessionLeases.remove(t.mark, l.session, l.at)
 	t.scratch = l.append(t.scratch[:0])
 	t.subSum(tableLeases, t.scratch)
-	for _, at := range t.st.byLease.collect(l.ID) {
-		t.remove(t.st.record(at), cause)
-	}
+	t.removeAll(t.st.byLease.collect(l.at), cause)
 	t.events = append(t.events, Event{Kind: EventLease, Cause: cause, Revision: revision, Name: l.ID})
 }
 
 // countLease changes what a lease shows to hang on it. A lease that is ending is not there any more.
-func (s *State) countLease(m *mark, id string, instances int) {
-	old, ok := s.leases.get(id)
-	if !ok {
+func (s *State) countLease(m *mark, at *ident, instances int) {
+	old := s.Lease(at.text())
+	if old == nil {
 		return
 	}
 	next := *old

@@ -25,6 +25,8 @@ type Lock struct {
 	AcquireRevision uint64
 	// Waiters is the queue, first come first.
 	Waiters []Waiter
+
+	at *ident
 }
 
 // Waiter is a place in the queue of a lock.
@@ -89,17 +91,19 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 	case len(cmd.GetValue()) > MaxLockValueBytes:
 		return refuse(raftlogv1.Code_CODE_INVALID, "value")
 	}
-	if _, ok := t.st.sessions.get(cmd.GetSessionId()); !ok {
+	session := t.st.Session(cmd.GetSessionId())
+	if session == nil {
 		return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, cmd.GetSessionId())
 	}
 	want := Waiter{SessionID: cmd.GetSessionId(), Value: cmd.GetValue()}
 	old, ok := t.st.locks.get(pairKey(cmd.GetNamespace(), cmd.GetName()))
 	switch {
 	case !ok:
-		next := &Lock{Namespace: cmd.GetNamespace(), Name: cmd.GetName()}
+		at := &ident{in: newPair(cmd.GetNamespace(), cmd.GetName())}
+		next := &Lock{Namespace: at.in.namespace(), Name: at.in.name(), at: at}
 		t.own(next, want)
 		t.setLock(next, nil)
-		t.joinLock(next, want.SessionID)
+		t.joinLock(next, session.at)
 		return Outcome{Number: next.Token}
 	case old.SessionID == want.SessionID:
 		return Outcome{Number: old.Token}
@@ -113,7 +117,7 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 	next := *old
 	next.Waiters = append(slices.Clip(old.Waiters), want)
 	t.setLock(&next, old)
-	t.joinLock(&next, want.SessionID)
+	t.joinLock(&next, session.at)
 	return Outcome{}
 }
 
@@ -130,7 +134,7 @@ func (t *txn) releaseLock(cmd *raftlogv1.ReleaseLock) Outcome {
 	case cmd.GetToken() != 0 || l.waiter(cmd.GetSessionId()) < 0:
 		return refuse(raftlogv1.Code_CODE_LOCK_NOT_HELD, l.SessionID)
 	}
-	t.leaveLock(l, cmd.GetSessionId())
+	t.leaveLock(l, &ident{id: cmd.GetSessionId()})
 	return Outcome{}
 }
 
@@ -142,13 +146,13 @@ func (t *txn) own(l *Lock, w Waiter) {
 }
 
 // leaveLock takes a session out of a lock that it owns or waits for. The next in the queue owns it at once.
-func (t *txn) leaveLock(old *Lock, session string) {
-	t.st.sessionLocks.remove(t.mark, session, &ident{namespace: old.Namespace, name: old.Name})
+func (t *txn) leaveLock(old *Lock, session *ident) {
+	t.st.sessionLocks.remove(t.mark, session, old.at)
 	t.st.countSession(t.mark, session, 0, -1)
 	next := *old
 	switch {
-	case old.SessionID != session:
-		at := old.waiter(session)
+	case old.SessionID != session.id:
+		at := old.waiter(session.id)
 		next.Waiters = slices.Concat(old.Waiters[:at], old.Waiters[at+1:])
 	case len(old.Waiters) > 0:
 		next.Waiters = old.Waiters[1:]
@@ -161,8 +165,8 @@ func (t *txn) leaveLock(old *Lock, session string) {
 }
 
 // joinLock notes that a session holds or waits for a lock.
-func (t *txn) joinLock(l *Lock, session string) {
-	t.st.sessionLocks.add(t.mark, session, &ident{namespace: l.Namespace, name: l.Name})
+func (t *txn) joinLock(l *Lock, session *ident) {
+	t.st.sessionLocks.add(t.mark, session, l.at)
 	t.st.countSession(t.mark, session, 0, 1)
 }
 
@@ -177,10 +181,10 @@ func (t *txn) setLock(next, old *Lock) {
 	if next != nil {
 		t.scratch = next.append(t.scratch[:0])
 		t.addSum(tableLocks, t.scratch)
-		t.st.locks.set(t.mark, pairKey(next.Namespace, next.Name), next)
+		t.st.locks.set(t.mark, next.at.in.key, next)
 	} else {
 		named = old
-		t.st.locks.delete(t.mark, pairKey(old.Namespace, old.Name))
+		t.st.locks.delete(t.mark, old.at.in.key)
 	}
 	t.events = append(t.events, Event{
 		Kind: EventLock, Created: next != nil, Revision: revision, Namespace: named.Namespace, Name: named.Name,

@@ -18,7 +18,11 @@ func (s *State) Instance(namespace, service, id string) *Record {
 
 // record returns the record of an identity that an index holds.
 func (s *State) record(at *ident) *Record {
-	return s.Instance(at.namespace, at.name, at.id)
+	svc, _ := s.services.get(at.in.key)
+	if svc == nil {
+		return nil
+	}
+	return svc.Instance(at.id)
 }
 
 // Service returns a service, nil if it has no instances.
@@ -46,18 +50,18 @@ func (s *State) Sessions(after string, fn func(*Session) bool) {
 
 // SessionInstances calls fn for the instances of a session, sorted by namespace, service and id, until fn returns false.
 func (s *State) SessionInstances(id string, fn func(*Record) bool) {
-	s.bySession.of(id, func(at *ident) bool { return fn(s.record(at)) })
+	s.bySession.of(&ident{id: id}, func(at *ident) bool { return fn(s.record(at)) })
 }
 
 // SessionLeases calls fn for the leases that hang on a session, in order of id, until fn returns false.
 func (s *State) SessionLeases(id string, fn func(*Lease) bool) {
-	s.sessionLeases.of(id, func(at *ident) bool { return fn(s.Lease(at.id)) })
+	s.sessionLeases.of(&ident{id: id}, func(at *ident) bool { return fn(s.Lease(at.id)) })
 }
 
 // SessionLocks calls fn for the locks that a session holds or waits for, sorted by namespace and name, until fn returns
 // false.
 func (s *State) SessionLocks(id string, fn func(*Lock) bool) {
-	s.sessionLocks.of(id, func(at *ident) bool { return fn(s.Lock(at.namespace, at.name)) })
+	s.sessionLocks.of(&ident{id: id}, func(at *ident) bool { return fn(s.lock(at)) })
 }
 
 // Lease returns a lease, nil if it is unknown or has ended.
@@ -73,12 +77,18 @@ func (s *State) Leases(after string, fn func(*Lease) bool) {
 
 // LeaseInstances calls fn for the instances of a lease, sorted by namespace, service and id, until fn returns false.
 func (s *State) LeaseInstances(id string, fn func(*Record) bool) {
-	s.byLease.of(id, func(at *ident) bool { return fn(s.record(at)) })
+	s.byLease.of(&ident{id: id}, func(at *ident) bool { return fn(s.record(at)) })
 }
 
 // Lock returns a lock, nil if nobody holds it.
 func (s *State) Lock(namespace, name string) *Lock {
 	lock, _ := s.locks.get(pairKey(namespace, name))
+	return lock
+}
+
+// lock returns the lock of an identity that an index holds.
+func (s *State) lock(at *ident) *Lock {
+	lock, _ := s.locks.get(at.in.key)
 	return lock
 }
 

@@ -14,8 +14,8 @@ import (
 // are what is hashed, written to snapshots and served, and beside them decoded only what rules and filters need.
 type Record struct {
 	at           *ident
-	session      string
-	lease        string
+	session      *ident // nil: none
+	lease        *ident // nil: none
 	zone, region unique.Handle[string]
 	tags         []string
 	encoded      []byte // specification, then status
@@ -40,19 +40,19 @@ type CheckHeader struct {
 }
 
 // Namespace returns the namespace.
-func (r *Record) Namespace() string { return r.at.namespace }
+func (r *Record) Namespace() string { return r.at.in.namespace() }
 
 // Service returns the name of the service.
-func (r *Record) Service() string { return r.at.name }
+func (r *Record) Service() string { return r.at.in.name() }
 
 // ID returns the id, unique within the service.
 func (r *Record) ID() string { return r.at.id }
 
 // SessionID returns the session that owns the instance, empty if none does.
-func (r *Record) SessionID() string { return r.session }
+func (r *Record) SessionID() string { return r.session.text() }
 
 // LeaseID returns the lease that the instance hangs on, empty if none.
-func (r *Record) LeaseID() string { return r.lease }
+func (r *Record) LeaseID() string { return r.lease.text() }
 
 // Zone returns the zone.
 func (r *Record) Zone() string { return r.zone.Value() }
@@ -137,7 +137,7 @@ func (r *Record) Metadata(key string) (value string, ok bool) {
 			break
 		}
 		b = b[n:]
-		if f.number != 7 {
+		if f.number != fieldMetadata {
 			continue
 		}
 		if k, v := decodePair(f.bytes); string(k) == key {
@@ -168,22 +168,16 @@ func decodePair(b []byte) (key, value []byte) {
 func (r *Record) Proto() (*registryv1.Instance, error) {
 	instance := new(registryv1.Instance)
 	if err := proto.Unmarshal(r.encoded, instance); err != nil {
-		return nil, fmt.Errorf("decode instance %s/%s/%s: %w", r.at.namespace, r.at.name, r.at.id, err)
+		return nil, fmt.Errorf("decode instance %s/%s/%s: %w", r.Namespace(), r.Service(), r.ID(), err)
 	}
 	return instance, nil
 }
 
-// newRecord makes a record of a valid specification and its status. like, which may be nil, is any record of the same
-// service: what is equal to its own is shared instead of copied, as replicas of a service mostly differ in little.
-func newRecord(at *ident, sp *spec, encodedSpec []byte, st *status, like *Record, scratch []byte) (*Record, []byte) {
-	r := &Record{
-		at:        at,
-		session:   string(sp.session),
-		lease:     string(sp.lease),
-		specLen:   uint32(len(encodedSpec)),
-		weight:    sp.weight,
-		hasChecks: len(sp.checks) > 0,
-	}
+// newRecord makes a record of a valid specification, without what it hangs on and without its bytes. like, which may be
+// nil, is any record of the same service: what is equal to its own is shared instead of copied, as replicas of a service
+// mostly differ in little.
+func newRecord(at *ident, sp *spec, like *Record) *Record {
+	r := &Record{at: at, weight: sp.weight, hasChecks: len(sp.checks) > 0}
 	if like != nil && like.Zone() == string(sp.zone) {
 		r.zone = like.zone
 	} else {
@@ -199,7 +193,7 @@ func newRecord(at *ident, sp *spec, encodedSpec []byte, st *status, like *Record
 	} else {
 		r.tags = copyTags(sp.tags)
 	}
-	return r, r.encode(encodedSpec, st, scratch)
+	return r
 }
 
 // with returns the record with another status and the same specification.
@@ -215,6 +209,7 @@ func (r *Record) encode(encodedSpec []byte, st *status, scratch []byte) []byte {
 	encoded := make([]byte, 0, len(encodedSpec)+len(scratch))
 	encoded = append(encoded, encodedSpec...)
 	r.encoded = append(encoded, scratch...)
+	r.specLen = uint32(len(encodedSpec))
 	r.incarnation = st.incarnation
 	r.createRevision = st.createRevision
 	r.modifyRevision = st.modifyRevision

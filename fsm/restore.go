@@ -132,7 +132,7 @@ func (l *loader) add(encoded []byte) {
 func (l *loader) session(m *raftlogv1.SessionRecord) error {
 	s := &Session{
 		ID: m.GetId(), ClientName: m.GetClientName(), TTLMs: m.GetTtlMs(),
-		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(),
+		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(), at: &ident{id: m.GetId()},
 	}
 	if !validName(s.ID) {
 		return errMalformed
@@ -144,21 +144,25 @@ func (l *loader) session(m *raftlogv1.SessionRecord) error {
 func (l *loader) lease(m *raftlogv1.LeaseRecord) error {
 	lease := &Lease{
 		ID: m.GetId(), TTLMs: m.GetTtlMs(), SessionID: m.GetSessionId(), CreateRevision: m.GetCreateRevision(),
+		at: &ident{id: m.GetId()},
 	}
 	if !validName(lease.ID) {
 		return errMalformed
 	}
 	if lease.SessionID != "" {
-		if _, ok := l.st.sessions.get(lease.SessionID); !ok {
+		session := l.st.Session(lease.SessionID)
+		if session == nil {
 			return errDangling
 		}
+		lease.session = session.at
 	}
 	l.add(lease.append(l.scratch[:0]))
-	l.st.sessionLeases.add(l.mark, lease.SessionID, &ident{id: lease.ID})
+	l.st.sessionLeases.add(l.mark, lease.session, lease.at)
 	return load(l, &l.st.leases, lease.ID, lease)
 }
 
 func (l *loader) serviceRecord(b []byte) error {
+	var namespace, name string
 	s := &Service{owner: l.mark}
 	for rest := b; len(rest) > 0; {
 		f, n := consumeField(rest)
@@ -168,19 +172,19 @@ func (l *loader) serviceRecord(b []byte) error {
 		rest = rest[n:]
 		switch f.number {
 		case 1:
-			s.namespace = string(f.bytes)
+			namespace = string(f.bytes)
 		case 2:
-			s.name = string(f.bytes)
+			name = string(f.bytes)
 		case 3:
 			s.revision = f.varint
 		}
 	}
-	if !validName(s.namespace) || !validName(s.name) || s.revision == 0 {
+	if !validName(namespace) || !validName(name) || s.revision == 0 {
 		return errMalformed
 	}
-	s.key = pairKey(s.namespace, s.name)
+	s.at = newPair(namespace, name)
 	l.add(appendService(l.scratch[:0], s))
-	return load(l, &l.st.services, s.key, s)
+	return load(l, &l.st.services, s.at.key, s)
 }
 
 // splitInstance returns the parts of an encoded raftlogv1.InstanceRecord.
@@ -208,24 +212,23 @@ func (l *loader) instance(b []byte) error {
 		return errMalformed
 	}
 	svc := l.service
-	if svc == nil || svc.name != string(sp.service) || svc.namespace != string(sp.namespace) {
+	if svc == nil || svc.Name() != string(sp.service) || svc.Namespace() != string(sp.namespace) {
 		svc, _ = l.st.services.get(pairKey(string(sp.namespace), string(sp.service)))
 		if svc == nil {
 			return errDangling
 		}
 		l.service = svc
 	}
-	at := &ident{namespace: svc.namespace, name: svc.name, id: string(sp.id)}
-	var r *Record
-	r, l.scratch = newRecord(at, sp, encodedSpec, st, svc.any(), l.scratch)
-	if err := l.hang(r); err != nil {
+	r := newRecord(&ident{in: svc.at, id: string(sp.id)}, sp, svc.any())
+	l.scratch = r.encode(encodedSpec, st, l.scratch)
+	if err := l.hang(r, string(sp.session), string(sp.lease)); err != nil {
 		return err
 	}
 	svc.counts.Instances++
 	*svc.counts.of(r.health)++
 	l.st.instances++
 	l.st.sums[l.table].add(hashRecord(l.table, r.encoded))
-	return load(l, &svc.records, at.id, r)
+	return load(l, &svc.records, r.at.id, r)
 }
 
 // consistent reports whether a decoded status is written as it is always written, and fits its specification.
@@ -245,22 +248,22 @@ func (l *loader) consistent(encodedStatus []byte) bool {
 
 // hang notes what an instance hangs on. The loader is the only one that knows the session and the lease yet, so it
 // counts in place.
-func (l *loader) hang(r *Record) error {
-	if r.session != "" {
-		s, ok := l.st.sessions.get(r.session)
-		if !ok {
+func (l *loader) hang(r *Record, sessionID, leaseID string) error {
+	if sessionID != "" {
+		session := l.st.Session(sessionID)
+		if session == nil {
 			return errDangling
 		}
-		s.Instances++
-		r.session = s.ID
+		session.Instances++
+		r.session = session.at
 	}
-	if r.lease != "" {
-		lease, ok := l.st.leases.get(r.lease)
-		if !ok {
+	if leaseID != "" {
+		lease := l.st.Lease(leaseID)
+		if lease == nil {
 			return errDangling
 		}
 		lease.Instances++
-		r.lease = lease.ID
+		r.lease = lease.at
 	}
 	l.st.bySession.add(l.mark, r.session, r.at)
 	l.st.byLease.add(l.mark, r.lease, r.at)
@@ -275,29 +278,29 @@ func (l *loader) lock(m *raftlogv1.LockRecord) error {
 	if !validName(lock.Namespace) || !validName(lock.Name) || len(m.GetWaiters()) > MaxLockWaiters {
 		return errMalformed
 	}
-	at := &ident{namespace: lock.Namespace, name: lock.Name}
-	if err := l.join(at, lock.SessionID); err != nil {
+	lock.at = &ident{in: newPair(lock.Namespace, lock.Name)}
+	if err := l.join(lock.at, lock.SessionID); err != nil {
 		return err
 	}
 	for _, w := range m.GetWaiters() {
-		if err := l.join(at, w.GetSessionId()); err != nil {
+		if err := l.join(lock.at, w.GetSessionId()); err != nil {
 			return err
 		}
 		lock.Waiters = append(lock.Waiters, Waiter{SessionID: w.GetSessionId(), Value: w.GetValue()})
 	}
 	l.add(lock.append(l.scratch[:0]))
-	return load(l, &l.st.locks, pairKey(lock.Namespace, lock.Name), lock)
+	return load(l, &l.st.locks, lock.at.in.key, lock)
 }
 
 // join notes that a session holds or waits for a lock, once.
 func (l *loader) join(at *ident, session string) error {
-	s, ok := l.st.sessions.get(session)
-	if !ok {
+	s := l.st.Session(session)
+	if s == nil {
 		return errDangling
 	}
 	s.Locks++
 	before := l.st.sessionLocks.len()
-	l.st.sessionLocks.add(l.mark, s.ID, at)
+	l.st.sessionLocks.add(l.mark, s.at, at)
 	if l.st.sessionLocks.len() == before {
 		return errMalformed
 	}

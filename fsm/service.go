@@ -7,12 +7,11 @@ import (
 // Service is a service at one time: its instances, how many of them are how fit, and when it last changed. A service
 // exists while it has instances. It never changes; what its methods return is of one State.
 type Service struct {
-	key             string // pairKey, as in the outer tree
-	namespace, name string
-	revision        uint64
-	counts          ServiceCounts
-	records         table[*Record] // by id
-	owner           *mark          // who may change this Service in place: only the transaction that made it
+	at       *pair
+	revision uint64
+	counts   ServiceCounts
+	records  table[*Record] // by id
+	owner    *mark          // who may change this Service in place: only the transaction that made it
 }
 
 // ServiceCounts says how many instances of a service are how fit.
@@ -42,10 +41,10 @@ func (c *ServiceCounts) of(health registryv1.Health) *uint32 {
 }
 
 // Namespace returns the namespace.
-func (s *Service) Namespace() string { return s.namespace }
+func (s *Service) Namespace() string { return s.at.namespace() }
 
 // Name returns the name.
-func (s *Service) Name() string { return s.name }
+func (s *Service) Name() string { return s.at.name() }
 
 // Len returns the number of instances.
 func (s *Service) Len() int { return s.records.len() }
@@ -70,8 +69,8 @@ func (s *Service) Ascend(afterID string, fn func(*Record) bool) {
 
 // appendService encodes a service as it is hashed and kept in a snapshot: what its instances do not tell.
 func appendService(b []byte, s *Service) []byte {
-	b = appendString(b, 1, s.namespace)
-	b = appendString(b, 2, s.name)
+	b = appendString(b, 1, s.Namespace())
+	b = appendString(b, 2, s.Name())
 	return appendUint(b, 3, s.revision)
 }
 

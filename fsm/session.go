@@ -19,6 +19,8 @@ type Session struct {
 	OpenedUnixMs int64
 	// Instances and Locks count what hangs on it: instances, and locks that it holds or waits for.
 	Instances, Locks uint32
+
+	at *ident
 }
 
 // Proto returns the session as a message.
@@ -69,6 +71,7 @@ func (t *txn) openSession(cmd *raftlogv1.OpenSession) Outcome {
 		TTLMs:          cmd.GetTtlMs(),
 		CreateRevision: t.change(),
 		OpenedUnixMs:   t.st.time,
+		at:             &ident{id: cmd.GetId()},
 	}
 	t.st.sessions.set(t.mark, s.ID, s)
 	t.scratch = s.append(t.scratch[:0])
@@ -110,24 +113,21 @@ func (t *txn) endSession(s *Session, cause, leaseCause registryv1.Cause) {
 	t.st.sessions.delete(t.mark, s.ID)
 	t.scratch = s.append(t.scratch[:0])
 	t.subSum(tableSessions, t.scratch)
-	for _, at := range t.st.bySession.collect(s.ID) {
-		t.remove(t.st.record(at), cause)
-	}
-	for _, at := range t.st.sessionLeases.collect(s.ID) {
+	t.removeAll(t.st.bySession.collect(s.at), cause)
+	for _, at := range t.st.sessionLeases.collect(s.at) {
 		l, _ := t.st.leases.get(at.id)
 		t.endLease(l, leaseCause)
 	}
-	for _, at := range t.st.sessionLocks.collect(s.ID) {
-		l, _ := t.st.locks.get(pairKey(at.namespace, at.name))
-		t.leaveLock(l, s.ID)
+	for _, at := range t.st.sessionLocks.collect(s.at) {
+		t.leaveLock(t.st.lock(at), s.at)
 	}
 	t.events = append(t.events, Event{Kind: EventSession, Cause: cause, Revision: revision, Name: s.ID})
 }
 
 // countSession changes what a session shows to hang on it. A session that is ending is not there any more.
-func (s *State) countSession(m *mark, id string, instances, locks int) {
-	old, ok := s.sessions.get(id)
-	if !ok {
+func (s *State) countSession(m *mark, at *ident, instances, locks int) {
+	old := s.Session(at.text())
+	if old == nil {
 		return
 	}
 	next := *old

@@ -9,8 +9,13 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// firstStatusField is the first field of an instance that the registry sets. Smaller ones are the specification.
-const firstStatusField = 20
+const (
+	// fieldMetadata and fieldChecks are fields of an instance.
+	fieldMetadata = 7
+	fieldChecks   = 11
+	// firstStatusField is the first field of an instance that the registry sets. Smaller ones are the specification.
+	firstStatusField = 20
+)
 
 // spec is what the rules and filters need of an encoded specification. Its slices alias the bytes it was decoded from.
 type spec struct {
@@ -67,7 +72,7 @@ func (sp *spec) set(f field) {
 		sp.region = f.bytes
 	case 10:
 		sp.weight = uint32(f.varint)
-	case 11:
+	case fieldChecks:
 		sp.checks = append(sp.checks, decodeCheckDef(f.bytes))
 	case 12:
 		sp.session = f.bytes
@@ -108,6 +113,21 @@ func (sp *spec) check(name []byte) *checkDef {
 		}
 	}
 	return nil
+}
+
+// hasCheck reports whether a valid specification has a check of exactly that definition.
+func hasCheck(encodedSpec, definition []byte) bool {
+	for b := encodedSpec; len(b) > 0; {
+		f, n := consumeField(b)
+		if n < 0 {
+			break
+		}
+		b = b[n:]
+		if f.number == fieldChecks && bytes.Equal(f.bytes, definition) {
+			return true
+		}
+	}
+	return false
 }
 
 // decodeCheckDef decodes what was validated before.

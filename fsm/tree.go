@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"strings"
+
 	"github.com/tidwall/btree"
 )
 
@@ -104,49 +106,64 @@ func (tb *table[V]) iter() btree.MapIter[string, V] {
 	return tb.tree.Iter()
 }
 
-// ident is the identity of what hangs on a session or a lease: an instance, or with only a namespace and name a lock,
-// or with only an id a lease. It is shared by all records that an instance ever has.
+// pair is the name of a service or a lock: a namespace and a name in it.
+type pair struct {
+	key   string // pairKey
+	split int    // length of the namespace
+}
+
+// pairKey is the key of a (namespace, name) pair in a table. Neither part holds a NUL, so the order of keys is the
+// order of pairs.
+func pairKey(namespace, name string) string {
+	return namespace + "\x00" + name
+}
+
+func newPair(namespace, name string) *pair {
+	return &pair{key: pairKey(namespace, name), split: len(namespace)}
+}
+
+func (p *pair) namespace() string { return p.key[:p.split] }
+
+func (p *pair) name() string { return p.key[p.split+1:] }
+
+// ident is the identity of an instance (in a service), a lock (in its pair, without an id), a session or a lease (with
+// an id only). There is one for as long as the thing exists, whatever becomes of its records, so that indexes and
+// records point at it.
 type ident struct {
-	namespace, name, id string
+	in *pair
+	id string
 }
 
 func (a *ident) compare(b *ident) int {
-	if a == b {
-		return 0
-	}
-	if c := compareStrings(a.namespace, b.namespace); c != 0 {
-		return c
-	}
-	if c := compareStrings(a.name, b.name); c != 0 {
-		return c
-	}
-	return compareStrings(a.id, b.id)
-}
-
-// compareStrings is strings.Compare with the equal case first: most neighbours share namespace and service.
-func compareStrings(a, b string) int {
 	switch {
 	case a == b:
 		return 0
-	case a < b:
+	case a == nil || a.in == nil && b != nil && b.in != nil:
 		return -1
-	default:
+	case b == nil || b.in == nil && a.in != nil:
 		return 1
+	case a.in != b.in:
+		if c := strings.Compare(a.in.key, b.in.key); c != 0 {
+			return c
+		}
 	}
+	return strings.Compare(a.id, b.id)
 }
 
-// link says that something hangs on a session or a lease.
-type link struct {
-	owner string
-	at    *ident // nil sorts first
+// text returns the id of a session or lease, empty for none.
+func (a *ident) text() string {
+	if a == nil {
+		return ""
+	}
+	return a.id
 }
+
+// link says that something hangs on a session or a lease. Nothing sorts first.
+type link struct{ owner, at *ident }
 
 func lessLink(a, b link) bool {
-	if a.owner != b.owner {
-		return a.owner < b.owner
-	}
-	if a.at == nil || b.at == nil {
-		return a.at == nil && b.at != nil
+	if c := a.owner.compare(b.owner); c != 0 {
+		return c < 0
 	}
 	return a.at.compare(b.at) < 0
 }
@@ -169,17 +186,17 @@ func (l *links) own(m *mark) {
 	l.owner = m
 }
 
-// add and remove ignore an empty owner: who hangs on nobody is not indexed.
-func (l *links) add(m *mark, owner string, at *ident) {
-	if owner == "" {
+// add and remove ignore a missing owner: who hangs on nobody is not indexed.
+func (l *links) add(m *mark, owner, at *ident) {
+	if owner == nil {
 		return
 	}
 	l.own(m)
 	l.tree.Set(link{owner, at})
 }
 
-func (l *links) remove(m *mark, owner string, at *ident) {
-	if owner == "" {
+func (l *links) remove(m *mark, owner, at *ident) {
+	if owner == nil {
 		return
 	}
 	l.own(m)
@@ -187,17 +204,17 @@ func (l *links) remove(m *mark, owner string, at *ident) {
 }
 
 // of calls fn for what hangs on the owner, in order of identity, until fn returns false.
-func (l *links) of(owner string, fn func(at *ident) bool) {
-	if l.tree == nil || owner == "" {
+func (l *links) of(owner *ident, fn func(at *ident) bool) {
+	if l.tree == nil {
 		return
 	}
 	l.tree.Ascend(link{owner: owner}, func(item link) bool {
-		return item.owner == owner && fn(item.at)
+		return item.owner.compare(owner) == 0 && fn(item.at)
 	})
 }
 
 // collect returns what hangs on the owner, for callers that change the index while they walk.
-func (l *links) collect(owner string) []*ident {
+func (l *links) collect(owner *ident) []*ident {
 	var all []*ident
 	l.of(owner, func(at *ident) bool {
 		all = append(all, at)
@@ -211,10 +228,4 @@ func (l *links) len() int {
 		return 0
 	}
 	return l.tree.Len()
-}
-
-// pairKey is the key of a (namespace, name) pair in a table. Neither part holds a NUL, so the order of keys is the
-// order of pairs.
-func pairKey(namespace, name string) string {
-	return namespace + "\x00" + name
 }

@@ -1,0 +1,612 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/regd-io/regd/client"
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// watch starts a watch of service web.
+func watch(t *testing.T, c *client.Client, opts ...client.WatchOption) *client.Watch {
+	t.Helper()
+	w, err := c.Watch(t.Context(), client.Filter{Service: "web"}, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return w
+}
+
+// told is a change in short: +a5 is a put of a at revision 5, -a6 a delete, =7 synced at 7.
+func told(c client.Change) string {
+	switch c.Kind {
+	case client.ChangePut:
+		return fmt.Sprintf("+%s%d", c.Key.ID, c.Revision)
+	case client.ChangeDelete:
+		return fmt.Sprintf("-%s%d", c.Key.ID, c.Revision)
+	default:
+		return fmt.Sprintf("=%d", c.Revision)
+	}
+}
+
+// wantChanges reads as many changes as there are words, and compares.
+func wantChanges(t *testing.T, w *client.Watch, want string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var got []string
+	for range strings.Fields(want) {
+		change, err := w.Next(ctx)
+		if err != nil {
+			t.Fatalf("got %v, then %v: want %s", got, err, want)
+		}
+		got = append(got, told(change))
+	}
+	if s := strings.Join(got, " "); s != want {
+		t.Fatalf("got %s, want %s", s, want)
+	}
+}
+
+// wantNothing fails if there is a change within a moment.
+func wantNothing(t *testing.T, w *client.Watch) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if change, err := w.Next(ctx); err == nil {
+		t.Fatalf("got %s, want nothing", told(change))
+	}
+}
+
+// scripts makes a node play one script per stream, the last one over and over.
+func (n *fakeNode) scripts(scripts ...func(s *fakeStream) error) {
+	next := 0
+	n.set(func(n *fakeNode) {
+		n.watch = func(s *fakeStream) error {
+			n.script.Lock()
+			script := scripts[min(next, len(scripts)-1)]
+			next++
+			n.script.Unlock()
+			return script(s)
+		}
+	})
+}
+
+func full(id uint32, instances ...*registryv1.Instance) *apiv1.Cut {
+	return &apiv1.Cut{SubscriptionId: id, Full: true, Reason: apiv1.CutReason_CUT_REASON_INITIAL, Instances: instances}
+}
+
+// first answers the first subscription with a at 5 and b at 3, as of 10.
+func first(s *fakeStream) (uint32, error) {
+	sub, err := s.subscribe()
+	if err != nil {
+		return 0, err
+	}
+	id := sub.GetSubscriptionId()
+	return id, s.cut(full(id, inst("a", 5), inst("b", 3)), 1, 10)
+}
+
+var errBroken = status.Error(codes.Unavailable, "broken")
+
+func TestWatchDeliversStateThenEveryChangeOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			id, err := first(s)
+			return errors.Join(err,
+				s.events(12, put("a", 11, id), put("c", 12, id)),
+				s.events(12, put("c", 12, id)), // a repeat
+				s.events(13, del("b", 13, id), del("x", 13, id)),
+				s.progress(20, 3*time.Second), s.idle())
+		})
+		w := watch(t, f.client(nil))
+		wantChanges(t, w, "+b3 +a5 =10 +a11 +c12 =12 -b13")
+		if got, want := w.ResumePoint(), (client.ResumePoint{ClusterID: "cluster", Epoch: 1, Revision: 12}); got != want {
+			t.Errorf("resume point %+v before the end of revision 13, want %+v", got, want)
+		}
+		synctest.Wait()
+		mark, err := w.Next(t.Context())
+		if err != nil || told(mark) != "=20" || mark.Staleness != 3*time.Second || mark.Node != "n1" || mark.Epoch != 1 {
+			t.Errorf("mark %+v, %v: want synced at 20, 3s old, by n1", mark, err)
+		}
+		if got := w.ResumePoint().Revision; got != 20 {
+			t.Errorf("resume point at %d, want 20", got)
+		}
+	})
+}
+
+func TestWatchResumesAtAnotherNode(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(s *fakeStream) error
+	}{
+		{"error", func(*fakeStream) error { return errBroken }},
+		{"clean end", func(*fakeStream) error { return nil }},
+		{"silence", func(s *fakeStream) error { return s.idle() }},
+		{"go elsewhere", func(s *fakeStream) error {
+			return errors.Join(s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_GoElsewhere{
+				GoElsewhere: &apiv1.GoElsewhere{},
+			}}), s.idle())
+		}},
+		{"cut off from its leader", func(s *fakeStream) error { return errors.Join(s.progress(11, time.Minute), s.idle()) }},
+		{"in the middle of a cut", func(s *fakeStream) error {
+			_ = s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Cut{Cut: full(1, inst("z", 90))}})
+			return errBroken
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeCluster(t, 2)
+				var resumed *apiv1.ResumePoint
+				var served []string
+				script := func(s *fakeStream) error {
+					served = append(served, s.n.address)
+					if len(served) == 1 {
+						id, err := first(s)
+						return errors.Join(err, s.events(11, put("a", 11, id)), test.end(s))
+					}
+					sub, err := s.subscribe()
+					if err != nil {
+						return err
+					}
+					resumed = sub.GetResume()
+					id := sub.GetSubscriptionId()
+					return errors.Join(s.events(12, put("a", 11, id), put("b", 12, id)), s.synced(id, 1, 12), s.idle())
+				}
+				for _, n := range f.nodes {
+					n.scripts(script)
+				}
+				w := watch(t, f.client(nil))
+				wantChanges(t, w, "+b3 +a5 =10 +a11 =11")
+				for {
+					change, err := w.Next(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if change.Kind == client.ChangeSynced && change.Revision == 11 {
+						continue // a sign of life
+					}
+					if got := told(change); got != "+b12" {
+						t.Fatalf("got %s, want +b12", got)
+					}
+					break
+				}
+				wantChanges(t, w, "=12")
+				synctest.Wait()
+				if resumed.GetRevision() != 11 || resumed.GetEpoch() != 1 || resumed.GetClusterId() != "cluster" {
+					t.Errorf("resumed from %v, want 11", resumed)
+				}
+				if len(served) != 2 || served[0] == served[1] {
+					t.Errorf("served by %v, want by one and then the other", served)
+				}
+			})
+		})
+	}
+}
+
+func TestFullCutIsDeliveredAsTheDifference(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		epoch uint64
+		cut   []*registryv1.Instance
+		want  string
+	}{
+		{"nothing changed", 1, []*registryv1.Instance{inst("a", 5), inst("b", 3)}, "=50"},
+		{"changed, new and gone", 1, []*registryv1.Instance{inst("a", 40), inst("c", 30)}, "+c30 +a40 -b50 =50"},
+		{"all gone", 1, nil, "-a50 -b50 =50"},
+		{"restored: equal revisions prove nothing", 2, []*registryv1.Instance{inst("a", 5)}, "+a50 -b50 =50"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeCluster(t, 1)
+				f.nodes[0].scripts(
+					func(s *fakeStream) error {
+						_, err := first(s)
+						return errors.Join(err, errBroken)
+					},
+					func(s *fakeStream) error {
+						sub, err := s.subscribe()
+						if err != nil {
+							return err
+						}
+						return errors.Join(s.cut(full(sub.GetSubscriptionId(), test.cut...), test.epoch, 50), s.idle())
+					})
+				w := watch(t, f.client(nil))
+				wantChanges(t, w, "+b3 +a5 =10")
+				wantChanges(t, w, test.want)
+				if got, want := w.ResumePoint(), (client.ResumePoint{ClusterID: "cluster", Epoch: test.epoch, Revision: 50}); got != want {
+					t.Errorf("resume point %+v, want %+v", got, want)
+				}
+			})
+		})
+	}
+}
+
+func TestPartialCutAmendsTheState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			id, err := first(s)
+			send := func(cut *apiv1.Cut) error {
+				return s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Cut{Cut: cut}})
+			}
+			return errors.Join(err,
+				send(&apiv1.Cut{SubscriptionId: id, Instances: []*registryv1.Instance{inst("c", 30)}}),
+				s.events(41, put("d", 41, id)), // after the state that the cut shows
+				send(&apiv1.Cut{
+					SubscriptionId: id, Instances: []*registryv1.Instance{inst("a", 5), inst("b", 20)},
+					Deleted: []*apiv1.InstanceKey{
+						{Namespace: "default", Service: "web", Id: "a"}, {Namespace: "default", Service: "web", Id: "x"},
+					},
+				}),
+				s.synced(id, 1, 40), s.events(41, put("d", 41, id)), s.idle())
+		})
+		w := watch(t, f.client(nil))
+		wantChanges(t, w, "+b3 +a5 =10 +b20 +c30 -a40 +d41")
+	})
+}
+
+func TestNodeThatIsBehindRollsNothingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(
+			func(s *fakeStream) error {
+				_, err := first(s)
+				return errors.Join(err, errBroken)
+			},
+			func(s *fakeStream) error {
+				sub, err := s.subscribe()
+				if err != nil {
+					return err
+				}
+				return errors.Join(s.cut(full(sub.GetSubscriptionId(), inst("b", 3)), 1, 4), s.idle())
+			},
+			func(s *fakeStream) error {
+				sub, err := s.subscribe()
+				if err != nil {
+					return err
+				}
+				return errors.Join(s.synced(sub.GetSubscriptionId(), 1, 11), s.idle())
+			})
+		w := watch(t, f.client(nil))
+		wantChanges(t, w, "+b3 +a5 =10 =11")
+	})
+}
+
+func TestEmptyStateIsSynced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			sub, err := s.subscribe()
+			if err != nil {
+				return err
+			}
+			return errors.Join(s.synced(sub.GetSubscriptionId(), 1, 7), s.idle())
+		})
+		wantChanges(t, watch(t, f.client(nil)), "=7")
+	})
+}
+
+func TestWatchesShareOneStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		streams := 0
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			streams++
+			one, err := first(s)
+			if err != nil {
+				return err
+			}
+			sub, err := s.subscribe()
+			if err != nil {
+				return err
+			}
+			two := sub.GetSubscriptionId()
+			return errors.Join(s.cut(full(two, inst("a", 5)), 1, 10),
+				s.events(12, put("a", 11, one, two), put("b", 12, one)), s.idle())
+		})
+		c := f.client(nil)
+		one := watch(t, c)
+		wantChanges(t, one, "+b3 +a5 =10")
+		two := watch(t, c)
+		wantChanges(t, two, "+a5 =10 +a11 =12")
+		wantChanges(t, one, "+a11 +b12 =12")
+		one.Close()
+		synctest.Wait()
+		requests := f.calls("Watch")
+		last := requests[len(requests)-1].req.(*apiv1.WatchRequest)
+		if streams != 1 || len(requests) != 3 || last.GetUnsubscribe().GetSubscriptionId() != 1 {
+			t.Errorf("%d streams, last of %d requests %v: want one stream, and the first subscription ended", streams, len(requests), last)
+		}
+		if _, err := one.Next(t.Context()); !errors.Is(err, client.ErrClosed) {
+			t.Errorf("Next after Close: %v", err)
+		}
+		wantNothing(t, two)
+	})
+}
+
+// TestResumeNeverSkipsWhatWasAnnouncedForOthers plays a stream that breaks between the Synced of a late subscription and
+// an event for it, whose revision had been announced to the others before.
+func TestResumeNeverSkipsWhatWasAnnouncedForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		points := make(map[uint32]uint64)
+		f.nodes[0].scripts(
+			func(s *fakeStream) error {
+				one, err := first(s)
+				if err != nil {
+					return err
+				}
+				sub, err := s.subscribe()
+				return errors.Join(err, s.events(15, put("a", 15, one)),
+					s.cut(full(sub.GetSubscriptionId()), 1, 14), errBroken)
+			},
+			func(s *fakeStream) error {
+				for range 2 {
+					sub, err := s.subscribe()
+					if err != nil {
+						return err
+					}
+					points[sub.GetSubscriptionId()] = sub.GetResume().GetRevision()
+				}
+				return s.idle()
+			})
+		c := f.client(nil)
+		one := watch(t, c)
+		wantChanges(t, one, "+b3 +a5 =10")
+		two := watch(t, c)
+		wantChanges(t, two, "=14")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if points[1] != 15 || points[2] != 14 {
+			t.Errorf("resumed from %v, want 15 and 14", points)
+		}
+	})
+}
+
+func TestSlowReaderGetsTheLastOfEach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			id, err := first(s)
+			for r := uint64(11); r <= 1000 && err == nil; r++ {
+				event := put("a", r, id)
+				if r%2 == 0 {
+					event = put(fmt.Sprintf("brief%d", r), r, id)
+				}
+				if r%4 == 3 && r > 11 {
+					event = del(fmt.Sprintf("brief%d", r-1), r, id)
+				}
+				err = s.events(r, event)
+			}
+			return errors.Join(err, s.events(1001, put("a", 1001, id), del("b", 1001, id)), s.idle())
+		})
+		w := watch(t, f.client(nil), client.WatchBuffer(4))
+		time.Sleep(time.Second)
+		var last uint64
+		state := make(map[string]uint64)
+		n := 0
+		for last < 1001 || n == 0 {
+			change, err := w.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+			if change.Revision < last {
+				t.Fatalf("revision %d after %d", change.Revision, last)
+			}
+			last = change.Revision
+			switch change.Kind {
+			case client.ChangePut:
+				state[change.Key.ID] = change.Revision
+			case client.ChangeDelete:
+				delete(state, change.Key.ID)
+			}
+			if change.Kind != client.ChangeSynced {
+				last-- // the mark of its revision is still to come
+			}
+		}
+		if state["a"] != 1001 || n > 800 {
+			t.Errorf("%d changes, a is at %d: want the last one, and fewer than all", n, state["a"])
+		}
+		for r := uint64(14); r <= 1000; r += 4 {
+			if _, ok := state[fmt.Sprintf("brief%d", r)]; ok {
+				t.Errorf("brief%d is still there", r)
+			}
+		}
+	})
+}
+
+func TestRefusedWatchFailsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			id, err := first(s)
+			if err != nil {
+				return err
+			}
+			sub, err := s.subscribe()
+			return errors.Join(err, s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Ended{
+				Ended: &apiv1.SubscriptionEnded{SubscriptionId: sub.GetSubscriptionId(), Reason: "LIMIT_REACHED", Message: "too many"},
+			}}), s.events(11, put("a", 11, id)), s.idle())
+		})
+		c := f.client(nil)
+		one := watch(t, c)
+		wantChanges(t, one, "+b3 +a5 =10")
+		if _, err := watch(t, c).Next(t.Context()); !errors.Is(err, client.ErrLimitReached) {
+			t.Errorf("error %v, want ErrLimitReached", err)
+		}
+		wantChanges(t, one, "+a11 =11")
+	})
+}
+
+func TestWatchRefusedForNowIsAskedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			sub, err := s.subscribe()
+			if err != nil {
+				return err
+			}
+			err = s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Ended{
+				Ended: &apiv1.SubscriptionEnded{SubscriptionId: sub.GetSubscriptionId(), Reason: "OVERLOADED", Message: "later"},
+			}})
+			if err != nil {
+				return err
+			}
+			_, err = first(s)
+			return errors.Join(err, s.idle())
+		})
+		wantChanges(t, watch(t, f.client(nil)), "+b3 +a5 =10")
+	})
+}
+
+func TestWatchThatNobodyWillGrantFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(*fakeStream) error { return status.Error(codes.PermissionDenied, "not for you") })
+		_, err := watch(t, f.client(nil)).Next(t.Context())
+		var said *client.Error
+		if !errors.As(err, &said) || said.Code != codes.PermissionDenied {
+			t.Errorf("error %v, want the refusal", err)
+		}
+	})
+}
+
+func TestWatchThatHasAStateOutlivesRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		refuse := func(*fakeStream) error { return status.Error(codes.Unauthenticated, "token expired") }
+		f.nodes[0].scripts(
+			func(s *fakeStream) error {
+				_, err := first(s)
+				return errors.Join(err, errBroken)
+			}, refuse, refuse, refuse,
+			func(s *fakeStream) error {
+				sub, err := s.subscribe()
+				if err != nil {
+					return err
+				}
+				return errors.Join(s.synced(sub.GetSubscriptionId(), 1, 12), s.idle())
+			})
+		wantChanges(t, watch(t, f.client(nil)), "+b3 +a5 =10 =12")
+	})
+}
+
+func TestWatchSaysWhyNothingComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].set(func(n *fakeNode) { n.down = true })
+		w := watch(t, f.client(nil))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := w.Next(ctx)
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "n1:7400: connection refused") {
+			t.Errorf("error %v, want the deadline and the reason", err)
+		}
+	})
+}
+
+func TestWatchGoesOnFromAStoredPoint(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		answer func(s *fakeStream, id uint32) error
+		want   string
+	}{
+		{"history is kept", func(s *fakeStream, id uint32) error {
+			return errors.Join(s.events(12, del("a", 12, id)), s.synced(id, 1, 12))
+		}, "-a12 =12"},
+		{"history is gone", func(s *fakeStream, id uint32) error {
+			return s.cut(full(id, inst("b", 3), inst("c", 30)), 1, 50)
+		}, "+c30 -a50 =50"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeCluster(t, 1)
+				f.nodes[0].scripts(func(s *fakeStream) error {
+					sub, err := s.subscribe()
+					if err != nil {
+						return err
+					}
+					if sub.GetResume().GetRevision() != 10 {
+						return fmt.Errorf("resume %v, want 10", sub.GetResume())
+					}
+					return errors.Join(test.answer(s, sub.GetSubscriptionId()), s.idle())
+				})
+				point := client.ResumePoint{ClusterID: "cluster", Epoch: 1, Revision: 10}
+				w := watch(t, f.client(nil), client.WatchFrom(point, []*registryv1.Instance{inst("a", 5), inst("b", 3)}))
+				if w.ResumePoint() != point {
+					t.Errorf("resume point %+v, want the given one", w.ResumePoint())
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				var got []string
+				for change, err := range w.All(ctx) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					got = append(got, told(change))
+					if change.Kind == client.ChangeSynced {
+						break
+					}
+				}
+				if s := strings.Join(got, " "); s != test.want {
+					t.Errorf("got %s, want %s", s, test.want)
+				}
+			})
+		})
+	}
+}
+
+func TestWatchEndsWithItsContextAndItsClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			_, err := first(s)
+			return errors.Join(err, s.idle())
+		})
+		c := f.client(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		w, err := c.Watch(ctx, client.Filter{Service: "web"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantChanges(t, w, "+b3 +a5 =10")
+		cancel()
+		synctest.Wait()
+		if _, err := w.Next(t.Context()); !errors.Is(err, context.Canceled) {
+			t.Errorf("Next after the context: %v", err)
+		}
+		other := watch(t, c)
+		wantChanges(t, other, "+b3 +a5 =10")
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Next(t.Context()); !errors.Is(err, client.ErrClosed) {
+			t.Errorf("Next after Close: %v", err)
+		}
+		if _, err := c.Watch(t.Context(), client.Filter{}); !errors.Is(err, client.ErrClosed) {
+			t.Errorf("Watch after Close: %v", err)
+		}
+	})
+}
+
+func TestWatchOptionsAreChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster(t, 1).client(nil)
+		_, err := c.Watch(t.Context(), client.Filter{}, client.WatchBuffer(0), client.WatchFrom(client.ResumePoint{}, nil))
+		if err == nil || !strings.Contains(err.Error(), "buffer 0") || !strings.Contains(err.Error(), "resume point") {
+			t.Errorf("error %v, want both faults", err)
+		}
+	})
+}

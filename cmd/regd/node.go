@@ -1,0 +1,354 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/storage"
+	"github.com/regd-io/regd/health"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+	"github.com/regd-io/regd/rpc"
+)
+
+// serveConfig is the configuration of a node, as flags, environment and file make it.
+type serveConfig struct {
+	Name, DataDir                               string
+	GRPCListen, PeerListen, HTTPListen          string
+	AdvertiseGRPC, AdvertisePeer, AdvertiseHTTP string
+	InitialPeers, Join                          []string
+	NonVoter, Insecure                          bool
+	HeartbeatTimeout, ShutdownDelay             time.Duration
+
+	Build  buildInfo
+	Logger *slog.Logger
+	// DevChild makes the node obey the signals of regd dev.
+	DevChild bool
+	// NoSync is for tests: it leaves out fsync.
+	NoSync bool
+	// Up, if set, is told the addresses of gRPC and HTTP once both are bound: a port may have been 0.
+	Up func(grpc, http net.Addr)
+}
+
+// withDefaults fills in what follows from the rest.
+func (c serveConfig) withDefaults() serveConfig {
+	for advertise, listen := range map[*string]string{
+		&c.AdvertiseGRPC: c.GRPCListen, &c.AdvertisePeer: c.PeerListen, &c.AdvertiseHTTP: c.HTTPListen,
+	} {
+		if *advertise == "" {
+			*advertise = listen
+		}
+	}
+	return c
+}
+
+// validate reports all faults that the packages below can't see.
+func (c serveConfig) validate() error {
+	var faults []error
+	bad := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if c.Name == "" {
+		bad("--name: must be set, this machine has no host name")
+	}
+	if c.DataDir == "" {
+		bad("--data-dir: must be set")
+	}
+	if len(c.Name) > maxNameLength {
+		bad("--name %s: has %d characters, at most %d are allowed", c.Name, len(c.Name), maxNameLength)
+	}
+	if c.ShutdownDelay < 0 {
+		bad("--shutdown-delay %v: must not be negative", c.ShutdownDelay)
+	}
+	if c.HeartbeatTimeout < minHeartbeat || c.HeartbeatTimeout > maxHeartbeat {
+		bad("--heartbeat-timeout %v: must be %v to %v", c.HeartbeatTimeout, minHeartbeat, maxHeartbeat)
+	}
+	c.validatePeers(bad)
+	c.validateAddresses(bad)
+	return errors.Join(faults...)
+}
+
+const (
+	maxNameLength = 63
+	minHeartbeat  = 50 * time.Millisecond
+	maxHeartbeat  = time.Minute
+)
+
+func (c serveConfig) validatePeers(bad func(string, ...any)) {
+	for name, addresses := range map[string][]string{"--initial-peers": c.InitialPeers, "--join": c.Join} {
+		for _, address := range addresses {
+			if host, _, err := net.SplitHostPort(address); err != nil || host == "" {
+				bad("%s %q: must be host:port", name, address)
+			}
+		}
+	}
+}
+
+func (c serveConfig) validateAddresses(bad func(string, ...any)) {
+	for _, l := range []struct{ name, advertiseName, listen, advertise string }{
+		{"--grpc-listen", "--advertise-grpc", c.GRPCListen, c.AdvertiseGRPC},
+		{"--peer-listen", "--advertise-peer", c.PeerListen, c.AdvertisePeer},
+		{"--http-listen", "--advertise-http", c.HTTPListen, c.AdvertiseHTTP},
+	} {
+		host, _, err := net.SplitHostPort(l.listen)
+		if err != nil {
+			bad("%s %q: must be host:port", l.name, l.listen)
+			continue
+		}
+		if !isLoopback(host) && !c.Insecure && l.name != "--http-listen" {
+			bad("%s %s: reaches beyond this machine without TLS: whoever gets there can read and change the registry; "+
+				"say --insecure if the network is trusted", l.name, l.listen)
+		}
+		if host, _, err := net.SplitHostPort(l.advertise); err != nil || host == "" || net.ParseIP(host).IsUnspecified() {
+			bad("%s %q: nobody can reach that; give the host:port under which others reach this node", l.advertiseName, l.advertise)
+		}
+	}
+}
+
+// isLoopback tells whether a host is surely this machine only.
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+// serveErrors maps what can end a node to exit codes.
+func serveErrors() []struct {
+	sentinel error
+	code     exitCode
+	hint     string
+} {
+	return []struct {
+		sentinel error
+		code     exitCode
+		hint     string
+	}{
+		{storage.ErrLocked, exitDataLocked, "stop the other process, or give this node a --data-dir of its own"},
+		{storage.ErrForeignCluster, exitDataForeign, "check --data-dir, --initial-peers and --join: they name different clusters"},
+		{storage.ErrNewerFormat, exitDataNewer, "run the version that wrote it, or a newer one"},
+		{storage.ErrCorrupt, exitDataCorrupt, ""},
+		{storage.ErrNotWritable, exitDataDenied, "the folder must belong to the user that runs regd"},
+		{storage.ErrSync, exitDataSync, "check the disk before starting the node again"},
+		{syscall.EADDRINUSE, exitFailed, "another process listens there: stop it, or choose another port"},
+	}
+}
+
+// errNotReady is why a node that works is not ready.
+var (
+	errOpening  = errors.New("the node is starting: it is checking its data folder")
+	errStopping = errors.New("the node is stopping")
+)
+
+// server is a running node with all that it serves.
+type server struct {
+	cfg     serveConfig
+	log     *slog.Logger
+	ops     *opsServer
+	lis     net.Listener
+	node    *cluster.Node
+	monitor *health.Monitor
+	api     *rpc.Server
+	fatal   chan error // capacity 1
+}
+
+// servedNode is the node as its clients see it: not ready from the moment on at which it is asked to stop.
+type servedNode struct {
+	*cluster.Node
+	stopping *atomic.Bool
+}
+
+// Ready implements rpc.Node.
+func (n servedNode) Ready() error {
+	if n.stopping.Load() {
+		return errStopping
+	}
+	return n.Node.Ready()
+}
+
+// serve runs a node until ctx ends, then stops it in order. It returns nil when it was stopped by ctx, and an error with
+// an exit code when it could not start or go on.
+func serve(ctx context.Context, cfg serveConfig) error {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return &exitError{code: exitConfig, err: err}
+	}
+	if cfg.Insecure {
+		cfg.Logger.Warn("listening without TLS: whoever reaches these ports can read and change the registry",
+			"grpc_listen", cfg.GRPCListen, "peer_listen", cfg.PeerListen)
+	}
+	cfg.Logger.Info("starting", "version", cfg.Build.Version, "commit", cfg.Build.Commit, "command", strings.Join(os.Args, " "))
+	s := &server{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1)}
+	if err := s.open(ctx); err != nil {
+		return serveExit(errors.Join(err, s.close(ctx)))
+	}
+	return serveExit(s.run(ctx))
+}
+
+// open starts everything, the port for operations first: it tells that the node is starting.
+func (s *server) open(ctx context.Context) error {
+	var err error
+	if s.ops, err = startOps(ctx, s.cfg.HTTPListen, s.log); err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	if s.lis, err = lc.Listen(ctx, "tcp", s.cfg.GRPCListen); err != nil {
+		return fmt.Errorf("listen for clients: %w", err)
+	}
+	if s.cfg.Up != nil {
+		s.cfg.Up(s.lis.Addr(), s.ops.addr())
+	}
+	if s.cfg.AdvertiseGRPC == s.cfg.GRPCListen {
+		s.cfg.AdvertiseGRPC = s.lis.Addr().String()
+	}
+	if err = s.openNode(ctx); err != nil {
+		return err
+	}
+	served := servedNode{s.node, &s.ops.stopping}
+	if s.api, err = rpc.NewServer(rpc.Config{Logger: s.log}, served); err != nil {
+		return err
+	}
+	return s.ops.serveNode(served, s.collectors())
+}
+
+// openNode opens the node and the monitor that works while it leads. The monitor needs the node to exist, and the node
+// may lead as soon as it does: what comes too early waits.
+func (s *server) openNode(ctx context.Context) error {
+	made := make(chan struct{})
+	network := peer.TCP()
+	if s.cfg.DevChild {
+		cut := newPeerCut(network)
+		go cut.obey(ctx) // Ends with ctx.
+		network = cut
+	}
+	//nolint:contextcheck // It runs until it is closed: later than ctx, as it has to be stopped in order.
+	node, err := cluster.Open(cluster.Config{
+		Name: s.cfg.Name, DataDir: s.cfg.DataDir, PeerListen: s.cfg.PeerListen, PeerAdvertise: s.cfg.AdvertisePeer,
+		GRPCAdvertise: s.cfg.AdvertiseGRPC, HTTPAdvertise: s.cfg.AdvertiseHTTP, Version: s.cfg.Build.Version,
+		InitialPeers: s.cfg.InitialPeers, Join: s.cfg.Join, NonVoter: s.cfg.NonVoter,
+		HeartbeatTimeout: s.cfg.HeartbeatTimeout, NoSync: s.cfg.NoSync, Network: network, Logger: s.log,
+		Lead: func(ctx context.Context, term uint64) {
+			<-made
+			s.monitor.Lead(ctx, term)
+		},
+		Renew: func(term uint64, taken time.Time, renewals []*peerv1.Renewals) ([]*peerv1.Renewals, error) {
+			<-made
+			return s.monitor.Renew(term, taken, renewals)
+		},
+		OnFatal: func(err error) { s.fatal <- err },
+	})
+	if err != nil {
+		return err
+	}
+	defer close(made)
+	s.node = node
+	cfg := health.DefaultConfig()
+	cfg.Logger = s.log
+	cfg.Unapplied = func(err error) bool { return !errors.Is(err, cluster.ErrUnknownOutcome) }
+	s.monitor, err = health.New(cfg, node.Feed(), node)
+	return err
+}
+
+// run serves until ctx ends or the node can't go on.
+func (s *server) run(ctx context.Context) error {
+	var serving errgroup.Group
+	failed := make(chan error, 1)
+	serving.Go(func() error {
+		err := s.api.Serve(s.lis)
+		if err != nil {
+			failed <- err
+		}
+		return nil
+	})
+	ready, cancel := context.WithCancel(ctx)
+	serving.Go(func() error { s.announce(ready); return nil })
+	var err error
+	select {
+	case <-ctx.Done():
+		s.log.Info("stopping", "reason", context.Cause(ctx))
+		s.leave(ctx)
+	case err = <-s.fatal:
+	case err = <-failed:
+	}
+	cancel()
+	err = errors.Join(err, s.close(ctx))
+	_ = serving.Wait() // None returns an error.
+	s.log.Info("stopped")
+	return err
+}
+
+const (
+	// drainTimeout bounds handing leadership over.
+	drainTimeout = 5 * time.Second
+	// finishTimeout bounds finishing the calls under way.
+	finishTimeout = 5 * time.Second
+)
+
+// leave takes the node out of service while it still works. ctx has ended: that is why.
+func (s *server) leave(ctx context.Context) {
+	s.ops.stopping.Store(true)
+	time.Sleep(s.cfg.ShutdownDelay) // A second signal ends the process, so nothing has to end this.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	s.node.Drain(ctx)
+}
+
+// close stops what was started, in reverse, and waits for it, also when ctx has ended.
+func (s *server) close(ctx context.Context) error {
+	var errs []error
+	if s.ops != nil {
+		s.ops.stopping.Store(true)
+	}
+	if s.api != nil {
+		finishing, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+		defer cancel()
+		if err := s.api.Shutdown(finishing); err != nil {
+			s.log.Warn("calls were cut off", "err", err)
+		}
+	} else if s.lis != nil {
+		errs = append(errs, s.lis.Close())
+	}
+	if s.node != nil {
+		errs = append(errs, s.node.Close())
+	}
+	if s.ops != nil {
+		errs = append(errs, s.ops.close(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// announce logs when the node is ready, and what it waits for when that takes long.
+func (s *server) announce(ctx context.Context) {
+	const often, long = 100 * time.Millisecond, 2 * time.Second
+	ticker := time.NewTicker(often)
+	defer ticker.Stop()
+	var reason, said string
+	since := time.Now()
+	for {
+		err := s.node.Ready()
+		if err == nil {
+			info := s.node.Info()
+			s.log.Info("ready", "node", info.Name, "cluster_id", info.ClusterID, "leader", info.LeaderName,
+				"grpc", s.cfg.AdvertiseGRPC, "http", s.cfg.AdvertiseHTTP)
+			return
+		}
+		if now := err.Error(); now != reason {
+			reason, since = now, time.Now()
+		} else if reason != said && time.Since(since) > long {
+			said = reason
+			s.log.Info("not ready yet", "reason", reason)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}

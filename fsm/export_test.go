@@ -1,0 +1,184 @@
+package fsm
+
+import (
+	"fmt"
+
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// Audit recomputes everything that a State keeps incrementally or twice, from its records alone, and says what differs.
+func Audit(s *State) error {
+	want := State{
+		index: s.index, term: s.term, revision: s.revision, epoch: s.epoch, number: s.number, time: s.time,
+		clusterID: s.clusterID, chain: s.chain,
+	}
+	a := audit{s: s, want: &want}
+	a.owners()
+	a.services()
+	a.locks()
+	a.clients()
+	s.members.ascend("", func(_ string, m *registryv1.Member) bool {
+		want.sums[tableMembers].add(hashRecord(tableMembers, appendMember(nil, m)))
+		return true
+	})
+	switch {
+	case a.err != nil:
+		return a.err
+	case want.sums != s.sums:
+		return fmt.Errorf("sums are %x, from scratch %x", s.sums, want.sums)
+	case want.Hash() != s.Hash() || want.ContentHash() != s.ContentHash():
+		return fmt.Errorf("hash differs from that from scratch")
+	case want.instances != s.instances:
+		return fmt.Errorf("%d instances, counted %d", want.instances, s.instances)
+	case a.sessionLinks != s.bySession.len() || a.leaseLinks != s.byLease.len() ||
+		a.leaseOwners != s.sessionLeases.len() || a.lockLinks != s.sessionLocks.len():
+		return fmt.Errorf("an index holds more than there is")
+	case s.idle.len() != s.clients.len():
+		return fmt.Errorf("%d clients, %d of them in order of last use", s.clients.len(), s.idle.len())
+	}
+	return nil
+}
+
+type audit struct {
+	s, want                                          *State
+	sessionLinks, leaseLinks, leaseOwners, lockLinks int
+	err                                              error
+}
+
+func (a *audit) failf(format string, args ...any) {
+	if a.err == nil {
+		a.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (a *audit) owners() {
+	a.s.Sessions("", func(v *Session) bool {
+		a.want.sums[tableSessions].add(hashRecord(tableSessions, v.append(nil)))
+		instances, locks := uint32(0), uint32(0)
+		a.s.SessionInstances(v.ID, func(r *Record) bool {
+			instances++
+			if r == nil || r.SessionID() != v.ID {
+				a.failf("index of session %s holds %v", v.ID, r)
+			}
+			return true
+		})
+		a.s.SessionLocks(v.ID, func(l *Lock) bool {
+			locks++
+			if l == nil || l.SessionID != v.ID && l.waiter(v.ID) < 0 {
+				a.failf("index of session %s holds %v", v.ID, l)
+			}
+			return true
+		})
+		if instances != v.Instances || locks != v.Locks {
+			a.failf("session %s shows %d instances and %d locks, has %d and %d",
+				v.ID, v.Instances, v.Locks, instances, locks)
+		}
+		return true
+	})
+	a.s.Leases("", func(v *Lease) bool {
+		a.want.sums[tableLeases].add(hashRecord(tableLeases, v.append(nil)))
+		if v.SessionID != "" {
+			a.leaseOwners++
+		}
+		instances := uint32(0)
+		a.s.LeaseInstances(v.ID, func(r *Record) bool {
+			instances++
+			if r == nil || r.LeaseID() != v.ID {
+				a.failf("index of lease %s holds %v", v.ID, r)
+			}
+			return true
+		})
+		if instances != v.Instances {
+			a.failf("lease %s shows %d instances, has %d", v.ID, v.Instances, instances)
+		}
+		return true
+	})
+}
+
+func (a *audit) services() {
+	a.s.Services("", "", func(v *Service) bool {
+		a.want.sums[tableServices].add(hashRecord(tableServices, appendService(nil, v)))
+		var counts ServiceCounts
+		v.Ascend("", func(r *Record) bool {
+			a.want.instances++
+			a.want.sums[tableInstances].add(hashRecord(tableInstances, r.Encoded()))
+			counts.Instances++
+			*counts.of(r.Health())++
+			if r.SessionID() != "" {
+				a.sessionLinks++
+			}
+			if r.LeaseID() != "" {
+				a.leaseLinks++
+			}
+			if r.Namespace() != v.Namespace() || r.Service() != v.Name() || a.s.Instance(v.Namespace(), v.Name(), r.ID()) != r {
+				a.failf("record %s/%s/%s is in service %s/%s", r.Namespace(), r.Service(), r.ID(), v.Namespace(), v.Name())
+			}
+			return true
+		})
+		if counts != v.Counts() || v.Len() != int(counts.Instances) || v.Len() == 0 {
+			a.failf("service %s/%s counts %+v, has %+v", v.Namespace(), v.Name(), v.Counts(), counts)
+		}
+		return true
+	})
+}
+
+func (a *audit) locks() {
+	a.s.Locks("", "", func(v *Lock) bool {
+		a.want.sums[tableLocks].add(hashRecord(tableLocks, v.append(nil)))
+		a.lockLinks += 1 + len(v.Waiters)
+		return true
+	})
+}
+
+func (a *audit) clients() {
+	a.s.clients.ascend("", func(_ string, c *client) bool {
+		a.want.sums[tableClients].add(hashRecord(tableClients, c.appendHead(nil)))
+		for i := range c.outcomes {
+			a.want.sums[tableClients].add(hashBytes(c.outcomes[i].appendKeyed(nil, c.id), seedOutcome))
+		}
+		if _, ok := a.s.idle.get(c.idleKey()); !ok {
+			a.failf("client %s is not in the order of last use", c.id)
+		}
+		return true
+	})
+}
+
+// RememberedClient is what a State remembers of a client, for tests.
+type RememberedClient struct {
+	ID            string
+	Last          int64
+	AnsweredBelow uint64
+	Sequences     []uint64
+	Outcomes      []Outcome
+}
+
+// Clients returns what is remembered of clients, by id.
+func Clients(s *State) []RememberedClient {
+	var all []RememberedClient
+	s.clients.ascend("", func(_ string, c *client) bool {
+		r := RememberedClient{ID: c.id, Last: c.last, AnsweredBelow: c.answeredBelow}
+		for _, o := range c.outcomes {
+			r.Sequences = append(r.Sequences, o.sequence)
+			r.Outcomes = append(r.Outcomes, o.outcome)
+		}
+		all = append(all, r)
+		return true
+	})
+	return all
+}
+
+// LastNumber returns the last incarnation or token given.
+func LastNumber(s *State) uint64 { return s.number }
+
+// DecodeSpec decodes a specification and returns the name of what is wrong with it.
+func DecodeSpec(b []byte) string {
+	var sp spec
+	return sp.decode(b)
+}
+
+// DecodeStatus decodes an encoded status and encodes it again.
+func DecodeStatus(b []byte) ([]byte, bool) {
+	var st status
+	ok := st.decode(b)
+	return st.append(nil), ok
+}

@@ -1,0 +1,92 @@
+package fsm_test
+
+import (
+	"encoding/binary"
+	"os"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"github.com/regd-io/regd/fsm"
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+)
+
+// A golden log is a row of entries, each as index, term and length of the data in varints, then the data.
+
+func encodeGolden(entries []fsm.Entry) []byte {
+	var b []byte
+	for _, e := range entries {
+		b = binary.AppendUvarint(b, e.Index)
+		b = binary.AppendUvarint(b, e.Term)
+		b = binary.AppendUvarint(b, uint64(len(e.Data)))
+		b = append(b, e.Data...)
+	}
+	return b
+}
+
+func decodeGolden(t testing.TB, b []byte) []fsm.Entry {
+	t.Helper()
+	next := func() uint64 {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			t.Fatalf("golden log ends within an entry")
+		}
+		b = b[n:]
+		return v
+	}
+	var entries []fsm.Entry
+	for len(b) > 0 {
+		e := fsm.Entry{Index: next(), Term: next()}
+		size := next()
+		if size > uint64(len(b)) {
+			t.Fatalf("golden log ends within entry %d", e.Index)
+		}
+		e.Data, b = b[:size], b[size:]
+		entries = append(entries, e)
+	}
+	return entries
+}
+
+// writeGolden makes a log out of random histories, one after the other, and the text of the state that it leads to.
+func writeGolden(t *testing.T) {
+	t.Helper()
+	histories := rapid.Custom(func(t *rapid.T) []fsm.Entry {
+		entries, _ := history(t)
+		return entries
+	})
+	var log []fsm.Entry
+	s := fsm.New()
+	for seed := range 90 {
+		base := s.Term()
+		for _, e := range histories.Example(seed) {
+			e.Index, e.Term = s.Index()+1, base+e.Term
+			next, _, err := s.Apply(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			log, s = append(log, e), next
+		}
+	}
+	if err := os.WriteFile(goldenLog, encodeGolden(log), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(goldenText, []byte(stateText(t, s)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// countKinds counts the commands of an entry that changed something, by kind.
+func countKinds(t *testing.T, e fsm.Entry, result fsm.Result, changed map[string]int) {
+	t.Helper()
+	var entry raftlogv1.Entry
+	if err := proto.Unmarshal(e.Data, &entry); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range entry.GetCommands() {
+		m := c.ProtoReflect()
+		if f := m.WhichOneof(m.Descriptor().Oneofs().Get(0)); f != nil && result.Outcomes[i].Changed {
+			changed[string(f.Name())]++
+		}
+	}
+}

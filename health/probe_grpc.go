@@ -1,0 +1,63 @@
+package health
+
+import (
+	"context"
+	"net"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// maxHealthAnswer bounds the answer of a gRPC health service, in bytes.
+const maxHealthAnswer = 1 << 10
+
+// grpc asks the gRPC health service over a connection of its own.
+func (ps *probes) grpc(ctx context.Context, p *plan, check *registryv1.GRPCCheck) result {
+	transport := insecure.NewCredentials()
+	if check.GetTls() != nil {
+		transport = credentials.NewTLS(ps.tlsConfig(check.GetTls(), p.host))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+p.target,
+		grpc.WithTransportCredentials(transport),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return ps.dialer.DialContext(ctx, "tcp", address)
+		}),
+		grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(),
+		grpc.WithUserAgent(userAgent),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxHealthAnswer)),
+	)
+	if err != nil {
+		return critical(err.Error())
+	}
+	defer conn.Close()
+	request := &grpc_health_v1.HealthCheckRequest{Service: check.GetService()}
+	answer, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, request)
+	if err != nil {
+		return grpcFailure(ctx, p, err)
+	}
+	if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		return critical("gRPC health: " + answer.GetStatus().String())
+	}
+	return passing("gRPC health: SERVING")
+}
+
+func grpcFailure(ctx context.Context, p *plan, err error) result {
+	switch s := status.Convert(err); s.Code() {
+	case codes.DeadlineExceeded:
+		return failure(ctx, p, context.DeadlineExceeded)
+	case codes.NotFound:
+		return critical("gRPC health: the service is not known")
+	case codes.Unimplemented:
+		return critical("gRPC health: not implemented")
+	default:
+		return failure(ctx, p, err)
+	}
+}

@@ -1,0 +1,47 @@
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/fsm"
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+)
+
+// core is what all services of one server share.
+type core struct {
+	node      Node
+	log       *slog.Logger
+	admission *admission
+	// lockWaiters bounds the Acquire calls that wait: one token each.
+	lockWaiters chan struct{}
+
+	// unready makes the health service say NOT_SERVING, while everything else goes on.
+	unready atomic.Bool
+	// leaving is closed when the server begins to shut down: streams say "go elsewhere" and end.
+	leaving chan struct{}
+	// tasks are goroutines that end with their stream, but only after its handler returned; Shutdown waits for them.
+	tasks sync.WaitGroup
+}
+
+// propose applies a command; a refusal by the state machine is an error.
+func (c *core) propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error) {
+	out, err := c.node.Propose(ctx, cmd)
+	if err != nil {
+		return fsm.Outcome{}, err
+	}
+	return out, out.Err()
+}
+
+// view returns a state to answer a read from, together with the header of the answer.
+func (c *core) view(ctx context.Context, fresh cluster.Freshness) (*fsm.State, *apiv1.ResponseHeader, error) {
+	v, err := c.node.View(ctx, fresh)
+	if err != nil {
+		return nil, nil, err
+	}
+	return v.State, c.readHeader(v), nil
+}

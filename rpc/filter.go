@@ -1,0 +1,96 @@
+package rpc
+
+import (
+	"slices"
+
+	"github.com/regd-io/regd/cluster/feed"
+	"github.com/regd-io/regd/fsm"
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// filter is a compiled apiv1.Filter. It is immutable.
+type filter struct {
+	namespace string // allNamespaces for all
+	service   string // empty for all
+	minHealth registryv1.Health
+	tags      []string
+	zone      string
+	metadata  []metadataPair
+}
+
+type metadataPair struct{ key, value string }
+
+// compileFilter checks a filter and makes it fast. Its error is an *InvalidError.
+func compileFilter(in *apiv1.Filter) (filter, error) {
+	var f faults
+	in = f.filter("filter", in)
+	if err := f.err(); err != nil {
+		return filter{}, err
+	}
+	out := filter{
+		namespace: in.GetNamespace(),
+		service:   in.GetService(),
+		minHealth: in.GetMinHealth(),
+		tags:      in.GetTags(),
+		zone:      in.GetZone(),
+	}
+	for key, value := range in.GetMetadata() {
+		out.metadata = append(out.metadata, metadataPair{key, value})
+	}
+	return out, nil
+}
+
+// match tells whether all that is set holds for the instance.
+func (f *filter) match(r *fsm.Record) bool {
+	if f.service != "" && f.service != r.Service() ||
+		f.namespace != allNamespaces && f.namespace != r.Namespace() ||
+		r.Health() < f.minHealth ||
+		f.zone != "" && f.zone != r.Zone() {
+		return false
+	}
+	for _, tag := range f.tags {
+		if !slices.Contains(r.Tags(), tag) {
+			return false
+		}
+	}
+	for _, pair := range f.metadata {
+		if value, ok := r.Metadata(pair.key); !ok || value != pair.value {
+			return false
+		}
+	}
+	return true
+}
+
+// topic covers all events that can concern the filter.
+func (f *filter) topic() feed.Topic {
+	return feed.Topic{Kind: fsm.EventInstance, Namespace: f.namespace, Name: f.service}
+}
+
+// each calls fn for the matching instances, sorted by namespace, service and id, until it returns false.
+func (f *filter) each(st *fsm.State, fn func(*fsm.Record) bool) {
+	goOn := true
+	visit := func(svc *fsm.Service) bool {
+		svc.Ascend("", func(r *fsm.Record) bool {
+			goOn = !f.match(r) || fn(r)
+			return goOn
+		})
+		return goOn
+	}
+	if f.namespace != allNamespaces && f.service != "" {
+		if svc := st.Service(f.namespace, f.service); svc != nil {
+			visit(svc)
+		}
+		return
+	}
+	after := ""
+	if f.namespace != allNamespaces {
+		after = f.namespace
+	}
+	st.Services(after, "", func(svc *fsm.Service) bool {
+		if f.namespace != allNamespaces && svc.Namespace() != f.namespace {
+			return false // Sorted: there are no more.
+		}
+		return f.service != "" && svc.Name() != f.service || visit(svc)
+	})
+}

@@ -1,0 +1,164 @@
+package rpc
+
+import (
+	"context"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/regd-io/regd/fsm"
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+)
+
+// Get returns one instance.
+func (s *registryServer) Get(ctx context.Context, req *apiv1.GetRequest) (*apiv1.GetResponse, error) {
+	var f faults
+	key, fresh := f.key("key", req.GetKey()), f.freshness(req.GetFreshness())
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	st, header, err := s.view(ctx, fresh)
+	if err != nil {
+		return nil, aboutInstance(err, "get", key)
+	}
+	record := st.Instance(key.GetNamespace(), key.GetService(), key.GetId())
+	if record == nil {
+		return nil, aboutInstance(fsm.ErrNotFound, "get", key)
+	}
+	resp := &apiv1.GetResponse{Header: header}
+	resp.ProtoReflect().SetUnknown(appendInstance(nil, record))
+	return resp, nil
+}
+
+// ListServices lists services, sorted by namespace and name.
+func (s *registryServer) ListServices(
+	ctx context.Context, req *apiv1.ListServicesRequest,
+) (*apiv1.ListServicesResponse, error) {
+	var f faults
+	what := &apiv1.ListServicesRequest{
+		Namespace: f.anyNamespace("namespace", req.GetNamespace()), Prefix: req.GetPrefix(),
+	}
+	f.optionalName("prefix", req.GetPrefix(), MaxServiceLen)
+	p, err := s.openPage(ctx, &f, what, req)
+	if err != nil {
+		return nil, err
+	}
+	resp := &apiv1.ListServicesResponse{Header: p.header}
+	var last *fsm.Service
+	services(p.state, what.GetNamespace(), p.last(0), p.last(1), func(svc *fsm.Service) bool {
+		if !strings.HasPrefix(svc.Name(), what.GetPrefix()) {
+			return true
+		}
+		summary := summaryOf(svc)
+		if !p.take(proto.Size(summary)) {
+			resp.NextPageToken = p.next(last.Namespace(), last.Name())
+			return false
+		}
+		resp.Services, last = append(resp.Services, summary), svc
+		return true
+	})
+	return resp, nil
+}
+
+// services visits the services of a namespace ("*": of all) after the given one.
+func services(st *fsm.State, namespace, afterNS, afterName string, visit func(*fsm.Service) bool) {
+	if namespace == allNamespaces {
+		st.Services(afterNS, afterName, visit)
+		return
+	}
+	st.Services(namespace, afterName, func(svc *fsm.Service) bool {
+		return svc.Namespace() == namespace && visit(svc)
+	})
+}
+
+func summaryOf(svc *fsm.Service) *apiv1.ServiceSummary {
+	n := svc.Counts()
+	return &apiv1.ServiceSummary{
+		Namespace: svc.Namespace(),
+		Name:      svc.Name(),
+		Instances: n.Instances,
+		Passing:   n.Passing,
+		Warning:   n.Warning,
+		Critical:  n.Critical,
+		Other:     n.Starting + n.Draining + n.Maintenance,
+		Revision:  svc.Revision(),
+	}
+}
+
+// ListInstances lists instances, sorted by namespace, service and id.
+func (s *registryServer) ListInstances(
+	ctx context.Context, req *apiv1.ListInstancesRequest,
+) (*apiv1.ListInstancesResponse, error) {
+	var f faults
+	canonical := f.filter("filter", req.GetFilter())
+	p, err := s.openPage(ctx, &f, &apiv1.ListInstancesRequest{Filter: canonical}, req)
+	if err != nil {
+		return nil, err
+	}
+	compiled, err := compileFilter(canonical)
+	if err != nil {
+		return nil, err
+	}
+	resp := &apiv1.ListInstancesResponse{Header: p.header, ServiceRevision: serviceRevision(p.state, canonical)}
+	var last *fsm.Record
+	var encoded []byte
+	instances(p, canonical, func(record *fsm.Record) bool {
+		if !compiled.match(record) {
+			return ctx.Err() == nil
+		}
+		if !p.take(len(record.Encoded())) {
+			resp.NextPageToken = p.next(last.Namespace(), last.Service(), last.ID())
+			return false
+		}
+		encoded, last = appendInstance(encoded, record), record
+		return true
+	})
+	resp.ProtoReflect().SetUnknown(encoded)
+	return resp, ctx.Err()
+}
+
+// appendInstance appends an instance as field 2 of a GetResponse or a ListInstancesResponse. The State has its instances
+// encoded, so they go into answers as they are, as "unknown" fields: on the wire there is no difference, and decoding
+// them to encode them again would be most of the work.
+func appendInstance(b []byte, record *fsm.Record) []byte {
+	const field = 2
+	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), record.Encoded())
+}
+
+// instances visits the instances of the filter's services after the last one of the page before.
+func instances(p *page, filter *apiv1.Filter, visit func(*fsm.Record) bool) {
+	more := true
+	ascend := func(svc *fsm.Service, after string) bool {
+		svc.Ascend(after, func(r *fsm.Record) bool {
+			more = visit(r)
+			return more
+		})
+		return more
+	}
+	if filter.GetService() != "" && filter.GetNamespace() != allNamespaces {
+		if svc := p.state.Service(filter.GetNamespace(), filter.GetService()); svc != nil {
+			ascend(svc, p.last(2))
+		}
+		return
+	}
+	// The service in which the page before ended goes on first.
+	if svc := p.state.Service(p.last(0), p.last(1)); svc != nil && !ascend(svc, p.last(2)) {
+		return
+	}
+	services(p.state, filter.GetNamespace(), p.last(0), p.last(1), func(svc *fsm.Service) bool {
+		if filter.GetService() != "" && filter.GetService() != svc.Name() {
+			return true
+		}
+		return ascend(svc, "")
+	})
+}
+
+// serviceRevision is the revision of the last change to the filter's service, or of the registry when it names none (or
+// one that is not there: when its last instance went is not known).
+func serviceRevision(st *fsm.State, filter *apiv1.Filter) uint64 {
+	if svc := st.Service(filter.GetNamespace(), filter.GetService()); svc != nil {
+		return svc.Revision()
+	}
+	return st.Revision()
+}

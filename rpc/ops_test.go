@@ -1,0 +1,110 @@
+package rpc
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/regd-io/regd/cluster"
+)
+
+func opsGet(tb testing.TB, o *Ops, target string) (int, string) {
+	tb.Helper()
+	w := httptest.NewRecorder()
+	o.ServeHTTP(w, httptest.NewRequestWithContext(tb.Context(), http.MethodGet, target, nil))
+	return w.Code, w.Body.String()
+}
+
+func TestOpsAnswersBeforeTheNodeIsOpen(t *testing.T) {
+	o := NewOps(prometheus.NewRegistry())
+	for target, want := range map[string]int{"/livez": 200, "/readyz": 503, "/startupz": 503, "/metrics": 200, "/": 404} {
+		if code, body := opsGet(t, o, target); code != want {
+			t.Errorf("%s: %d %q, want %d", target, code, body, want)
+		}
+	}
+	if _, body := opsGet(t, o, "/readyz"); !strings.Contains(body, "starting") {
+		t.Errorf("/readyz says %q, not why", body)
+	}
+}
+
+func TestOpsFollowsTheNode(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		change  func(*fakeNode)
+		target  string
+		code    int
+		mention string
+	}{
+		{"well", func(*fakeNode) {}, "/readyz", 200, "ok\n"},
+		{"well, in detail", func(*fakeNode) {}, "/readyz?verbose", 200, "[+]leader ok\n"},
+		{"no leader", func(n *fakeNode) { n.ready = cluster.ErrNoLeader }, "/readyz", 503, "[-]leader: "},
+		{"no leader in Info", func(n *fakeNode) { n.info.LeaderID = "" }, "/readyz", 503, "[-]leader: "},
+		{"no leader, in detail", func(n *fakeNode) { n.ready = cluster.ErrNoLeader }, "/readyz?verbose", 503, "[+]member ok\n"},
+		{"no leader, excluded", func(n *fakeNode) { n.info.LeaderID, n.ready = "", cluster.ErrNoLeader }, "/readyz?exclude=leader", 200, "ok\n"},
+		{"another one excluded", func(n *fakeNode) { n.ready = cluster.ErrNoLeader }, "/readyz?exclude=state", 503, "[-]leader: "},
+		{"behind", func(n *fakeNode) { n.ready = cluster.ErrTooStale }, "/readyz", 503, "[-]state: "},
+		{"stopping", func(n *fakeNode) { n.info.Stopping = true }, "/readyz", 503, "[-]serving: "},
+		{"removed", func(n *fakeNode) { n.info.Removed = true }, "/readyz", 503, "[-]member: "},
+		{"starting", func(n *fakeNode) { n.ready = cluster.ErrStarting }, "/startupz", 503, "[-]started: "},
+		{"no leader is no reason to restart", func(n *fakeNode) { n.info.LeaderID, n.ready = "", cluster.ErrNoLeader }, "/livez", 200, "ok\n"},
+		{"broken", func(n *fakeNode) { n.live = errors.New("stuck") }, "/livez", 503, "[-]node: stuck"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			node := newFakeNode(t)
+			node.set(func() { tt.change(node) })
+			o := NewOps(prometheus.NewRegistry())
+			o.Attach(node)
+			code, body := opsGet(t, o, tt.target)
+			if code != tt.code || !strings.Contains(body, tt.mention) {
+				t.Errorf("%s: %d %q, want %d with %q", tt.target, code, body, tt.code, tt.mention)
+			}
+		})
+	}
+}
+
+func TestStartupIsOverOnce(t *testing.T) {
+	node := newFakeNode(t)
+	o := NewOps(prometheus.NewRegistry())
+	o.Attach(node)
+	if code, body := opsGet(t, o, "/startupz"); code != 200 {
+		t.Fatalf("%d %q", code, body)
+	}
+	node.set(func() { node.ready = cluster.ErrNoLeader })
+	if code, body := opsGet(t, o, "/startupz"); code != 200 {
+		t.Errorf("after the start: %d %q", code, body)
+	}
+}
+
+func TestLeavingNodeIsNotReadyButAlive(t *testing.T) {
+	o := NewOps(prometheus.NewRegistry())
+	o.Attach(newFakeNode(t))
+	o.Leave()
+	if code, _ := opsGet(t, o, "/readyz"); code != 503 {
+		t.Errorf("/readyz: %d", code)
+	}
+	if code, _ := opsGet(t, o, "/livez"); code != 200 {
+		t.Errorf("/livez: %d", code)
+	}
+}
+
+func TestOpsServesMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "regd_test", Help: "A test."})
+	g.Set(42)
+	reg.MustRegister(g)
+	if code, body := opsGet(t, NewOps(reg), "/metrics"); code != 200 || !strings.Contains(body, "regd_test 42") {
+		t.Errorf("%d %q", code, body)
+	}
+}
+
+func TestOpsOnlyReads(t *testing.T) {
+	w := httptest.NewRecorder()
+	NewOps(prometheus.NewRegistry()).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/livez", nil))
+	if w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST /livez: %d", w.Code)
+	}
+}

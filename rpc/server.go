@@ -1,0 +1,181 @@
+package rpc
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+)
+
+// Config says how a Server runs. The zero value is usable.
+type Config struct {
+	// Logger gets what the server has to say. Default: nothing is logged.
+	Logger *slog.Logger
+	// Credentials secure the connections. Default: none, plaintext.
+	Credentials credentials.TransportCredentials
+	// MaxReceive is the largest message from a client, in bytes. Default 1 MiB.
+	MaxReceive int
+	// MaxStreams is the number of calls that one connection may have open. Default 256.
+	MaxStreams int
+	// MaxConns is the number of connections in all. Default 4,000.
+	MaxConns int
+	// MaxConnsPerIP is the number of connections from one address. Default 200.
+	MaxConnsPerIP int
+	// MaxInFlight is the number of calls that are worked on at once. Default 2,048.
+	MaxInFlight int
+	// MaxLockWaiters is the number of Acquire calls that wait at once. Default 10,000.
+	MaxLockWaiters int
+}
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.MaxReceive = cmp.Or(c.MaxReceive, DefaultMaxReceive)
+	c.MaxStreams = cmp.Or(c.MaxStreams, DefaultMaxStreams)
+	c.MaxConns = cmp.Or(c.MaxConns, DefaultMaxConns)
+	c.MaxConnsPerIP = cmp.Or(c.MaxConnsPerIP, DefaultMaxConnsPerIP)
+	c.MaxInFlight = cmp.Or(c.MaxInFlight, DefaultMaxInFlight)
+	c.MaxLockWaiters = cmp.Or(c.MaxLockWaiters, DefaultMaxLockWaiters)
+	return c
+}
+
+// Validate reports all faults of a configuration. 0 stands for a default.
+func (c Config) Validate() error {
+	var faults []error
+	for _, limit := range []struct {
+		name         string
+		value, least int
+	}{
+		{"max receive", c.MaxReceive, 64 << 10},
+		{"max streams", c.MaxStreams, 1},
+		{"max connections", c.MaxConns, 1},
+		{"max connections per address", c.MaxConnsPerIP, 1},
+		{"max in flight", c.MaxInFlight, 1},
+		{"max lock waiters", c.MaxLockWaiters, 1},
+	} {
+		if limit.value != 0 && limit.value < limit.least {
+			faults = append(faults, fmt.Errorf("%s %d: must be at least %d", limit.name, limit.value, limit.least))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Server serves the API of one node. Its methods are safe for concurrent use.
+type Server struct {
+	cfg     Config
+	core    *core
+	grpc    *grpc.Server
+	metrics *grpcprom.ServerMetrics
+	faults  []Fault
+	once    sync.Once // makes the first Shutdown the only one
+}
+
+// NewServer returns a server for a node; Serve starts it.
+func NewServer(cfg Config, node Node) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure API server: %w", err)
+	}
+	cfg = cfg.withDefaults()
+	s := &Server{
+		cfg: cfg,
+		core: &core{
+			node:        node,
+			log:         cfg.Logger,
+			admission:   newAdmission(cfg.MaxInFlight),
+			lockWaiters: make(chan struct{}, cfg.MaxLockWaiters),
+			leaving:     make(chan struct{}),
+		},
+		metrics: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(
+			grpcprom.WithHistogramBuckets([]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}))),
+		faults: Faults(),
+	}
+	s.grpc = grpc.NewServer(s.options()...)
+	s.register()
+	s.metrics.InitializeMetrics(s.grpc)
+	return s, nil
+}
+
+func (s *Server) options() []grpc.ServerOption {
+	opts := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(s.cfg.MaxReceive),
+		grpc.MaxConcurrentStreams(uint32(s.cfg.MaxStreams)),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.WaitForHandlers(true),
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ChainUnaryInterceptor(s.metrics.UnaryServerInterceptor(), s.edge, s.deadline, s.admit),
+		grpc.ChainStreamInterceptor(s.metrics.StreamServerInterceptor(), s.streamEdge),
+	}
+	if s.cfg.Credentials != nil {
+		opts = append(opts, grpc.Creds(s.cfg.Credentials))
+	}
+	return opts
+}
+
+func (s *Server) register() {
+	apiv1.RegisterRegistryServiceServer(s.grpc, &registryServer{core: s.core})
+	apiv1.RegisterSessionServiceServer(s.grpc, &sessionServer{core: s.core})
+	apiv1.RegisterLeaseServiceServer(s.grpc, &leaseServer{core: s.core})
+	apiv1.RegisterLockServiceServer(s.grpc, &lockServer{core: s.core})
+	apiv1.RegisterClusterServiceServer(s.grpc, &clusterServer{core: s.core, restoring: make(chan struct{}, 1)})
+	healthpb.RegisterHealthServer(s.grpc, &healthServer{core: s.core})
+	reflection.RegisterV1(s.grpc)
+}
+
+// Collectors are the server's metrics, to be registered once.
+func (s *Server) Collectors() []prometheus.Collector {
+	return append(s.core.admission.collectors(), s.metrics)
+}
+
+// Serve answers calls that come in on the listener until Shutdown; then it returns nil. It closes the listener, and may
+// be called for several.
+func (s *Server) Serve(lis net.Listener) error {
+	err := s.grpc.Serve(newLimitListener(lis, s.cfg.MaxConns, s.cfg.MaxConnsPerIP))
+	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve API on %s: %w", lis.Addr(), err)
+	}
+	return nil
+}
+
+// Leave makes the health service say NOT_SERVING, while everything else goes on: load balancers get time to look
+// elsewhere before Shutdown.
+func (s *Server) Leave() { s.core.unready.Store(true) }
+
+// Shutdown ends the server: health says NOT_SERVING, streams are asked to go elsewhere, no call is taken any more, and
+// those under way are finished, until ctx ends: then they are cut off, and ctx's error is returned. Calls after the
+// first return at once.
+func (s *Server) Shutdown(ctx context.Context) error {
+	var err error
+	s.once.Do(func() { err = s.shutdown(ctx) })
+	return err
+}
+
+func (s *Server) shutdown(ctx context.Context) error {
+	s.Leave()
+	close(s.core.leaving)
+	var err error
+	stop := context.AfterFunc(ctx, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	if !stop() {
+		s.grpc.Stop() // Waits for the one that is under way.
+		err = fmt.Errorf("finish calls: %w", context.Cause(ctx))
+	}
+	s.core.tasks.Wait()
+	return err
+}

@@ -1,0 +1,120 @@
+package rpc
+
+import (
+	"context"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/regd-io/regd/fsm"
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// sessionServer serves SessionService.
+type sessionServer struct {
+	apiv1.UnimplementedSessionServiceServer
+	*core
+}
+
+// Open opens a session. Its id is made here: what is random is settled before the log.
+func (s *sessionServer) Open(ctx context.Context, req *apiv1.OpenRequest) (*apiv1.OpenResponse, error) {
+	var f faults
+	id := f.request(req)
+	f.text("client_name", req.GetClientName(), MaxClientNameLen)
+	ttl := millis(f.duration("ttl", req.GetTtl(), span{least: MinTTL, most: MaxTTL, byDefault: DefaultSessionTTL}))
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_OpenSession{
+		OpenSession: &raftlogv1.OpenSession{Id: uuid.NewString(), ClientName: req.GetClientName(), TtlMs: ttl},
+	}})
+	if err != nil {
+		return nil, explain(err, "open session")
+	}
+	session := &registryv1.Session{
+		Id: out.ID, ClientName: req.GetClientName(), Ttl: durationOf(ttl), CreateRevision: out.Revision,
+	}
+	if known := s.node.Feed().State().Session(out.ID); known != nil {
+		session = known.Proto()
+	}
+	return &apiv1.OpenResponse{Header: s.writeHeader(out.Revision), Session: session}, nil
+}
+
+// Attach renews sessions over a stream; see renewStream.
+func (s *sessionServer) Attach(stream grpc.BidiStreamingServer[apiv1.AttachRequest, apiv1.AttachResponse]) error {
+	return s.renewStream(stream.Context(), renewStream{
+		kind:  peerv1.RenewKind_RENEW_KIND_SESSION,
+		field: "session_ids",
+		recv: func() ([]string, uint64, error) {
+			req, err := stream.Recv()
+			return req.GetSessionIds(), req.GetSequence(), err
+		},
+		send: func(r renewed) error {
+			return stream.Send(&apiv1.AttachResponse{
+				Sequence: r.sequence, Ended: r.ended, GoElsewhere: r.goElsewhere, Leader: r.leader,
+			})
+		},
+	})
+}
+
+// Renew renews sessions once.
+func (s *sessionServer) Renew(ctx context.Context, req *apiv1.RenewRequest) (*apiv1.RenewResponse, error) {
+	var f faults
+	f.ids("session_ids", req.GetSessionIds())
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	ended, err := s.node.Renew(ctx, peerv1.RenewKind_RENEW_KIND_SESSION, req.GetSessionIds())
+	if err != nil {
+		return nil, explain(err, "renew sessions")
+	}
+	return &apiv1.RenewResponse{Header: s.writeHeader(s.node.Feed().State().Revision()), Ended: ended}, nil
+}
+
+// Close ends a session and all that hangs on it.
+func (s *sessionServer) Close(ctx context.Context, req *apiv1.CloseRequest) (*apiv1.CloseResponse, error) {
+	var f faults
+	id := f.request(req)
+	f.word("session_id", req.GetSessionId(), MaxIDLen, nameChars)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_CloseSession{
+		CloseSession: &raftlogv1.CloseSession{Id: req.GetSessionId()},
+	}})
+	if err != nil {
+		return nil, explain(err, "close session "+req.GetSessionId(), "session", req.GetSessionId())
+	}
+	return &apiv1.CloseResponse{Header: s.writeHeader(out.Revision), Changed: out.Changed}, nil
+}
+
+// List lists sessions, sorted by id.
+func (s *sessionServer) List(ctx context.Context, req *apiv1.ListRequest) (*apiv1.ListResponse, error) {
+	var f faults
+	p, err := s.openPage(ctx, &f, &apiv1.ListRequest{}, req)
+	if err != nil {
+		return nil, err
+	}
+	resp := &apiv1.ListResponse{Header: p.header}
+	last := ""
+	p.state.Sessions(p.last(0), func(session *fsm.Session) bool {
+		item := session.Proto()
+		if !p.take(proto.Size(item)) {
+			resp.NextPageToken = p.next(last)
+			return false
+		}
+		resp.Sessions, last = append(resp.Sessions, item), item.GetId()
+		return true
+	})
+	return resp, nil
+}
+
+// durationOf is a number of milliseconds as the API shows it.
+func durationOf(ms uint64) *durationpb.Duration {
+	return &durationpb.Duration{Seconds: int64(ms / 1000), Nanos: int32(ms%1000) * 1e6}
+}

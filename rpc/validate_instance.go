@@ -1,0 +1,188 @@
+package rpc
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// DefaultNamespace is the namespace of a request that names none.
+const DefaultNamespace = "default"
+
+// encodeSpec encodes a canonical specification. Equal specifications have equal encodings.
+func encodeSpec(spec *registryv1.Instance) ([]byte, error) {
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(spec)
+	if err != nil {
+		return nil, fmt.Errorf("encode instance: %w", err)
+	}
+	return data, nil
+}
+
+// instance checks a registration and returns its canonical specification: fields 1 to 19 only, defaults filled in, tags
+// sorted, nothing unknown. Equal registrations become equal specifications.
+func (f *faults) instance(field string, in *registryv1.Instance) *registryv1.Instance {
+	if in == nil {
+		f.add(field, "is required")
+		return nil
+	}
+	at := func(name string) string { return field + "." + name }
+	out := &registryv1.Instance{
+		Namespace: f.namespace(at("namespace"), in.GetNamespace()),
+		Service:   in.GetService(),
+		Id:        in.GetId(),
+		Address:   in.GetAddress(),
+		Ports:     f.ports(at("ports"), in.GetPorts()),
+		Tags:      f.tags(at("tags"), in.GetTags(), MaxTags),
+		Metadata:  f.metadata(at("metadata"), in.GetMetadata(), MaxMetadata),
+		Zone:      in.GetZone(),
+		Region:    in.GetRegion(),
+		Weight:    f.number(at("weight"), in.GetWeight(), 1, MaxWeight, DefaultWeight),
+		SessionId: in.GetSessionId(),
+		LeaseId:   in.GetLeaseId(),
+	}
+	f.service(at("service"), out.GetService())
+	f.path(at("id"), out.GetId(), MaxInstanceIDLen)
+	f.address(at("address"), out.GetAddress())
+	f.text(at("zone"), out.GetZone(), MaxZoneLen)
+	f.text(at("region"), out.GetRegion(), MaxZoneLen)
+	f.optionalName(at("session_id"), out.GetSessionId(), MaxIDLen)
+	f.optionalName(at("lease_id"), out.GetLeaseId(), MaxIDLen)
+	out.Checks = f.checks(at("checks"), in.GetChecks(), out)
+	out.DeregisterCriticalAfter = f.criticalAfter(at("deregister_critical_after"), in.GetDeregisterCriticalAfter())
+	if n := proto.Size(out); n > MaxInstanceBytes {
+		f.add(field, "has %d bytes when encoded, the limit is %d", n, MaxInstanceBytes)
+	}
+	return out
+}
+
+func (f *faults) namespace(field, value string) string {
+	if value == "" {
+		return DefaultNamespace
+	}
+	f.word(field, value, MaxNamespaceLen, lowerChars)
+	return value
+}
+
+func (f *faults) service(field, value string) {
+	if !f.word(field, value, MaxServiceLen, nameChars) {
+		return
+	}
+	if strings.ContainsRune("._-", rune(value[0])) || strings.ContainsRune("._-", rune(value[len(value)-1])) {
+		f.add(field, "must start and end with a letter or digit: %s", quote(value))
+	}
+}
+
+// address checks a host name or an IP address without a port.
+func (f *faults) address(field, value string) {
+	switch {
+	case value == "":
+		f.add(field, "is required")
+	case len(value) > MaxAddressLen:
+		f.add(field, "has %d bytes, the limit is %d: %s", len(value), MaxAddressLen, quote(value))
+	case !isHost(value):
+		f.add(field, "is neither a host name nor an IP address: %s", quote(value))
+	}
+}
+
+// isHost tells whether s is an IP address or can be a host name. Underscores are no part of host names by the book, but
+// container networks give them out.
+func isHost(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	for label := range strings.SplitSeq(strings.TrimSuffix(s, "."), ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for i := range len(label) {
+			if !nameChars.has(label[i]) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (f *faults) ports(field string, in []*registryv1.Port) []*registryv1.Port {
+	if !f.count(field, len(in), MaxPorts) {
+		return nil
+	}
+	seen := make(map[string]bool, len(in))
+	out := make([]*registryv1.Port, 0, len(in))
+	for i, p := range in {
+		at := index(field, i)
+		name := p.GetName()
+		if name == "" && len(in) == 1 {
+			name = "main"
+		}
+		f.word(at+".name", name, MaxPortNameLen, lowerChars)
+		if name != "" && seen[name] {
+			f.add(at+".name", "is there twice: %s", quote(name))
+		}
+		seen[name] = true
+		out = append(out, &registryv1.Port{Name: name, Number: f.number(at+".number", p.GetNumber(), 1, MaxPort, 0)})
+	}
+	return out
+}
+
+// tags returns the tags sorted.
+func (f *faults) tags(field string, in []string, limit int) []string {
+	if !f.count(field, len(in), limit) {
+		return nil
+	}
+	seen := make(map[string]bool, len(in))
+	for i, tag := range in {
+		switch {
+		case tag == "":
+			f.add(index(field, i), "is empty")
+		case seen[tag]:
+			f.add(index(field, i), "is there twice: %s", quote(tag))
+		default:
+			f.text(index(field, i), tag, MaxTagLen)
+		}
+		seen[tag] = true
+	}
+	return slices.Sorted(slices.Values(in))
+}
+
+func (f *faults) metadata(field string, in map[string]string, limit int) map[string]string {
+	if !f.count(field, len(in), limit) {
+		return nil
+	}
+	total := 0
+	for _, key := range slices.Sorted(maps.Keys(in)) {
+		value := in[key]
+		total += len(key) + len(value)
+		at := field + "[" + quote(key) + "]"
+		if key == "" {
+			f.add(field, "has an empty key")
+		} else {
+			f.text(at, key, MaxMetadataKeyLen)
+		}
+		f.lines(at, value, MaxMetadataValueLen)
+	}
+	if total > MaxMetadataBytes {
+		f.add(field, "has %d bytes of keys and values, the limit is %d", total, MaxMetadataBytes)
+	}
+	return in
+}
+
+func (f *faults) criticalAfter(field string, in *durationpb.Duration) *durationpb.Duration {
+	if in.GetSeconds() == 0 && in.GetNanos() == 0 {
+		return nil
+	}
+	switch {
+	case in.CheckValid() != nil:
+		f.add(field, "is not a duration: %d s, %d ns", in.GetSeconds(), in.GetNanos())
+	case in.AsDuration() < MinDeregisterCriticalAfter:
+		f.add(field, "must be at least %v, is %v", MinDeregisterCriticalAfter, in.AsDuration())
+	}
+	return durationpb.New(in.AsDuration())
+}

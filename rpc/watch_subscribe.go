@@ -1,0 +1,178 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/regd-io/regd/fsm"
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+)
+
+// handle does what the client asks for. An error ends the stream: the client broke the protocol.
+func (w *watchStream) handle(ctx context.Context, r watchRequest) error {
+	if r.err != nil {
+		return r.err
+	}
+	switch action := r.req.GetAction().(type) {
+	case *apiv1.WatchRequest_Subscribe:
+		return w.subscribe(ctx, action.Subscribe)
+	case *apiv1.WatchRequest_Unsubscribe:
+		return w.unsubscribe(ctx, action.Unsubscribe.GetSubscriptionId())
+	default:
+		return invalid("action", "is required")
+	}
+}
+
+// subscribe starts a subscription, or tells the client why not.
+func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error {
+	id := req.GetSubscriptionId()
+	if id == 0 {
+		return invalid("subscribe.subscription_id", "must be at least 1")
+	}
+	if w.subs[id] != nil {
+		return invalid("subscribe.subscription_id", "%d is open already", id)
+	}
+	sub, err := newSubscription(req)
+	if err == nil && len(w.subs) == MaxSubscriptions {
+		err = fmt.Errorf("%w: %d subscriptions are open on this stream", fsm.ErrLimit, MaxSubscriptions)
+	}
+	if err != nil {
+		fault, _ := faultOf(Faults(), err)
+		return w.sendEnded(ctx, id, reasonName(fault.Reason), err.Error())
+	}
+	w.subs[id] = sub
+	if sub.interval < w.interval {
+		w.interval = sub.interval
+		w.progress.Reset(w.interval)
+	}
+	return w.begin(ctx, sub)
+}
+
+func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
+	compiled, err := compileFilter(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	var f faults
+	sub := &subscription{
+		id:     req.GetSubscriptionId(),
+		filter: compiled,
+		resume: req.GetResume(),
+		interval: f.duration("progress_interval", req.GetProgressInterval(), span{
+			least: MinProgressInterval, most: MaxProgressInterval, byDefault: DefaultProgressInterval,
+		}),
+	}
+	return sub, f.err()
+}
+
+// unsubscribe ends a subscription. One that is not open has just been ended by the server, or never began: the client
+// hears the same.
+func (w *watchStream) unsubscribe(ctx context.Context, id uint32) error {
+	if sub := w.subs[id]; sub != nil {
+		w.unroute(sub)
+		delete(w.subs, id)
+	}
+	return w.sendEnded(ctx, id, "", "")
+}
+
+func (w *watchStream) sendEnded(ctx context.Context, id uint32, reason, message string) error {
+	return w.sendMessage(ctx, &apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Ended{
+		Ended: &apiv1.SubscriptionEnded{SubscriptionId: id, Reason: reason, Message: message},
+	}})
+}
+
+// begin brings a subscription to its first Synced, or has it wait for the revision that it resumes after.
+func (w *watchStream) begin(ctx context.Context, sub *subscription) error {
+	if w.ahead(sub.resume) {
+		w.await(ctx, sub.resume.GetRevision())
+		return nil
+	}
+	upTo := w.route(sub)
+	reason, err := w.catchUp(ctx, sub, upTo)
+	if err != nil {
+		return err
+	}
+	v, err := w.view(ctx)
+	if err != nil {
+		return err
+	}
+	if reason == apiv1.CutReason_CUT_REASON_UNSPECIFIED {
+		return w.sendSynced(ctx, sub, v, sub.from)
+	}
+	return w.cutFull(ctx, sub, v, reason)
+}
+
+// catchUp sends what happened after the resume point, up to the revision after which the subscription is routed. Where
+// that is not possible it returns the reason for a full cut.
+func (w *watchStream) catchUp(ctx context.Context, sub *subscription, upTo uint64) (apiv1.CutReason, error) {
+	const caughtUp = apiv1.CutReason_CUT_REASON_UNSPECIFIED
+	f, resume := w.core.node.Feed(), sub.resume
+	switch {
+	case resume == nil:
+		return apiv1.CutReason_CUT_REASON_INITIAL, nil
+	case resume.GetClusterId() != w.core.node.Info().ClusterID:
+		return apiv1.CutReason_CUT_REASON_HISTORY_GONE, nil
+	}
+	// The others first: then they have everything up to the revisions that the messages below name.
+	if err := w.deliver(ctx); err != nil {
+		return caughtUp, err
+	}
+	for after := resume.GetRevision(); ; {
+		span, kept := f.Since(sub.filter.topic(), resume.GetEpoch(), after, upTo, catchUpEvents)
+		if !kept && f.State().Epoch() != resume.GetEpoch() {
+			return apiv1.CutReason_CUT_REASON_RESTORED, nil
+		}
+		if !kept {
+			return apiv1.CutReason_CUT_REASON_HISTORY_GONE, nil
+		}
+		if err := w.sendEvents(ctx, span.Events, span.Revision, sub); err != nil {
+			return caughtUp, err
+		}
+		after = span.Revision
+		if after >= upTo {
+			sub.from = after
+			return caughtUp, nil
+		}
+	}
+}
+
+// ahead tells whether the client has seen more than this node has: it was connected to one that is further. What it
+// would get now it has already.
+func (w *watchStream) ahead(resume *apiv1.ResumePoint) bool {
+	st := w.core.node.Feed().State()
+	return resume.GetRevision() > st.Revision() && resume.GetEpoch() >= st.Epoch() &&
+		resume.GetClusterId() == w.core.node.Info().ClusterID
+}
+
+// await has beginAwaited called when the revision is reached.
+func (w *watchStream) await(ctx context.Context, revision uint64) {
+	if _, ok := w.awaited[revision]; ok {
+		return
+	}
+	w.awaited[revision] = struct{}{}
+	w.core.tasks.Go(func() {
+		// Without the revision the stream has ended.
+		if _, err := w.core.node.Feed().WaitRevision(ctx, revision); err == nil {
+			leaveToken(w.reached)
+		}
+	})
+}
+
+// beginAwaited begins the subscriptions whose revision is there.
+func (w *watchStream) beginAwaited(ctx context.Context) error {
+	revision := w.core.node.Feed().State().Revision()
+	for awaited := range w.awaited {
+		if awaited <= revision {
+			delete(w.awaited, awaited)
+		}
+	}
+	for _, sub := range w.subs {
+		if sub.routed {
+			continue
+		}
+		if err := w.begin(ctx, sub); err != nil {
+			return err
+		}
+	}
+	return nil
+}
