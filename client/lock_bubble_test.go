@@ -53,6 +53,9 @@ func TestLockPassesFromClientToClient(t *testing.T) {
 		next := make(chan *client.Lock)
 		go func() { next <- lock(t, b, "job") }()
 		time.Sleep(10 * time.Minute) // longer than any timeout of a call
+		if n := len(f.calls("Acquire")); n != 3 {
+			t.Errorf("%d acquisitions were sent: a waiting one lost its place", n)
+		}
 		select {
 		case <-next:
 			t.Fatal("two owners")

@@ -116,26 +116,42 @@ func TestUpdateDoesNotTakeOverASuccessor(t *testing.T) {
 	})
 }
 
-// TestOlderOwnerFromARestoreIsReplaced plays a restore to a time at which this client had another session.
-func TestOlderOwnerFromARestoreIsReplaced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeCluster(t, 1)
-		reg := register(t, f.client(nil), "a")
-		snapshot := proto.CloneOf(f.instance("default/web/a"))
-		f.endSession("s1")
-		time.Sleep(10 * time.Second)
-		wantState(t, reg, client.StateRegistered)
-		f.mu.Lock()
-		f.epoch++
-		f.sessions = map[string]bool{"s1": true}
-		f.instances["default/web/a"] = snapshot
-		f.mu.Unlock()
-		time.Sleep(20 * time.Second)
-		wantState(t, reg, client.StateRegistered)
-		if got := f.instance("default/web/a"); got.GetSessionId() != "s3" {
-			t.Errorf("instance %v, want it on s3", got)
-		}
-	})
+// TestOwnersFromARestore plays a restore to a time at which somebody else, as it seems, owned the instance.
+func TestOwnersFromARestore(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		session     string
+		incarnation uint64
+		want        client.State
+	}{
+		{"an earlier session of this client", "s1", 1, client.StateRegistered},
+		{"one whose outcome it never learned", "s1", 99, client.StateRegistered},
+		{"an older owner", "foreign", 1, client.StateRegistered},
+		{"a newer owner", "foreign", 99, client.StateSuperseded},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeCluster(t, 1)
+				reg := register(t, f.client(nil), "a")
+				f.endSession("s1")
+				time.Sleep(10 * time.Second)
+				wantState(t, reg, client.StateRegistered)
+				f.mu.Lock()
+				f.epoch++
+				f.sessions = map[string]bool{test.session: true}
+				i := proto.CloneOf(f.instances["default/web/a"])
+				i.SessionId, i.Incarnation = test.session, test.incarnation
+				f.instances["default/web/a"] = i
+				f.mu.Unlock()
+				time.Sleep(20 * time.Second)
+				wantState(t, reg, test.want)
+				owner := f.instance("default/web/a").GetSessionId()
+				if mine := owner == "s3"; mine != (test.want == client.StateRegistered) {
+					t.Errorf("owned by %s, state %s", owner, reg.State())
+				}
+			})
+		})
+	}
 }
 
 func TestDeregisterSparesASuccessor(t *testing.T) {

@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -155,23 +156,24 @@ func TestSessionMovesToAnotherNodeInTime(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		script func(*fakeNode)
+		within time.Duration // of the last renewal at the old node
 	}{
-		{"no acknowledgement", func(n *fakeNode) { n.set(func(n *fakeNode) { n.attach = silent }) }},
-		{"node dies", func(n *fakeNode) { n.stop() }},
+		{"no acknowledgement", func(n *fakeNode) { n.set(func(n *fakeNode) { n.attach = silent }) }, 5 * time.Second},
+		{"node dies", func(n *fakeNode) { n.stop() }, 6 * time.Second},
 		{"error", func(n *fakeNode) {
 			n.set(func(n *fakeNode) {
 				n.attach = func(context.Context, *apiv1.AttachRequest) (*apiv1.AttachResponse, error) {
 					return nil, reason(apiv1.Reason_REASON_NO_LEADER)
 				}
 			})
-		}},
+		}, time.Second},
 		{"go elsewhere", func(n *fakeNode) {
 			n.set(func(n *fakeNode) {
 				n.attach = func(context.Context, *apiv1.AttachRequest) (*apiv1.AttachResponse, error) {
 					return &apiv1.AttachResponse{GoElsewhere: true}, nil
 				}
 			})
-		}},
+		}, time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -196,6 +198,11 @@ func TestSessionMovesToAnotherNodeInTime(t *testing.T) {
 				}
 				if len(f.calls("Open")) != 1 {
 					t.Error("another session was opened")
+				}
+				if i := slices.IndexFunc(after, func(c call) bool { return c.node != old }); i > 0 {
+					if took := after[i].at.Sub(after[i-1].at); took > test.within {
+						t.Errorf("moved after %s, want at most %s", took, test.within)
+					}
 				}
 			})
 		})

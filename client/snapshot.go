@@ -129,7 +129,7 @@ func (o *Cluster) RestoreSnapshot(ctx context.Context, r io.Reader, progress fun
 				resp, failed = t.send(stream, r)
 			}
 			if t.err != nil {
-				return nil
+				return nil //nolint:nilerr // What cannot be repeated ends the loop; it is returned below.
 			}
 			if failed != nil {
 				t.last = fromStatus(failed)

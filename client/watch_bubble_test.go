@@ -107,6 +107,7 @@ func TestWatchDeliversStateThenEveryChangeOnce(t *testing.T) {
 				s.events(12, put("a", 11, id), put("c", 12, id)),
 				s.events(12, put("c", 12, id)), // a repeat
 				s.events(13, del("b", 13, id), del("x", 13, id)),
+				s.events(13, put("b", 12, id)), // another one
 				s.progress(20, 3*time.Second), s.idle())
 		})
 		w := watch(t, f.client(nil))
@@ -129,20 +130,23 @@ func TestWatchResumesAtAnotherNode(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		end  func(s *fakeStream) error
+		in   time.Duration
 	}{
-		{"error", func(*fakeStream) error { return errBroken }},
-		{"clean end", func(*fakeStream) error { return nil }},
-		{"silence", func(s *fakeStream) error { return s.idle() }},
+		{"error", func(*fakeStream) error { return errBroken }, time.Second},
+		{"clean end", func(*fakeStream) error { return nil }, time.Second},
+		{"silence", func(s *fakeStream) error { return s.idle() }, 15 * time.Second},
 		{"go elsewhere", func(s *fakeStream) error {
 			return errors.Join(s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_GoElsewhere{
 				GoElsewhere: &apiv1.GoElsewhere{},
 			}}), s.idle())
-		}},
-		{"cut off from its leader", func(s *fakeStream) error { return errors.Join(s.progress(11, time.Minute), s.idle()) }},
+		}, time.Second},
+		{"cut off from its leader", func(s *fakeStream) error {
+			return errors.Join(s.progress(11, time.Minute), s.idle())
+		}, time.Second},
 		{"in the middle of a cut", func(s *fakeStream) error {
 			_ = s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Cut{Cut: full(1, inst("z", 90))}})
 			return errBroken
-		}},
+		}, time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -167,6 +171,7 @@ func TestWatchResumesAtAnotherNode(t *testing.T) {
 					n.scripts(script)
 				}
 				w := watch(t, f.client(nil))
+				begin := time.Now()
 				wantChanges(t, w, "+b3 +a5 =10 +a11 =11")
 				for {
 					change, err := w.Next(t.Context())
@@ -182,6 +187,9 @@ func TestWatchResumesAtAnotherNode(t *testing.T) {
 					break
 				}
 				wantChanges(t, w, "=12")
+				if took := time.Since(begin); took > test.in {
+					t.Errorf("resumed after %s, want at most %s", took, test.in)
+				}
 				synctest.Wait()
 				if resumed.GetRevision() != 11 || resumed.GetEpoch() != 1 || resumed.GetClusterId() != "cluster" {
 					t.Errorf("resumed from %v, want 11", resumed)

@@ -23,8 +23,9 @@ func TestApplyStopsAtWhatItCannotFollow(t *testing.T) {
 	base.term = 5
 	base.must(openSession("s"))
 	good := fsm.AppendEntry(nil, 1, [][]byte{encode(t, openSession("x"))})
-	unknown := fsm.AppendEntry(nil, 1, [][]byte{encode(t, openSession("y")), encode(t, &raftlogv1.Command{Level: 2,
-		Kind: openSession("x").GetKind()})})
+	unknown := fsm.AppendEntry(nil, 1, [][]byte{
+		encode(t, openSession("y")), encode(t, &raftlogv1.Command{Level: 2, Kind: openSession("x").GetKind()}),
+	})
 	for _, row := range []struct {
 		name  string
 		entry fsm.Entry
@@ -105,6 +106,38 @@ func TestStateIsSafeForConcurrentUse(t *testing.T) {
 	}
 	close(states)
 	readers.Wait()
+}
+
+// TestHistoriesThatBranchAreIndependent holds for what grows by appending, too: the queue of a lock and the outcomes of a
+// client.
+func TestHistoriesThatBranchAreIndependent(t *testing.T) {
+	m := newMachine(t)
+	wait := func(session string, sequence uint64) *raftlogv1.Command {
+		return requested(acquire(&raftlogv1.AcquireLock{Namespace: "n", Name: "l", SessionId: session, Wait: true}),
+			"client", sequence, 0, 0)
+	}
+	for n, session := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+		m.must(openSession(session))
+		if n < 6 {
+			m.must(wait(session, uint64(n+1)))
+		}
+		left, right := *m, *m
+		for _, session := range []string{"a", "b"} {
+			left.one(wait(session, 50))
+			left.one(wait("g", 51))
+		}
+		left.must(openSession("x"))
+		left.must(wait("x", 60))
+		before := stateText(t, left.st)
+		right.must(openSession("y"))
+		right.must(wait("y", 60))
+		right.one(wait("h", 61))
+		if stateText(t, left.st) != before {
+			t.Fatal("one history changed the other")
+		}
+		audit(t, left.st)
+		audit(t, right.st)
+	}
 }
 
 // TestOutcomesSurviveTheWire holds for outcomes and their errors.

@@ -17,7 +17,7 @@ func (t *txn) applyBatch(body []byte) Outcome {
 	outcome := t.applyBatchItems(body)
 	if outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
 		clear(t.events[events:])
-		*t.st, t.events, t.mark = before, t.events[:events], new(mark)
+		*t.st, t.events = before, t.events[:events]
 	}
 	return outcome
 }

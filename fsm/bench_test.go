@@ -75,6 +75,7 @@ func benchState(tb testing.TB, n int) *fsm.State {
 }
 
 func benchApply(tb testing.TB, s *fsm.State, data []byte) *fsm.State {
+	tb.Helper()
 	next, _, err := s.Apply(fsm.Entry{Index: s.Index() + 1, Term: 1, Data: data})
 	if err != nil {
 		tb.Fatal(err)

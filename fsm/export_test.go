@@ -167,6 +167,20 @@ func Clients(s *State) []RememberedClient {
 	return all
 }
 
+// WithClients returns a state that remembers one request of each of n clients, all of the same time.
+func WithClients(n int, last int64) *State {
+	l := &loader{st: New(), mark: new(mark), table: tableClients}
+	l.st.time = last
+	for i := range n {
+		c := &client{id: fmt.Sprintf("c%06d", i), last: last, outcomes: []remembered{{sequence: 1}}}
+		l.add(c.appendHead(nil))
+		l.st.sums[tableClients].add(hashBytes(c.outcomes[0].appendKeyed(nil, c.id), seedOutcome))
+		l.st.clients.load(l.mark, c.id, c)
+		l.st.idle.load(l.mark, c.idleKey(), struct{}{})
+	}
+	return l.st
+}
+
 // LastNumber returns the last incarnation or token given.
 func LastNumber(s *State) uint64 { return s.number }
 

@@ -25,12 +25,12 @@ func encodeGolden(entries []fsm.Entry) []byte {
 	return b
 }
 
-func decodeGolden(t testing.TB, b []byte) []fsm.Entry {
-	t.Helper()
+func decodeGolden(tb testing.TB, b []byte) []fsm.Entry {
+	tb.Helper()
 	next := func() uint64 {
 		v, n := binary.Uvarint(b)
 		if n <= 0 {
-			t.Fatalf("golden log ends within an entry")
+			tb.Fatalf("golden log ends within an entry")
 		}
 		b = b[n:]
 		return v
@@ -40,7 +40,7 @@ func decodeGolden(t testing.TB, b []byte) []fsm.Entry {
 		e := fsm.Entry{Index: next(), Term: next()}
 		size := next()
 		if size > uint64(len(b)) {
-			t.Fatalf("golden log ends within entry %d", e.Index)
+			tb.Fatalf("golden log ends within entry %d", e.Index)
 		}
 		e.Data, b = b[:size], b[size:]
 		entries = append(entries, e)

@@ -183,4 +183,4 @@ func member(id string) *registryv1.Member {
 	}
 }
 
-var _ failer = (testing.TB)(nil)
+var _ failer = testing.TB(nil)

@@ -417,7 +417,7 @@ func TestStateEqualsModel(t *testing.T) {
 		g := &generator{t: t, term: 1, time: 1_700_000_000_000, m: model.New()}
 		s := fsm.New()
 		picture := map[model.Key]*fsm.Record{}
-		for i := range 1 + upTo(t, "entries", 40) {
+		for i := range 1 + upTo(t, "entries", 25) {
 			e := g.entry()
 			next, result, err := s.Apply(fsm.Entry{Index: uint64(i + 1), Term: g.term, Data: encodeEntry(t, e)})
 			if err != nil {

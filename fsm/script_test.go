@@ -386,7 +386,10 @@ func recordText(t failer, r *fsm.Record) string {
 	text := fmt.Sprintf("%s %s incarnation %d created %d modified %d registered %d",
 		keyText(r), healthText(r), r.Incarnation(), r.CreateRevision(), r.ModifyRevision(), i.GetRegisteredUnixMs())
 	for _, part := range [][2]string{
-		{"address", i.GetAddress()}, {"session", r.SessionID()}, {"lease", r.LeaseID()}, {"zone", r.Zone()},
+		{"address", i.GetAddress()},
+		{"session", r.SessionID()},
+		{"lease", r.LeaseID()},
+		{"zone", r.Zone()},
 		{"tags", strings.Join(r.Tags(), ",")},
 	} {
 		if part[1] != "" {

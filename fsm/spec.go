@@ -173,6 +173,24 @@ type field struct {
 // consumeField reads the first field of b and returns its length, negative when it is malformed. Groups, which proto3
 // does not have, are malformed.
 func consumeField(b []byte) (field, int) {
+	// Nearly all fields have a tag of one byte, and a value or length of one byte.
+	if len(b) >= 2 && b[0] >= 1<<3 && b[0] < 0x80 && b[1] < 0x80 {
+		f := field{number: protowire.Number(b[0] >> 3), kind: protowire.Type(b[0] & 7)}
+		end := 2 + int(b[1])
+		switch {
+		case f.kind == protowire.VarintType:
+			f.varint = uint64(b[1])
+			return f, 2
+		case f.kind == protowire.BytesType && end <= len(b):
+			f.bytes = b[2:end:end]
+			return f, end
+		}
+	}
+	return consumeLongField(b)
+}
+
+// consumeLongField is consumeField for every field.
+func consumeLongField(b []byte) (field, int) {
 	number, kind, n := protowire.ConsumeTag(b)
 	if n < 0 {
 		return field{}, n
@@ -188,6 +206,7 @@ func consumeField(b []byte) (field, int) {
 		_, m = protowire.ConsumeFixed32(b[n:])
 	case protowire.Fixed64Type:
 		_, m = protowire.ConsumeFixed64(b[n:])
+	default:
 	}
 	if m < 0 {
 		return field{}, m

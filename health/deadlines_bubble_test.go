@@ -103,6 +103,24 @@ func TestDeadlineCountsFromWhenTheRenewalWasTaken(t *testing.T) {
 	})
 }
 
+func TestLateRoundDoesNotTakeBackAPromise(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(t *testing.T, w *world) {
+		w.lead()
+		w.openSession("s", ttl)
+		early := time.Now()
+		wait(5 * time.Second)
+		w.renew(renewSession, "s")
+		if _, err := w.m.Renew(w.term, early, []*peerv1.Renewals{{Kind: renewSession, Ids: []string{"s"}}}); err != nil {
+			t.Fatal(err)
+		}
+		wait(ttl - time.Millisecond)
+		if !w.hasSession("s") {
+			t.Fatal("an older renewal moved the deadline back")
+		}
+	})
+}
+
 func TestRenewTellsWhatHasEnded(t *testing.T) {
 	t.Parallel()
 	bubble(t, nil, func(t *testing.T, w *world) {
@@ -215,6 +233,62 @@ func TestWhatIsBeingEndedIsNotRenewed(t *testing.T) {
 		}
 		if got := w.renew(renewSession, "s"); !slices.Equal(got, []string{"s"}) {
 			t.Fatal("renewed after its end")
+		}
+	})
+}
+
+func TestWhatMayBeEndedIsNotRenewed(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(t *testing.T, w *world) {
+		w.lead()
+		w.openSession("s", ttl)
+		w.set(func() { w.stalled = true })
+		wait(ttl + late + w.m.cfg.ProposeTimeout) // The proposal has timed out: its outcome is not known.
+		w.set(func() { w.refuse = errOverloaded })
+		wait(2 * lastBackoff) // And whatever is known of another try says nothing about the first.
+		if got := w.renew(renewSession, "s"); got == nil {
+			t.Fatal("renewed although a command that ends it may be in the log")
+		}
+		w.set(w.release)
+		wait(blink)
+		if w.hasSession("s") {
+			t.Fatal("the command was not in the log")
+		}
+	})
+}
+
+func TestProposalsThatFailAreMadeLessOften(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(t *testing.T, w *world) {
+		w.lead()
+		w.openSession("s", ttl)
+		w.set(func() { w.refuse = errOverloaded })
+		wait(ttl + late + time.Minute)
+		w.set(func() {
+			if w.refused < 10 || w.refused > 40 {
+				t.Errorf("%d tries in a minute", w.refused)
+			}
+		})
+	})
+}
+
+func TestChangesAheadOfTheLedgerPostponeAVerdict(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(t *testing.T, w *world) {
+		w.lead()
+		w.register("a", nil, ttlCheck(ttl))
+		synctest.Wait()
+		ledger := w.m.tenure.Load().ledger
+		var seen uint64
+		ledger.update(func() { seen, ledger.revision = ledger.revision, 0 })
+		wait(ttl + late)
+		if w.status("a") == statusCritical {
+			t.Fatal("judged by what may have changed")
+		}
+		ledger.update(func() { ledger.revision = seen })
+		wait(late)
+		if w.status("a") != statusCritical {
+			t.Fatal("not judged when the changes were known")
 		}
 	})
 }
@@ -354,6 +428,7 @@ func TestRestoreStartsAfresh(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, w *world) {
 		w.lead()
 		w.openSession("s", ttl)
+		w.openSession("long", 2*ttl) // There before and after.
 		w.register("a", nil, ttlCheck(ttl), tcpCheck(time.Second, 1, 1))
 		wait(time.Second)
 		backup := w.state()
@@ -373,6 +448,10 @@ func TestRestoreStartsAfresh(t *testing.T) {
 		if w.hasSession("s") || w.instance("a").GetHealth() != registryv1.Health_HEALTH_CRITICAL {
 			t.Fatal("not ended after the restore")
 		}
+		wait(ttl - late)
+		if !w.hasSession("long") {
+			t.Fatal("the time before the restore was counted")
+		}
 	})
 }
 
@@ -386,21 +465,30 @@ func TestMissedEventsAreLookedUp(t *testing.T) {
 		w.m.feed, w.m.state = w.feed, w.feed.State
 		w.lead()
 		synctest.Wait()
+		open := func(from, to int) {
+			for i := from; i < to; i++ {
+				w.openSession(fmt.Sprint("s", i), ttl)
+				w.grantLease(fmt.Sprint("l", i), ttl)
+				w.register(fmt.Sprint("i", i), nil, ttlCheck(ttl), tcpCheck(time.Second, 1, 1))
+			}
+		}
+		open(0, 5)
+		synctest.Wait()
 		ledger := w.m.tenure.Load().ledger
 		ledger.mu.Lock() // The tracker is held up.
-		for i := range 10 {
-			w.openSession(fmt.Sprint("s", i), ttl)
-			w.register(fmt.Sprint("i", i), nil, ttlCheck(ttl), tcpCheck(time.Second, 1, 1))
-		}
+		open(5, 10)
 		for i := range 5 {
 			w.do(&raftlogv1.Command{Kind: &raftlogv1.Command_CloseSession{
 				CloseSession: &raftlogv1.CloseSession{Id: fmt.Sprint("s", i)},
+			}})
+			w.do(&raftlogv1.Command{Kind: &raftlogv1.Command_RevokeLease{
+				RevokeLease: &raftlogv1.RevokeLease{Id: fmt.Sprint("l", i)},
 			}})
 			w.deregister(fmt.Sprint("i", i))
 		}
 		ledger.mu.Unlock()
 		synctest.Wait()
-		if got, want := ledger.counts(), [kinds]int{ofSession: 5, ofReport: 5}; got != want {
+		if got, want := ledger.counts(), [kinds]int{ofSession: 5, ofLease: 5, ofReport: 5}; got != want {
 			t.Errorf("deadlines %v, want %v", got, want)
 		}
 		if got := w.m.tenure.Load().prober.counts()["tcp"]; got != 5 {

@@ -187,7 +187,7 @@ func (l *ledger) settle(deadlines []*deadline) {
 }
 
 // fail puts deadlines whose proposal failed back, to be judged again after a while. Unapplied says that the command is
-// certain to have no effect, now or later.
+// certain to have no effect, now or later. What is known of one try says nothing about an earlier one.
 func (l *ledger) fail(deadlines []*deadline, unapplied bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -196,9 +196,8 @@ func (l *ledger) fail(deadlines []*deadline, unapplied bool) {
 		if l.entries[d.kind][d.id] != d {
 			continue
 		}
-		if unapplied || d.of != nil {
-			d.deciding = false
-		}
+		d.unknown = d.unknown || !unapplied
+		d.deciding = d.unknown && d.of == nil
 		backoff := min(firstBackoff<<min(d.attempts, 10), lastBackoff)
 		d.attempts++
 		l.queue.set(d, now+backoff/2+rand.N(backoff))

@@ -1,7 +1,6 @@
 package health
 
 import (
-	"context"
 	"log/slog"
 	"sync"
 	"time"
@@ -46,6 +45,7 @@ type deadline struct {
 	// deciding is set while a command that ends it may yet be applied. Invariant: a session or lease that is being
 	// decided is not renewed, as an acknowledged renewal must hold.
 	deciding bool
+	unknown  bool // The outcome of a proposal is not known.
 	// refused is set when a renewal was told that the session or lease has ended: then it must end.
 	refused  bool
 	attempts int // Proposals that failed in a row.
@@ -77,6 +77,10 @@ func newLedger(m *Monitor, term uint64) *ledger {
 	for k := range l.entries {
 		l.entries[k] = map[string]*deadline{}
 	}
+	expected := m.state().Counts()
+	l.entries[ofSession] = make(map[string]*deadline, expected.Sessions)
+	l.entries[ofLease] = make(map[string]*deadline, expected.Leases)
+	l.queue = make(queue[*deadline], 0, expected.Sessions+expected.Leases)
 	return l
 }
 
@@ -107,11 +111,9 @@ func (l *ledger) tick() time.Duration {
 		}
 	}
 	l.stats.suppressed.Add(float64(spared))
-	level := slog.LevelDebug
 	if spared > 0 {
-		level = slog.LevelWarn
+		l.log.Warn("did not run for a while, deadlines extended", "gap", gap, "spared", spared)
 	}
-	l.log.Log(context.Background(), level, "did not run for a while, deadlines extended", "gap", gap, "spared", spared)
 	return after
 }
 

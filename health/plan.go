@@ -23,6 +23,7 @@ const (
 	maxInterval     = time.Hour
 	defaultTimeout  = 5 * time.Second
 	minTimeout      = 10 * time.Millisecond
+	maxTimeout      = time.Minute // However long the interval: a probe that hangs takes the place of others.
 	defaultRise     = 1
 	defaultFall     = 3
 	maxRun          = 10
@@ -46,7 +47,7 @@ func newPlan(in *registryv1.Instance, check *registryv1.Check) *plan {
 	p := &plan{
 		check:    check,
 		interval: interval,
-		timeout:  clamp(orDefault(check.GetTimeout(), min(defaultTimeout, interval)), minTimeout, interval),
+		timeout:  clamp(orDefault(check.GetTimeout(), min(defaultTimeout, interval)), minTimeout, min(maxTimeout, interval)),
 		rise:     run(check.GetRise(), defaultRise),
 		fall:     run(check.GetFall(), defaultFall),
 	}

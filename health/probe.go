@@ -22,7 +22,7 @@ const maxOutput = 256
 // result is what one probe found.
 type result struct {
 	status registryv1.CheckStatus // Passing, warning or critical.
-	output string                 // Never holds anything of the answer's body: it is shown to whoever may read the registry.
+	output string                 // Does not quote the answer's body: whoever may read the registry sees it.
 }
 
 func passing(output string) result {

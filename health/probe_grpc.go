@@ -2,6 +2,8 @@ package health
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 
 	"google.golang.org/grpc"
@@ -57,7 +59,9 @@ func grpcFailure(ctx context.Context, p *plan, err error) result {
 		return critical("gRPC health: the service is not known")
 	case codes.Unimplemented:
 		return critical("gRPC health: not implemented")
-	default:
-		return failure(ctx, p, err)
+	case codes.Unavailable: // Mostly there was no connection; the text says why.
+		return failure(ctx, p, errors.New(s.Message()))
+	default: // The text may quote what the server answered.
+		return failure(ctx, p, fmt.Errorf("gRPC health: %s", s.Code()))
 	}
 }

@@ -148,15 +148,20 @@ func TestHTTPBody(t *testing.T) {
 	filler := strings.Repeat("x", maxBody-3)
 	served := make(chan error, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		say := func(text string) {
+			if _, err := io.WriteString(w, text); err != nil {
+				t.Error(err)
+			}
+		}
 		switch r.URL.Path {
 		case "/short":
-			io.WriteString(w, "status: green")
+			say("status: green")
 		case "/late":
-			io.WriteString(w, filler+"green")
+			say(filler + "green")
 		case "/edge":
-			io.WriteString(w, filler[2:]+"green")
+			say(filler[2:] + "green")
 		case "/stream": // Says what is expected, and does not end.
-			io.WriteString(w, "green")
+			say("green")
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		case "/trickle":
@@ -164,7 +169,7 @@ func TestHTTPBody(t *testing.T) {
 			<-r.Context().Done()
 		case "/endless":
 			for {
-				if _, err := io.WriteString(w, filler); err != nil {
+				if _, err := io.WriteString(w, filler); err != nil { // As it should be.
 					served <- err
 					return
 				}
@@ -273,6 +278,17 @@ func TestGRPC(t *testing.T) {
 	encrypted := serveGRPC(t, service, grpc.Creds(credentials.NewServerTLSFromCert(&server.TLS.Certificates[0])))
 	wantResult(t, probeOnce(t, testConfig(), encrypted, check("", &registryv1.CheckTLS{SkipVerify: true})), statusPassing, "SERVING")
 	wantResult(t, probeOnce(t, testConfig(), encrypted, check("", &registryv1.CheckTLS{})), statusCritical, "certificate")
+
+	web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "secret", http.StatusForbidden)
+	}))
+	web.EnableHTTP2 = true
+	web.StartTLS()
+	t.Cleanup(web.Close)
+	got := probeOnce(t, testConfig(), web.Listener.Addr().String(), check("", &registryv1.CheckTLS{SkipVerify: true}))
+	if wantResult(t, got, statusCritical, "gRPC health: PermissionDenied"); strings.Contains(got.output, "secret") {
+		t.Errorf("the output %q shows the body", got.output)
+	}
 
 	hanging := serveGRPC(t, hangingHealth{})
 	wantResult(t, probeOnce(t, testConfig(), hanging, within(quick, check("", nil))), statusCritical, "no answer within 60ms")

@@ -24,7 +24,7 @@ type check struct {
 	trend       trend
 	mark        mark
 	fell        time.Duration // When the status last became critical.
-	retry       bool          // The probe under way follows one that failed.
+	retry       bool          // The probe under way is of a check that does not pass so far.
 	removed     bool
 }
 
@@ -51,13 +51,13 @@ type prober struct {
 	queue     queue[*check]
 	count     map[string]int // Checks by kind.
 	suspicion suspicion
-	// retries is the number of probes under way of checks whose last probe failed, and parked are more of those that are
+	// retries is the number of probes under way of checks that do not pass so far, and parked are more of those that are
 	// due. There may be fewer of them than slots, so that targets which only time out leave room for the others.
 	retries int
 	parked  []*check
 }
 
-// maxRetries is how many of the slots may be taken by checks whose last probe failed.
+// maxRetries is how many of the slots may be taken by checks that do not pass so far.
 func maxRetries(slots int) int { return max(1, slots*3/4) }
 
 func newProber(m *Monitor, term uint64) *prober {
@@ -174,7 +174,7 @@ func (p *prober) next() (*check, time.Duration) {
 			return nil, wait
 		}
 		p.queue.remove(c)
-		c.retry = c.trend.failures > 0
+		c.retry = c.trend.failures > 0 || !serving(c.status)
 		if !c.retry {
 			return c, 0
 		}

@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/regd-io/regd/cluster/feed"
@@ -47,28 +48,38 @@ func (t *tracker) follow(ctx context.Context, f *feed.Feed, w *feed.Watcher) {
 	}
 }
 
+// maxLook bounds the keys that are looked up under one lock, so that renewals get in between.
+const maxLook = 256
+
 // take looks up what has changed in st, which is no older than what was taken.
 func (t *tracker) take(st *fsm.State, taken feed.Taken) {
-	t.ledger.update(func() {
-		resync := taken.Resync
-		switch {
-		case resync != nil && resync.Reason == feed.ReasonRestored:
+	var keys []feed.Key
+	switch resync := taken.Resync; {
+	case resync == nil:
+		for _, e := range taken.Events {
+			keys = append(keys, e.Key())
+		}
+	case resync.Reason == feed.ReasonRestored:
+		t.ledger.update(func() {
 			t.forget()
 			t.load(st)
-		case resync != nil && resync.Full:
+		})
+	case resync.Full:
+		t.ledger.update(func() {
 			t.sweep(st)
 			t.load(st)
-		case resync != nil:
-			for _, key := range resync.Keys {
+		})
+	default:
+		keys = resync.Keys
+	}
+	for some := range slices.Chunk(keys, maxLook) {
+		t.ledger.update(func() {
+			for _, key := range some {
 				t.look(st, key)
 			}
-		default:
-			for _, e := range taken.Events {
-				t.look(st, e.Key())
-			}
-		}
-		t.ledger.revision = taken.Revision
-	})
+		})
+	}
+	t.ledger.update(func() { t.ledger.revision = taken.Revision })
 }
 
 // load takes up all that st has. Called with the ledger's lock held, as all below.

@@ -38,6 +38,7 @@ type world struct {
 	stalled  bool
 	pending  []*entry
 	refuse   error // What proposals are refused with, before they reach the log.
+	refused  int   // How many were.
 	loseAck  bool  // Answers are lost: the proposer gets errUnknown.
 	commands []*raftlogv1.Command
 	onApply  func(*raftlogv1.Command, *fsm.State) // Sees each command and the State before it.
@@ -52,11 +53,11 @@ type entry struct {
 }
 
 // newWorld starts a node that does not lead. It is closed with the test.
-func newWorld(t testing.TB, change func(*Config)) *world {
-	t.Helper()
-	w := &world{t: t, st: fsm.New(), term: 1, stop: func() {}}
+func newWorld(tb testing.TB, change func(*Config)) *world {
+	tb.Helper()
+	w := &world{t: tb, st: fsm.New(), term: 1, stop: func() {}}
 	w.feed = feed.New(w.st, feed.Limits{})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		w.stop()
 		w.feed.Close()
 	})
@@ -67,7 +68,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 	}
 	m, err := New(cfg, w.feed, w)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	w.m = m
 	m.probe = func(context.Context, *plan) result { return passing("ok") }
@@ -118,6 +119,7 @@ func (w *world) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcom
 	e := &entry{command: cmd, done: make(chan fsm.Outcome, 1)}
 	w.mu.Lock()
 	if err := w.refuse; err != nil {
+		w.refused++
 		w.mu.Unlock()
 		return fsm.Outcome{}, err
 	}

@@ -140,6 +140,9 @@ func (s *story) move() {
 	old.cancel()
 	p := newPump(s.ctx, s.t, s.rig)
 	s.pumps[i] = p
+	if s.rnd.IntN(2) == 0 {
+		p = anyOf(s.rnd, s.pumps...)
+	}
 	for _, id := range slices.Sorted(maps.Keys(old.subs)) {
 		p.next++
 		if sub := old.subs[id]; sub.synced && sub.cut == nil {

@@ -219,7 +219,7 @@ func TestIfAbsentLeavesTheOwner(t *testing.T) {
 	}
 }
 
-func TestTakenOverRegistrationEndsWithConflict(t *testing.T) {
+func TestNewestOwnerOfAnInstanceWins(t *testing.T) {
 	t.Parallel()
 	s, _ := startNode(t)
 	old := s.start("register", "web", "--id", "w1", "--port", "80", "--ttl", "2s")
@@ -264,6 +264,12 @@ func TestWrappedCommandIsDrainedBeforeItIsStopped(t *testing.T) {
 		`trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.05; done`)
 	run.says("up\n")
 	watch.says(`"cause":"registered"`)
+	eventually(t, func() string { // Its own process learns of it last.
+		if strings.Contains(run.stderr.String(), "instance/job/j1 registered\n") {
+			return ""
+		}
+		return "not registered: " + run.stderr.String()
+	})
 	run.stop()
 	watch.says(`"cause":"drain"`)
 	if strings.Contains(run.stdout.String(), "asked") {

@@ -150,12 +150,15 @@ func portFree(address string) bool {
 
 // onDeath tells that a node has ended by itself. It stays down: what crashes at once when started again would crash for
 // ever.
-func (d *devCluster) onDeath(n *devNode, status string) {
+func (d *devCluster) onDeath(n *devNode, state *os.ProcessState) {
 	d.say.Lock()
 	defer d.say.Unlock()
-	d.app.note("\n%s has ended: %s; its last lines (%s):", n.Name, status, n.log)
-	for _, line := range n.lastLines(5) {
-		d.app.note("  %s", clean(line))
+	d.app.note("\n%s has ended: %s; bring it back with  regd dev restart %s", n.Name, state, n.Name)
+	if state.Exited() { // By itself, so that it knows why.
+		d.app.note("  last lines of %s:", n.log)
+		for _, line := range n.lastLines(5) {
+			d.app.note("  %s", clean(line))
+		}
 	}
 	select {
 	case d.deaths <- n.Name:

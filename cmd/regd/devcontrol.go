@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -137,20 +138,23 @@ func newDevOrderCmds(a *app, dataDir *string) []*cobra.Command {
 				return a.sendOrder(cmd.Context(), *dataDir, order)
 			},
 			ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-				return a.devTargets(*dataDir, args), cobra.ShellCompDirectiveNoFileComp
+				return a.devTargets(*dataDir, v.arg, args), cobra.ShellCompDirectiveNoFileComp
 			},
 		})
 	}
 	return cmds
 }
 
-// devTargets are the nodes of the running dev cluster, for completion.
-func (a *app) devTargets(dataDir string, args []string) []string {
+// devTargets are the nodes of the running dev cluster that an order may be for, for completion.
+func (a *app) devTargets(dataDir, arg string, args []string) []string {
 	s, _, _ := a.findDev(dataDir)
-	if len(args) > 0 {
+	if len(args) > 0 || !strings.Contains(arg, "NODE") {
 		return nil
 	}
 	var names []string
+	if strings.Contains(arg, "leader") {
+		names = append(names, "leader")
+	}
 	for _, n := range s.Nodes {
 		names = append(names, n.Name)
 	}

@@ -22,8 +22,8 @@ type devNode struct {
 	args []string // of the child process
 	exe  string
 
-	// died is called, once a child has ended that nobody told to, with what is known of its end.
-	died func(n *devNode, status string)
+	// died is called once a child has ended that nobody told to.
+	died func(n *devNode, state *os.ProcessState)
 
 	mu   sync.Mutex
 	proc *devProcess // nil before the first start
@@ -32,11 +32,10 @@ type devNode struct {
 // devProcess is one life of a node.
 type devProcess struct {
 	cmd    *exec.Cmd
-	ended  chan struct{} // closed once the process has ended; state is set then
-	state  *os.ProcessState
-	wanted bool // guarded by devNode.mu: it was told to end
-	paused bool // guarded by devNode.mu
-	cut    bool // guarded by devNode.mu: its connections with other nodes are cut
+	ended  chan struct{} // closed once the process has ended
+	wanted bool          // guarded by devNode.mu: it was told to end
+	paused bool          // guarded by devNode.mu
+	cut    bool          // guarded by devNode.mu: its connections with other nodes are cut
 }
 
 var (
@@ -74,12 +73,11 @@ func (n *devNode) start() error {
 func (n *devNode) await(p *devProcess) {
 	_ = p.cmd.Wait() // The state says it all.
 	n.mu.Lock()
-	p.state = p.cmd.ProcessState
 	wanted := p.wanted
 	close(p.ended)
 	n.mu.Unlock()
 	if !wanted {
-		n.died(n, p.state.String())
+		n.died(n, p.cmd.ProcessState)
 	}
 }
 

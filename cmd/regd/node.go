@@ -242,7 +242,10 @@ func (s *server) openNode(ctx context.Context) error {
 			<-made
 			return s.monitor.Renew(term, taken, renewals)
 		},
-		OnFatal: func(err error) { s.fatal <- err },
+		OnFatal: func(err error) {
+			s.fatal <- err
+			select {} // Raft would panic on what it is told next; the process is about to end with a clean line.
+		},
 	})
 	if err != nil {
 		return err
@@ -275,6 +278,8 @@ func (s *server) run(ctx context.Context) error {
 		s.log.Info("stopping", "reason", context.Cause(ctx))
 		s.leave(ctx)
 	case err = <-s.fatal:
+		cancel()
+		return err // At once: what is stuck in a failed write can't be stopped in order.
 	case err = <-failed:
 	}
 	cancel()

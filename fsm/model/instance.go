@@ -21,28 +21,13 @@ func (m *Registry) register(r *raftlogv1.Register, incarnation uint64) (bool, *r
 	if field := wrongField(next); field != "" {
 		return false, fail(raftlogv1.Code_CODE_INVALID, field)
 	}
-	if id := next.GetSessionId(); id != "" && m.Sessions[id] == nil {
-		return false, fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
-	}
-	if id := next.GetLeaseId(); id != "" && m.Leases[id] == nil {
-		return false, fail(raftlogv1.Code_CODE_LEASE_NOT_FOUND, id)
+	if refused := m.orphan(next); refused != nil {
+		return false, refused
 	}
 	key := Key{next.GetNamespace(), next.GetService(), next.GetId()}
 	old := m.Instances[key]
-	if old != nil && r.GetIfAbsent() {
-		owner := old.Message.GetSessionId()
-		if owner == "" || owner != next.GetSessionId() {
-			return false, fail(raftlogv1.Code_CODE_ALREADY_EXISTS, owner)
-		}
-	}
-	if want := r.GetExpectedRevision(); want != 0 {
-		have := uint64(0)
-		if old != nil {
-			have = old.Message.GetModifyRevision()
-		}
-		if want != have {
-			return false, fail(raftlogv1.Code_CODE_REVISION_MISMATCH, strconv.FormatUint(have, 10))
-		}
+	if refused := unmet(r, next, old); refused != nil {
+		return false, refused
 	}
 	if old != nil && bytes.Equal(old.Spec, r.GetInstance()) {
 		return false, &raftlogv1.Outcome{Number: old.Message.GetIncarnation()}
@@ -63,6 +48,38 @@ func (m *Registry) register(r *raftlogv1.Register, incarnation uint64) (bool, *r
 	}
 	m.put(key, &Instance{Spec: bytes.Clone(r.GetInstance()), Message: next})
 	return true, &raftlogv1.Outcome{Number: incarnation}
+}
+
+// orphan refuses an instance that hangs on what is not there.
+func (m *Registry) orphan(i *registryv1.Instance) *raftlogv1.Outcome {
+	if id := i.GetSessionId(); id != "" && m.Sessions[id] == nil {
+		return fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
+	}
+	if id := i.GetLeaseId(); id != "" && m.Leases[id] == nil {
+		return fail(raftlogv1.Code_CODE_LEASE_NOT_FOUND, id)
+	}
+	return nil
+}
+
+// unmet refuses a registration whose conditions do not hold.
+func unmet(r *raftlogv1.Register, next *registryv1.Instance, old *Instance) *raftlogv1.Outcome {
+	if owner := old.message().GetSessionId(); r.GetIfAbsent() && old != nil &&
+		(owner == "" || owner != next.GetSessionId()) {
+		return fail(raftlogv1.Code_CODE_ALREADY_EXISTS, owner)
+	}
+	have := old.message().GetModifyRevision()
+	if want := r.GetExpectedRevision(); want != 0 && want != have {
+		return fail(raftlogv1.Code_CODE_REVISION_MISMATCH, strconv.FormatUint(have, 10))
+	}
+	return nil
+}
+
+// message returns the message of an instance, an empty one of none.
+func (i *Instance) message() *registryv1.Instance {
+	if i == nil {
+		return nil
+	}
+	return i.Message
 }
 
 // firstState returns the state of a check of a new registration.

@@ -222,6 +222,7 @@ func (m *Registry) execute(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 	return outcome
 }
 
+//nolint:gocyclo // A table of the kinds.
 func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raftlogv1.Outcome) {
 	switch kind := cmd.GetKind().(type) {
 	case *raftlogv1.Command_Register:
