@@ -262,6 +262,10 @@ func TestTheLeaderCanBeRemovedAndKnowsIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Wait("two voters", func() bool { return voters(t, c.Leader(name)) == 2 })
+		begun := time.Now()
+		if _, err := old.View(within(t, 10*time.Second), cluster.Freshness{}); !errors.Is(err, cluster.ErrRemoved) || time.Since(begun) > 2*time.Second {
+			t.Errorf("a read just after the removal = %v after %v, want ErrRemoved soon", err, time.Since(begun))
+		}
 		c.Wait("the removed node to know", func() bool { return old.Info().Removed })
 		if _, err := old.View(t.Context(), cluster.Freshness{Mode: cluster.ModeStale}); !errors.Is(err, cluster.ErrRemoved) {
 			t.Errorf("read at the removed node: %v, want ErrRemoved", err)

@@ -56,7 +56,7 @@ type Config struct {
 	// NoSync leaves out fsync. For tests only: it breaks the promise that nothing acknowledged is lost.
 	NoSync bool
 
-	// LeaderWait is how long a call waits for a leader to appear before it fails. Default 4 times HeartbeatTimeout.
+	// LeaderWait is how long a call waits for a leader to appear before it fails. Default 3 times HeartbeatTimeout.
 	LeaderWait time.Duration
 	// MaxPending is the number of proposals that may wait on a leader. Default 4096.
 	MaxPending int
@@ -96,7 +96,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.SnapshotInterval, 30*time.Second)
 	setDefault(&c.TrailingLogs, 10240)
 	setDefault(&c.MinFreeBytes, 64<<20)
-	setDefault(&c.LeaderWait, 4*c.HeartbeatTimeout)
+	setDefault(&c.LeaderWait, 3*c.HeartbeatTimeout)
 	setDefault(&c.MaxPending, 4096)
 	setDefault(&c.PromoteAfter, 2*time.Second)
 	setDefault(&c.MinQuorum, 3)

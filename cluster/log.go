@@ -5,19 +5,63 @@ import (
 	"io"
 	"log" //nolint:depguard // Part of hclog's interface.
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
 
 // raftLogger hands what raft logs to slog. Raft's routine messages are one level lower here: a healthy cluster's log at
 // info is quiet.
+//
+// What it repeats (a peer that can't be reached, at each try) is said once in foldFor, with a count.
 type raftLogger struct {
 	log     *slog.Logger
 	name    string
 	implied []any
+	folds   *folds // shared by all that were derived
 }
 
-func newRaftLogger(l *slog.Logger) hclog.Logger { return &raftLogger{log: l} }
+func newRaftLogger(l *slog.Logger) hclog.Logger {
+	return &raftLogger{log: l, folds: &folds{said: map[string]*fold{}}}
+}
+
+const (
+	// foldFor is how long a repeated message is only counted.
+	foldFor = 10 * time.Second
+	// maxFolds bounds the messages that are remembered. Raft has fewer.
+	maxFolds = 256
+)
+
+// folds remembers which messages were said of late.
+type folds struct {
+	mu   sync.Mutex
+	said map[string]*fold
+}
+
+type fold struct {
+	at       time.Time
+	repeated int
+}
+
+// due tells whether a message is to be said now, and how often it was held back since it last was.
+func (f *folds) due(msg string, now time.Time) (bool, int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	last := f.said[msg]
+	if last != nil && now.Sub(last.at) < foldFor {
+		last.repeated++
+		return false, 0
+	}
+	if len(f.said) >= maxFolds {
+		clear(f.said)
+	}
+	f.said[msg] = &fold{at: now}
+	if last == nil {
+		return true, 0
+	}
+	return true, last.repeated
+}
 
 // raftLevels maps raft's levels to ours.
 func raftLevel(l hclog.Level) slog.Level {
@@ -33,7 +77,17 @@ func raftLevel(l hclog.Level) slog.Level {
 
 // Log implements hclog.Logger.
 func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
-	l.log.Log(context.Background(), raftLevel(level), msg, args...) //nolint:sloglint // The message is raft's.
+	ours := raftLevel(level)
+	if ours > slog.LevelDebug {
+		due, repeated := l.folds.due(msg, time.Now())
+		if !due {
+			return
+		}
+		if repeated > 0 {
+			args = append(args[:len(args):len(args)], "repeated", repeated)
+		}
+	}
+	l.log.Log(context.Background(), ours, msg, args...) //nolint:sloglint // The message is raft's.
 }
 
 // Trace implements hclog.Logger.
@@ -75,7 +129,7 @@ func (l *raftLogger) ImpliedArgs() []any { return l.implied }
 
 // With implements hclog.Logger.
 func (l *raftLogger) With(args ...any) hclog.Logger {
-	return &raftLogger{log: l.log.With(args...), name: l.name, implied: append(l.implied[:len(l.implied):len(l.implied)], args...)}
+	return &raftLogger{log: l.log.With(args...), name: l.name, folds: l.folds, implied: append(l.implied[:len(l.implied):len(l.implied)], args...)}
 }
 
 // Name implements hclog.Logger.
@@ -86,7 +140,7 @@ func (l *raftLogger) Named(name string) hclog.Logger { return l.ResetNamed(name)
 
 // ResetNamed implements hclog.Logger.
 func (l *raftLogger) ResetNamed(name string) hclog.Logger {
-	return &raftLogger{log: l.log, name: name, implied: l.implied}
+	return &raftLogger{log: l.log, name: name, implied: l.implied, folds: l.folds}
 }
 
 // SetLevel implements hclog.Logger. The level is slog's to set.

@@ -104,7 +104,7 @@ func Open(cfg Config) (*Node, error) {
 	n.proposer = newProposer(cfg.MaxPending, func(data []byte) raft.ApplyFuture {
 		return n.raft.Load().Apply(data, enqueueTimeout)
 	})
-	n.asks = &indexAsks{fetch: n.fetchIndex}
+	n.asks = &indexAsks{fetch: n.fetchIndex, timeout: 2 * cfg.HeartbeatTimeout}
 	n.renewals = &renewals{send: n.sendRenewals}
 	ctx, cancel := context.WithCancel(context.Background()) // Lives until Close.
 	n.cancel = cancel

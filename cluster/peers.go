@@ -220,8 +220,25 @@ func ignoreEOF(err error) error {
 	return err
 }
 
+// answers returns nil when this node leads and the caller is a member. A node that was removed does not know it yet; it
+// must not wait for entries that will never reach it.
+func (s *peerServer) answers(ctx context.Context) error {
+	n := s.node
+	if !n.leads() {
+		return ErrNotLeader
+	}
+	caller, ok := peer.FromContext(ctx)
+	if _, member := n.server(caller.NodeID); !ok || !member {
+		return fmt.Errorf("node %s: %w", caller.NodeID, ErrRemoved)
+	}
+	return nil
+}
+
 // ReadIndex answers a follower.
 func (s *peerServer) ReadIndex(ctx context.Context, _ *peerv1.ReadIndexRequest) (*peerv1.ReadIndexResponse, error) {
+	if err := s.answers(ctx); err != nil {
+		return &peerv1.ReadIndexResponse{Fault: toFault(err)}, nil
+	}
 	index, err := s.node.confirmedIndex(ctx)
 	return &peerv1.ReadIndexResponse{Index: index, Fault: toFault(err)}, nil
 }
@@ -229,8 +246,8 @@ func (s *peerServer) ReadIndex(ctx context.Context, _ *peerv1.ReadIndexRequest) 
 // Propose proposes a follower's command.
 func (s *peerServer) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1.ProposeResponse, error) {
 	n := s.node
-	if !n.leads() {
-		return &peerv1.ProposeResponse{Fault: toFault(ErrNotLeader)}, nil
+	if err := s.answers(ctx); err != nil {
+		return &peerv1.ProposeResponse{Fault: toFault(err)}, nil
 	}
 	a, err := n.proposeHere(ctx, req.GetCommand(), n.isUrgent(req.GetCommand()))
 	if err != nil {
@@ -241,6 +258,9 @@ func (s *peerServer) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*
 
 // Renew renews what a follower has gathered.
 func (s *peerServer) Renew(ctx context.Context, req *peerv1.RenewRequest) (*peerv1.RenewResponse, error) {
+	if err := s.answers(ctx); err != nil {
+		return &peerv1.RenewResponse{Fault: toFault(err)}, nil
+	}
 	ended, err := s.node.renewHere(ctx, req.GetRenewals())
 	return &peerv1.RenewResponse{Ended: ended, Fault: toFault(err)}, nil
 }
@@ -284,8 +304,8 @@ func (s *peerServer) RequestJoin(ctx context.Context, req *peerv1.RequestJoinReq
 
 // Administer changes membership or leadership on behalf of a follower.
 func (s *peerServer) Administer(ctx context.Context, req *peerv1.AdministerRequest) (*peerv1.AdministerResponse, error) {
-	if !s.node.leads() {
-		return &peerv1.AdministerResponse{Fault: toFault(ErrNotLeader)}, nil
+	if err := s.answers(ctx); err != nil {
+		return &peerv1.AdministerResponse{Fault: toFault(err)}, nil
 	}
 	reply, err := s.node.administerHere(ctx, req)
 	if err != nil {
@@ -310,10 +330,10 @@ func (s *peerServer) Restore(stream peerv1.PeerService_RestoreServer) error {
 		}
 	}()
 	st, err := fsm.ReadSnapshot(pr)
-	if err == nil {
-		err = s.node.restoreHere(stream.Context(), st)
-	} else {
+	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrBadSnapshot, err)
+	} else if err = s.answers(stream.Context()); err == nil {
+		err = s.node.restoreHere(stream.Context(), st)
 	}
 	pr.CloseWithError(io.ErrClosedPipe)
 	return stream.SendAndClose(&peerv1.RestoreResponse{Fault: toFault(err)})

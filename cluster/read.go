@@ -133,7 +133,8 @@ func (n *Node) confirmedIndex(ctx context.Context) (uint64, error) {
 
 // indexAsks asks the leader for read indexes, one question at a time: all who wait when a question is sent share it.
 type indexAsks struct {
-	fetch func(context.Context) (uint64, error)
+	fetch   func(context.Context) (uint64, error)
+	timeout time.Duration // of one question, as it serves callers with different deadlines
 
 	mu      sync.Mutex
 	waiting []chan indexAnswer // for the next question
@@ -164,9 +165,6 @@ func (a *indexAsks) ask(ctx context.Context) (uint64, error) {
 	}
 }
 
-// indexAskTimeout bounds one question, as it serves callers with different deadlines.
-const indexAskTimeout = 2 * time.Second
-
 // run asks until nobody waits.
 func (a *indexAsks) run() {
 	for {
@@ -180,7 +178,7 @@ func (a *indexAsks) run() {
 		}
 		a.mu.Unlock()
 		// The question is nobody's in particular: it ends by its own time, or with the peer connections.
-		ctx, cancel := context.WithTimeout(context.Background(), indexAskTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), a.timeout)
 		index, err := a.fetch(ctx)
 		cancel()
 		for _, ch := range batch {

@@ -97,7 +97,7 @@ func (m *Mux) warn(refused *HandshakeError) {
 	if now-last < int64(refusalLogInterval) || !m.warned.CompareAndSwap(last, now) {
 		return
 	}
-	m.cfg.Logger.Warn("peer refused", "address", refused.Addr, "node", refused.Remote.NodeID,
+	m.cfg.Logger.Warn("peer refused", "address", refused.Addr, "peer", refused.Remote.NodeID,
 		"cluster", refused.Remote.ClusterID, "error", refused.Err)
 }
 
