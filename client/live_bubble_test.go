@@ -426,8 +426,7 @@ func TestLiveOperatorsCalls(t *testing.T) {
 		register(t, c, "a")
 		lock(t, c, "job")
 		o := c.Cluster()
-		status, err := o.Status(t.Context())
-		if err != nil || status.GetVoters() != 3 || status.GetInstances() != 1 || status.GetLocks() != 1 {
+		if status, err := o.Status(t.Context()); err != nil || status.GetVoters() != 3 || status.GetInstances() != 1 || status.GetLocks() != 1 {
 			t.Errorf("status %v, %v", status, err)
 		}
 		if members, err := o.Members(t.Context()); err != nil || len(members.GetMembers()) != 3 {

@@ -105,8 +105,8 @@ func (c *Client) lock(ctx context.Context, name string, wait bool, opts []LockOp
 	l := &Lock{c: c, name: full, gate: g, token: token, value: o.value, tenure: t, lost: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(values)
 	l.unwatch = context.AfterFunc(t.ctx, func() { //nolint:contextcheck // It is the tenure that ends the lock, not the call.
-		close(l.lost)
 		l.cancel(context.Cause(t.ctx))
+		close(l.lost)
 	})
 	return l, nil
 }

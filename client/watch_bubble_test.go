@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,8 +155,11 @@ func TestWatchResumesAtAnotherNode(t *testing.T) {
 				var resumed *apiv1.ResumePoint
 				var served []string
 				script := func(s *fakeStream) error {
+					f.mu.Lock()
 					served = append(served, s.n.address)
-					if len(served) == 1 {
+					n := len(served)
+					f.mu.Unlock()
+					if n == 1 {
 						id, err := first(s)
 						return errors.Join(err, s.events(11, put("a", 11, id)), test.end(s))
 					}
@@ -200,6 +204,28 @@ func TestWatchResumesAtAnotherNode(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestNodeThatNeverAnswersAWatchIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 2)
+		var served atomic.Int32
+		script := func(s *fakeStream) error {
+			if served.Add(1) == 1 {
+				return s.idle()
+			}
+			_, err := first(s)
+			return errors.Join(err, s.idle())
+		}
+		for _, n := range f.nodes {
+			n.scripts(script)
+		}
+		begin := time.Now()
+		wantChanges(t, watch(t, f.client(nil)), "+b3 +a5 =10")
+		if took := time.Since(begin); took > 15*time.Second {
+			t.Errorf("left after %s", took)
+		}
+	})
 }
 
 func TestFullCutIsDeliveredAsTheDifference(t *testing.T) {

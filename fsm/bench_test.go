@@ -196,9 +196,19 @@ func BenchmarkReadSnapshot(b *testing.B) {
 func BenchmarkHash(b *testing.B) {
 	s := benchState(b, 1000)
 	b.ReportAllocs()
+	b.ResetTimer()
 	for range b.N {
 		s.Hash()
 	}
+}
+
+// BenchmarkHashOneChange takes a record of usual size out of a table's sum and puts another in.
+func BenchmarkHashOneChange(b *testing.B) {
+	s := benchState(b, 10)
+	r := s.Instance("default", "service-00000", "instance-0000000").Encoded()
+	b.ReportAllocs()
+	b.ResetTimer()
+	fsm.HashChanges(b.N, r, r)
 }
 
 func BenchmarkDiffOfOneChange(b *testing.B) {

@@ -124,7 +124,10 @@ func (a *audit) services() {
 
 func (a *audit) locks() {
 	a.s.Locks("", "", func(v *Lock) bool {
-		a.want.sums[tableLocks].add(hashRecord(tableLocks, v.append(nil)))
+		a.want.sums[tableLocks].add(hashRecord(tableLocks, v.appendHead(nil)))
+		for i := range v.Waiters {
+			a.want.sums[tableLocks].add(hashBytes(v.appendPlace(nil, i), seedPlace))
+		}
 		a.lockLinks += 1 + len(v.Waiters)
 		return true
 	})
@@ -195,4 +198,13 @@ func DecodeStatus(b []byte) ([]byte, bool) {
 	var st status
 	ok := st.decode(b)
 	return st.append(nil), ok
+}
+
+// HashChanges replaces one record by another in a sum, n times.
+func HashChanges(n int, old, next []byte) {
+	var total sum
+	for range n {
+		total.sub(hashRecord(tableInstances, old))
+		total.add(hashRecord(tableInstances, next))
+	}
 }

@@ -26,6 +26,7 @@ const (
 const (
 	seedTable   = 0x7265676474616200 // + table
 	seedOutcome = 0x7265676472656d00
+	seedPlace   = 0x72656764706c6300
 	seedState   = 0x7265676473746100
 	seedContent = 0x7265676463746e00
 	seedChain   = 0x7265676463686e00

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"slices"
 	"strconv"
 
@@ -56,12 +57,7 @@ func (l *Lock) Proto() *registryv1.Lock {
 
 // append encodes the lock as a raftlogv1.LockRecord.
 func (l *Lock) append(b []byte) []byte {
-	b = appendString(b, 1, l.Namespace)
-	b = appendString(b, 2, l.Name)
-	b = appendString(b, 3, l.SessionID)
-	b = appendUint(b, 4, l.Token)
-	b = appendBytes(b, 5, l.Value)
-	b = appendUint(b, 6, l.AcquireRevision)
+	b = l.appendHead(b)
 	for i := range l.Waiters {
 		w := &l.Waiters[i]
 		size := 1 + protowire.SizeBytes(len(w.SessionID))
@@ -74,6 +70,29 @@ func (l *Lock) append(b []byte) []byte {
 		b = appendBytes(b, 2, w.Value)
 	}
 	return b
+}
+
+// appendHead encodes the lock without its queue.
+func (l *Lock) appendHead(b []byte) []byte {
+	b = appendString(b, 1, l.Namespace)
+	b = appendString(b, 2, l.Name)
+	b = appendString(b, 3, l.SessionID)
+	b = appendUint(b, 4, l.Token)
+	b = appendBytes(b, 5, l.Value)
+	return appendUint(b, 6, l.AcquireRevision)
+}
+
+// appendPlace encodes a place in the queue, as it is hashed: with the session before it, so that the places together
+// say the order.
+func (l *Lock) appendPlace(b []byte, i int) []byte {
+	before := ""
+	if i > 0 {
+		before = l.Waiters[i-1].SessionID
+	}
+	b = protowire.AppendString(b, l.at.in.key)
+	b = protowire.AppendString(b, before)
+	b = protowire.AppendString(b, l.Waiters[i].SessionID)
+	return protowire.AppendBytes(b, l.Waiters[i].Value)
 }
 
 // waiter returns the place of a session in the queue, negative if it has none.
@@ -173,14 +192,13 @@ func (t *txn) joinLock(l *Lock, session *ident) {
 // setLock puts next, nil for none, in the place of old, nil for none.
 func (t *txn) setLock(next, old *Lock) {
 	revision := t.change()
+	from, shared := sharedPlaces(next, old)
 	if old != nil {
-		t.scratch = old.append(t.scratch[:0])
-		t.subSum(tableLocks, t.scratch)
+		t.st.sums[tableLocks].sub(t.hashLock(old, from, len(old.Waiters)-shared))
 	}
 	named := next
 	if next != nil {
-		t.scratch = next.append(t.scratch[:0])
-		t.addSum(tableLocks, t.scratch)
+		t.st.sums[tableLocks].add(t.hashLock(next, from, len(next.Waiters)-shared))
 		t.st.locks.set(t.mark, next.at.in.key, next)
 	} else {
 		named = old
@@ -189,4 +207,33 @@ func (t *txn) setLock(next, old *Lock) {
 	t.events = append(t.events, Event{
 		Kind: EventLock, Created: next != nil, Revision: revision, Namespace: named.Namespace, Name: named.Name,
 	})
+}
+
+// hashLock is the part of the table's sum that comes from a lock: its head, and the places from the given one up to the
+// given one, itself included, since it knows who is before it.
+func (t *txn) hashLock(l *Lock, from, to int) sum {
+	t.scratch = l.appendHead(t.scratch[:0])
+	total := hashRecord(tableLocks, t.scratch)
+	for i := from; i <= to && i < len(l.Waiters); i++ {
+		t.scratch = l.appendPlace(t.scratch[:0], i)
+		total.add(hashBytes(t.scratch, seedPlace))
+	}
+	return total
+}
+
+// sharedPlaces returns how many places at the beginning, and how many at the end, are the same in two queues. A queue is
+// long and a change of it small: hashing it whole would make its end cost the square of its length.
+func sharedPlaces(a, b *Lock) (first, last int) {
+	if a == nil || b == nil {
+		return 0, 0
+	}
+	same := func(x, y Waiter) bool { return x.SessionID == y.SessionID && bytes.Equal(x.Value, y.Value) }
+	n, m := len(a.Waiters), len(b.Waiters)
+	for first < min(n, m) && same(a.Waiters[first], b.Waiters[first]) {
+		first++
+	}
+	for last < min(n, m)-first && same(a.Waiters[n-1-last], b.Waiters[m-1-last]) {
+		last++
+	}
+	return first, last
 }

@@ -288,7 +288,11 @@ func (l *loader) lock(m *raftlogv1.LockRecord) error {
 		}
 		lock.Waiters = append(lock.Waiters, Waiter{SessionID: w.GetSessionId(), Value: w.GetValue()})
 	}
-	l.add(lock.append(l.scratch[:0]))
+	for i := range lock.Waiters {
+		l.scratch = lock.appendPlace(l.scratch[:0], i)
+		l.st.sums[tableLocks].add(hashBytes(l.scratch, seedPlace))
+	}
+	l.add(lock.appendHead(l.scratch[:0]))
 	return load(l, &l.st.locks, lock.at.in.key, lock)
 }
 

@@ -112,8 +112,11 @@ func BenchmarkOverdue(b *testing.B) {
 			}
 		})
 		b.StartTimer()
-		if v := l.overdue(64); v != nil {
-			b.Fatal("overdue although renewed")
+		for more := true; more; {
+			var verdicts []*verdict
+			if verdicts, more = l.overdue(64); verdicts != nil {
+				b.Fatal("overdue although renewed")
+			}
 		}
 	}
 }

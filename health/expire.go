@@ -14,6 +14,8 @@ import (
 const (
 	// maxExpire bounds the sessions and leases of one command: each may take many instances with it.
 	maxExpire = 128
+	// maxMoves bounds the deadlines that are moved under one lock: those which were renewed since they were put there.
+	maxMoves = 4096
 	// firstBackoff and lastBackoff bound the wait before a proposal that failed is made again.
 	firstBackoff = 100 * time.Millisecond
 	lastBackoff  = 5 * time.Second
@@ -49,12 +51,16 @@ func (e *expirer) run(ctx context.Context) {
 		case <-settled:
 			under--
 		}
-		for _, v := range e.ledger.overdue(e.cfg.MaxExpirations - under) {
-			under++
-			wg.Go(func() {
-				e.propose(ctx, v)
-				settled <- struct{}{} // Has room for all.
-			})
+		for more := true; more; {
+			var verdicts []*verdict
+			verdicts, more = e.ledger.overdue(e.cfg.MaxExpirations - under)
+			under += len(verdicts)
+			for _, v := range verdicts {
+				wg.Go(func() {
+					e.propose(ctx, v)
+					settled <- struct{}{} // Has room for all.
+				})
+			}
 		}
 	}
 }
@@ -83,17 +89,20 @@ func (e *expirer) propose(ctx context.Context, v *verdict) {
 }
 
 // overdue takes up to limit verdicts that are to be proposed. Whatever is beyond the limit stays in the queue and may be
-// renewed.
-func (l *ledger) overdue(limit int) []*verdict {
+// renewed. More says that it has not looked at all that it should, so that renewals get in between.
+func (l *ledger) overdue(limit int) (verdicts []*verdict, more bool) {
 	st := l.state() // It may be a little older than the entries: then a verdict is needless, not wrong.
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.tick()
-	var verdicts []*verdict
 	var batch *verdict // Of sessions and leases, being filled.
-	for len(l.queue) > 0 && l.queue[0].at <= now {
+	for moved := 0; len(l.queue) > 0 && l.queue[0].at <= now; {
 		d := l.queue[0]
 		if until := l.reprieve(d, st, now); until > now {
+			if moved++; moved > maxMoves {
+				more = true
+				break
+			}
 			l.queue.set(d, until)
 			continue
 		}
@@ -115,7 +124,7 @@ func (l *ledger) overdue(limit int) []*verdict {
 	for _, v := range verdicts {
 		v.command = l.command(v.deadlines)
 	}
-	return verdicts
+	return verdicts, more
 }
 
 // command is what ends the deadlines. Called with mu held.

@@ -113,10 +113,12 @@ func (w *watchStream) catchUp(ctx context.Context, sub *subscription, upTo uint6
 	case resume.GetClusterId() != w.core.node.Info().ClusterID:
 		return apiv1.CutReason_CUT_REASON_HISTORY_GONE, nil
 	}
-	// The others first: then they have everything up to the revisions that the messages below name.
+	// The others first: then they have everything up to the revisions that the messages below name. What this one is not
+	// given with them is in the history.
 	if err := w.deliver(ctx); err != nil {
 		return caughtUp, err
 	}
+	upTo = max(upTo, w.delivered)
 	for after := resume.GetRevision(); ; {
 		span, kept := f.Since(sub.filter.topic(), resume.GetEpoch(), after, upTo, catchUpEvents)
 		if !kept && f.State().Epoch() != resume.GetEpoch() {
