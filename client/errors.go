@@ -173,8 +173,8 @@ func (e *Error) Is(target error) bool {
 	return ok && row.sentinel == target
 }
 
-// Retryable tells whether the same call may succeed later or at another node. Calls of a Client have been retried until
-// their context ended before they return such an error.
+// Retryable tells whether the client repeats a call that fails so, elsewhere or later. A call has been repeated until its
+// context ended before it returns such an error.
 func (e *Error) Retryable() bool {
 	return e.verdict() != giveUp
 }

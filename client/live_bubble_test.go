@@ -117,7 +117,9 @@ func (l *liveCluster) unserve(name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = api.server.Shutdown(ctx) // cuts off what is left
-	<-api.served
+	if err := <-api.served; err != nil {
+		l.t.Errorf("serve at %s: %v", name, err)
+	}
 }
 
 // kill stops a node.

@@ -66,17 +66,32 @@ func (n *Node) startLead(ctx context.Context) (stop func()) {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			if n.gate() == nil && n.raft.Load().State() == raft.Leader {
-				if err := n.lead(ctx); err != nil && ctx.Err() == nil {
-					n.log.Warn("leading ended early", "err", err)
-				}
-			}
+			n.leadOnce(ctx)
 			sleep(ctx, n.cfg.HeartbeatTimeout/10)
 		}
 	}()
 	return func() {
 		cancel()
 		<-done
+	}
+}
+
+// leadOnce leads if Raft says so and the disk works. Config.Lead runs at most once a term: what it decided before it ended
+// may still be under way, and a second run would not know. So a node that abdicated, and is still the leader to Raft when
+// its disk works again, gives leadership away: to lead again it must be elected anew.
+func (n *Node) leadOnce(ctx context.Context) {
+	r := n.raft.Load()
+	if n.gate() != nil || r.State() != raft.Leader {
+		return
+	}
+	if n.led.Load() < r.CurrentTerm() {
+		if err := n.lead(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("leading ended early", "err", err)
+		}
+		return
+	}
+	if err := r.LeadershipTransfer().Error(); err != nil {
+		n.log.Warn("handing leadership over after a disk stall", "err", err)
 	}
 }
 
@@ -112,6 +127,7 @@ func (n *Node) lead(ctx context.Context) error {
 	n.pilot.forget()
 	n.pilot.Start(ctx)
 	defer func() { <-n.pilot.Stop() }()
+	n.led.Store(term)
 	n.cfg.Lead(ctx, term)
 	<-ctx.Done()
 	return nil
@@ -226,7 +242,7 @@ func (n *Node) guardDisk(ctx context.Context) {
 		if l == nil {
 			continue
 		}
-		if err := n.gate(); err != nil {
+		if err := n.gate(); err != nil && len(n.voters()) > 1 {
 			n.log.Error("disk stalled, no longer serving as leader", "err", err)
 			l.abdicate()
 			continue

@@ -43,6 +43,7 @@ type Node struct {
 
 	raft       atomic.Pointer[raft.Raft] // nil until the node has a cluster
 	leadership atomic.Pointer[leadership]
+	led        atomic.Uint64 // the last term in which Config.Lead ran
 	proposer   *proposer
 	asks       *indexAsks
 	renewals   *renewals

@@ -291,6 +291,57 @@ func TestResumeOnAnotherNode(t *testing.T) {
 	})
 }
 
+// hookedNode does something when it is asked who it is: the stream asks between subscribing to the feed and looking at
+// the history.
+type hookedNode struct {
+	*fakeNode
+	onInfo func()
+}
+
+func (n *hookedNode) Info() cluster.Info {
+	if do := n.onInfo; do != nil {
+		n.onInfo = nil
+		do()
+	}
+	return n.fakeNode.Info()
+}
+
+func TestNothingIsMissedWhileASubscriptionResumes(t *testing.T) {
+	for _, queue := range []int{1, 100} {
+		t.Run(fmt.Sprint("queue of ", queue), func(t *testing.T) {
+			bubble(t, func(t *testing.T, ctx context.Context, r *rig) {
+				r.limited(t, feed.Limits{QueueEvents: queue})
+				hooked := &hookedNode{fakeNode: r.node}
+				r.server.core.node = hooked
+				f := newFollower(ctx, t, r.registry)
+				f.subscribe(subscribe(1, "web"))
+				f.until(r.node.feed.State().Revision())
+				base := r.node.feed.State().Revision()
+				r.node.put(t, instance("db", "1"))
+				synctest.Wait()
+				hooked.onInfo = func() {
+					for i := range 3 {
+						r.node.put(t, instance("db", fmt.Sprint("meanwhile", i)))
+						r.node.put(t, instance("web", fmt.Sprint("meanwhile", i)))
+					}
+					synctest.Wait()
+				}
+				sub := subscribe(2, "db")
+				sub.Resume = &apiv1.ResumePoint{ClusterId: "c1", Epoch: 1, Revision: base}
+				f.subscribe(sub)
+				r.node.put(t, instance("db", "2"))
+				f.until(base + 8)
+				r.node.put(t, instance("db", "3"))
+				f.until(base + 9)
+				f.equal(r.node.feed.State())
+				if len(f.cuts[2]) > 0 {
+					t.Errorf("the subscription that resumed got %v", f.cuts[2])
+				}
+			})
+		})
+	}
+}
+
 // W7: a resume point that can't be met gives a full cut that says why.
 func TestResumeWithoutHistoryIsAFullCut(t *testing.T) {
 	for _, tc := range []struct {
