@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
@@ -233,7 +234,8 @@ func (n *Node) hashOf(ctx context.Context, id raft.ServerID, at uint64) (*peerv1
 	if err != nil {
 		return nil, err
 	}
-	return client.StateHash(ctx, &peerv1.StateHashRequest{Index: at})
+	// A node that has just come back is worth the wait: only an answer proves anything.
+	return client.StateHash(ctx, &peerv1.StateHashRequest{Index: at}, grpc.WaitForReady(true))
 }
 
 func equalReplicas(replicas []*apiv1.ReplicaState) bool {

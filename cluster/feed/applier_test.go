@@ -143,6 +143,15 @@ func deregisterIn(namespace, service, id string) *raftlogv1.Command {
 	}}}
 }
 
+// batch makes one change, and so one revision, of registrations.
+func batch(registrations ...*raftlogv1.Command) *raftlogv1.Command {
+	b := &raftlogv1.Batch{}
+	for _, c := range registrations {
+		b.Register = append(b.Register, c.GetRegister())
+	}
+	return &raftlogv1.Command{Kind: &raftlogv1.Command_Batch{Batch: b}}
+}
+
 func openSession(id string) *raftlogv1.Command {
 	return &raftlogv1.Command{Kind: &raftlogv1.Command_OpenSession{
 		OpenSession: &raftlogv1.OpenSession{Id: id, TtlMs: 10_000},

@@ -54,6 +54,25 @@ func TestWaitReturnsAsSoonAsReached(t *testing.T) {
 	wg.Wait()
 }
 
+// A waiter that comes at the very moment must not miss it: nothing comes after that would wake it.
+func TestWaitMissesNothing(t *testing.T) {
+	a := newApplier(t, feed.Limits{})
+	for i := range 3000 {
+		target := a.st.Index() + 1
+		a.next(openSession(fmt.Sprint(i)))
+		st := a.st
+		published := make(chan struct{})
+		go func() {
+			defer close(published)
+			a.feed.Publish(st, nil)
+		}()
+		if _, err := a.feed.WaitIndex(t.Context(), target); err != nil {
+			t.Fatal(err)
+		}
+		<-published
+	}
+}
+
 func TestWaitEndsWithItsContextOrTheFeed(t *testing.T) {
 	a := newApplier(t, feed.Limits{})
 	if _, err := a.feed.WaitIndex(cancelled(), 99); !errors.Is(err, context.Canceled) {
@@ -161,6 +180,7 @@ func TestSinceGivesWholeRevisionsInPages(t *testing.T) {
 	a.apply(register("web", "1"), register("db", "1"))
 	a.apply(openSession("s"), register("web", "2"))
 	a.apply(deregister("web", "1"))
+	a.apply(batch(register("many", "1"), register("many", "2"), register("many", "3")), register("many", "4"))
 	a.settled(w)
 	for _, tc := range []struct {
 		name        string
@@ -177,6 +197,7 @@ func TestSinceGivesWholeRevisionsInPages(t *testing.T) {
 		{"all services", everything(), before, before + 5, 9, []string{"2 web/1", "3 db/1", "5 web/2", "6 -web/1"}, before + 5},
 		{"a service that has not changed", service("db"), 3, before + 5, 9, []string{}, before + 5},
 		{"a service that never was", service("none"), before, before + 5, 9, []string{}, before + 5},
+		{"a page that ends within a revision", service("many"), before, before + 7, 2, []string{"7 many/1", "7 many/2", "7 many/3"}, 7},
 		{"sessions", feed.Topic{Kind: fsm.EventSession}, before, before + 5, 9, []string{"4 s/"}, before + 5},
 		{"the future", service("web"), 1000, before + 5, 9, []string{}, 1000},
 	} {

@@ -216,6 +216,11 @@ func TestReadersKnowTheState(t *testing.T) {
 		})
 		change := func() {
 			for range rapid.IntRange(1, 4).Draw(rt, "commands") {
+				if rapid.IntRange(0, 3).Draw(rt, "batch") == 0 {
+					ns, svc := name.Draw(rt, "namespace"), name.Draw(rt, "service")
+					a.buffer(batch(registerIn(ns, svc, "a", name.Draw(rt, "tag")), registerIn(ns, svc, "b", name.Draw(rt, "tag")),
+						registerIn(ns, "a", "c", name.Draw(rt, "tag"))))
+				}
 				ns, svc, id := name.Draw(rt, "namespace"), name.Draw(rt, "service"), name.Draw(rt, "id")
 				if rapid.Bool().Draw(rt, "register") {
 					a.buffer(registerIn(ns, svc, id, name.Draw(rt, "tag")))
