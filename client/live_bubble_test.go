@@ -356,6 +356,7 @@ func TestLiveLockNeverHasTwoOwners(t *testing.T) {
 			go func() { next <- lock(t, b, "job") }()
 			time.Sleep(5 * time.Second)
 			cable.cut()
+			time.Sleep(time.Second)
 			if round > 0 {
 				l.kill(l.Leader().Info().Name)
 			}
@@ -428,6 +429,7 @@ func TestLiveOperatorsCalls(t *testing.T) {
 		register(t, c, "a")
 		lock(t, c, "job")
 		o := c.Cluster()
+		time.Sleep(time.Second) // any node may tell the status, also one that lags
 		if status, err := o.Status(t.Context()); err != nil || status.GetVoters() != 3 || status.GetInstances() != 1 || status.GetLocks() != 1 {
 			t.Errorf("status %v, %v", status, err)
 		}

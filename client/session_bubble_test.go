@@ -16,13 +16,14 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// register registers an instance of service web.
+// register registers an instance of service web, and lets the session's first renewal pass.
 func register(t *testing.T, c *client.Client, id string, opts ...client.RegisterOption) *client.Registration {
 	t.Helper()
 	reg, err := c.Register(t.Context(), web(id), opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
+	synctest.Wait()
 	return reg
 }
 
@@ -222,8 +223,18 @@ func TestEndedSessionIsReplacedAndInstancesComeBack(t *testing.T) {
 			close(states)
 		}()
 		before := a.Incarnation()
+		for _, n := range f.nodes {
+			n.set(func(n *fakeNode) {
+				n.before = func(method string, _ proto.Message) error {
+					if method == "Open" {
+						time.Sleep(time.Second) // long enough to be seen as lost
+					}
+					return nil
+				}
+			})
+		}
 		f.endSession("s1")
-		time.Sleep(6 * time.Second)
+		time.Sleep(7 * time.Second)
 		for _, reg := range []*client.Registration{a, b} {
 			wantState(t, reg, client.StateRegistered)
 		}

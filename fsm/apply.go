@@ -52,10 +52,10 @@ type txn struct {
 	request           request
 	spec              spec
 	status, oldStatus status
-	scratchArray      [256]byte
+	scratchArray      [128]byte
 	tags              [4][]byte
-	checks            [2]checkDef
-	states, oldStates [2]checkState
+	checks            [1]checkDef
+	states, oldStates [1]checkState
 }
 
 func begin(s *State, e Entry, timeMs int64) *txn {

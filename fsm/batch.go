@@ -32,7 +32,8 @@ const (
 func checkBatch(body []byte) (Outcome, bool) {
 	items := 0
 	for len(body) > 0 {
-		f, n := consumeField(body)
+		var f field
+		n := f.consume(body)
 		if n < 0 || (f.number <= batchDeregister && f.kind != protowire.BytesType) {
 			return refuse(raftlogv1.Code_CODE_INVALID, "command"), false
 		}
@@ -51,7 +52,8 @@ func checkBatch(body []byte) (Outcome, bool) {
 func (t *txn) applyBatchItems(body []byte) Outcome {
 	for _, kind := range [...]protowire.Number{batchRegister, batchDeregister} {
 		for rest := body; len(rest) > 0; {
-			f, n := consumeField(rest)
+			var f field
+			n := f.consume(rest)
 			rest = rest[n:]
 			if f.number != kind {
 				continue

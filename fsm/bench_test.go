@@ -279,3 +279,25 @@ func BenchmarkFullScan(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkDecodeSpec is the walk that every registration takes, BenchmarkRecordProto the decode that it stands for.
+func BenchmarkDecodeSpec(b *testing.B) {
+	spec := encode(b, benchInstance(1, 1))
+	b.ReportAllocs()
+	for range b.N {
+		if malformed := fsm.DecodeSpec(spec); malformed != "" {
+			b.Fatal(malformed)
+		}
+	}
+}
+
+func BenchmarkRecordProto(b *testing.B) {
+	r := benchState(b, 10).Instance("default", "service-00000", "instance-0000000")
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
+		if _, err := r.Proto(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -41,7 +41,8 @@ func AppendEntry(dst []byte, timeUnixMs int64, commands [][]byte) []byte {
 func decodeEntry(b []byte) (timeMs int64, commands int, err error) {
 	var version uint64
 	for rest := b; len(rest) > 0; {
-		f, n := consumeField(rest)
+		var f field
+		n := f.consume(rest)
 		if n < 0 {
 			return 0, 0, fmt.Errorf("%w: malformed at byte %d", ErrBadEntry, len(b)-len(rest))
 		}
@@ -69,7 +70,8 @@ func decodeEntry(b []byte) (timeMs int64, commands int, err error) {
 // nextCommand returns the first encoded command of a decoded entry's bytes and what follows it.
 func nextCommand(b []byte) (command, rest []byte) {
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			break
 		}
@@ -123,7 +125,8 @@ type request struct {
 func (c *command) decode(b []byte, req *request) bool {
 	*c = command{}
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			return false
 		}
@@ -155,7 +158,8 @@ func (c *command) known() bool {
 func (r *request) decode(b []byte) bool {
 	*r = request{}
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			return false
 		}
@@ -184,7 +188,8 @@ type registration struct {
 func (r *registration) decode(b []byte) bool {
 	*r = registration{}
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			return false
 		}

@@ -132,7 +132,8 @@ func (r *Record) CriticalSince() int64 {
 // Metadata returns the value of a metadata key. It walks the encoded bytes.
 func (r *Record) Metadata(key string) (value string, ok bool) {
 	for b := r.Spec(); len(b) > 0; {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			break
 		}
@@ -149,7 +150,8 @@ func (r *Record) Metadata(key string) (value string, ok bool) {
 
 func decodePair(b []byte) (key, value []byte) {
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			break
 		}

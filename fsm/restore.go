@@ -165,7 +165,8 @@ func (l *loader) serviceRecord(b []byte) error {
 	var namespace, name string
 	s := &Service{owner: l.mark}
 	for rest := b; len(rest) > 0; {
-		f, n := consumeField(rest)
+		var f field
+		n := f.consume(rest)
 		if n < 0 {
 			return errMalformed
 		}
@@ -190,7 +191,8 @@ func (l *loader) serviceRecord(b []byte) error {
 // splitInstance returns the parts of an encoded raftlogv1.InstanceRecord.
 func splitInstance(b []byte) (encodedSpec, encodedStatus []byte, ok bool) {
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			return nil, nil, false
 		}

@@ -43,7 +43,8 @@ func (sp *spec) decode(b []byte) (malformed string) {
 		return "instance"
 	}
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 || f.number >= firstStatusField {
 			return "instance"
 		}
@@ -51,12 +52,12 @@ func (sp *spec) decode(b []byte) (malformed string) {
 		if !f.valid(messageInstance) {
 			return instanceFieldName(f.number)
 		}
-		sp.set(f)
+		sp.set(&f)
 	}
 	return sp.invalid()
 }
 
-func (sp *spec) set(f field) {
+func (sp *spec) set(f *field) {
 	switch f.number {
 	case 1:
 		sp.namespace = f.bytes
@@ -118,7 +119,8 @@ func (sp *spec) check(name []byte) *checkDef {
 // hasCheck reports whether a valid specification has a check of exactly that definition.
 func hasCheck(encodedSpec, definition []byte) bool {
 	for b := encodedSpec; len(b) > 0; {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			break
 		}
@@ -134,7 +136,8 @@ func hasCheck(encodedSpec, definition []byte) bool {
 func decodeCheckDef(b []byte) checkDef {
 	def := checkDef{encoded: b}
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			break
 		}
@@ -170,32 +173,32 @@ type field struct {
 	bytes  []byte
 }
 
-// consumeField reads the first field of b and returns its length, negative when it is malformed. Groups, which proto3
-// does not have, are malformed.
-func consumeField(b []byte) (field, int) {
+// consume reads the first field of b into f, which is zero, and returns its length, negative when it is malformed.
+// Groups, which proto3 does not have, are malformed.
+func (f *field) consume(b []byte) int {
 	// Nearly all fields have a tag of one byte, and a value or length of one byte.
 	if len(b) >= 2 && b[0] >= 1<<3 && b[0] < 0x80 && b[1] < 0x80 {
-		f := field{number: protowire.Number(b[0] >> 3), kind: protowire.Type(b[0] & 7)}
+		f.number, f.kind = protowire.Number(b[0]>>3), protowire.Type(b[0]&7)
 		end := 2 + int(b[1])
 		switch {
 		case f.kind == protowire.VarintType:
 			f.varint = uint64(b[1])
-			return f, 2
+			return 2
 		case f.kind == protowire.BytesType && end <= len(b):
 			f.bytes = b[2:end:end]
-			return f, end
+			return end
 		}
 	}
-	return consumeLongField(b)
+	return f.consumeLong(b)
 }
 
-// consumeLongField is consumeField for every field.
-func consumeLongField(b []byte) (field, int) {
+// consumeLong is consume for every field.
+func (f *field) consumeLong(b []byte) int {
 	number, kind, n := protowire.ConsumeTag(b)
 	if n < 0 {
-		return field{}, n
+		return n
 	}
-	f := field{number: number, kind: kind}
+	f.number, f.kind = number, kind
 	m := -1
 	switch kind {
 	case protowire.VarintType:
@@ -209,9 +212,9 @@ func consumeLongField(b []byte) (field, int) {
 	default:
 	}
 	if m < 0 {
-		return field{}, m
+		return m
 	}
-	return f, n + m
+	return n + m
 }
 
 // shape is the shape of a field: a scalar, a string or a message.
@@ -265,7 +268,7 @@ func shapesOf(message shape) string {
 }
 
 // valid reports whether the field has the shape that the message gives it, all the way down.
-func (f field) valid(message shape) bool {
+func (f *field) valid(message shape) bool {
 	shapes := shapesOf(message)
 	want := shapeUnknown
 	if int(f.number) <= len(shapes) {
@@ -285,7 +288,8 @@ func (f field) valid(message shape) bool {
 
 func validMessage(b []byte, message shape) bool {
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 || !f.valid(message) {
 			return false
 		}

@@ -90,7 +90,8 @@ func (c *checkState) size() int {
 func (st *status) decode(b []byte) bool {
 	*st = status{checks: st.checks[:0]}
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			return false
 		}
@@ -125,7 +126,8 @@ func (st *status) decode(b []byte) bool {
 
 func decodeCheckState(b []byte) (c checkState, ok bool) {
 	for len(b) > 0 {
-		f, n := consumeField(b)
+		var f field
+		n := f.consume(b)
 		if n < 0 {
 			return checkState{}, false
 		}
