@@ -356,7 +356,6 @@ func TestLiveLockNeverHasTwoOwners(t *testing.T) {
 			go func() { next <- lock(t, b, "job") }()
 			time.Sleep(5 * time.Second)
 			cable.cut()
-			time.Sleep(time.Second)
 			if round > 0 {
 				l.kill(l.Leader().Info().Name)
 			}

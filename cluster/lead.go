@@ -100,7 +100,7 @@ func (n *Node) lead(ctx context.Context) error {
 	r := n.raft.Load()
 	term := r.CurrentTerm()
 	// After the barrier everything that any earlier leader acknowledged is applied here.
-	if err := r.Barrier(barrierTimeout).Error(); err != nil {
+	if err := await(ctx, r.Barrier(barrierTimeout)); err != nil {
 		return fmt.Errorf("apply the log of earlier terms: %w", err)
 	}
 	if r.State() != raft.Leader || r.CurrentTerm() != term {

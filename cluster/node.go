@@ -361,6 +361,7 @@ func (n *Node) Close() error {
 
 func (n *Node) shutdown() error {
 	n.stopping.Store(true)
+	n.proposer.finish()
 	n.cancel()
 	var errs []error
 	if r := n.raft.Load(); r != nil {

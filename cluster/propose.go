@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,7 +29,10 @@ type proposer struct {
 	queue chan *proposal
 	apply func(data []byte) raft.ApplyFuture
 	done  chan struct{} // closed when no proposal will be taken any more
-	wg    sync.WaitGroup
+	ended chan struct{} // closed when run has ended
+	// abandoned ends when the entry under way is not waited for any more.
+	abandoned context.Context //nolint:containedctx // Lives as long as the proposer.
+	abandon   context.CancelFunc
 }
 
 // proposal is one command on its way into the log.
@@ -47,15 +49,51 @@ type answer struct {
 }
 
 func newProposer(maxPending int, apply func([]byte) raft.ApplyFuture) *proposer {
-	p := &proposer{queue: make(chan *proposal, maxPending), apply: apply, done: make(chan struct{})}
-	p.wg.Go(p.run)
+	p := &proposer{
+		queue: make(chan *proposal, maxPending), apply: apply, done: make(chan struct{}), ended: make(chan struct{}),
+	}
+	p.abandoned, p.abandon = context.WithCancel(context.Background()) // Until close.
+	go p.run()
 	return p
 }
 
-// close ends the proposer. Raft must have been shut down before, so that the entry under way has an end.
-func (p *proposer) close() {
+// finish takes no more proposals and gives the entry under way some time to be applied. Raft must still run.
+func (p *proposer) finish() {
 	close(p.done)
-	p.wg.Wait()
+	p.wait(finishTimeout)
+}
+
+// close ends the proposer after finish, and after Raft was shut down, which answers what it had not committed.
+func (p *proposer) close() {
+	p.wait(finishTimeout)
+	p.abandon()
+	<-p.ended
+}
+
+// wait waits until run has ended, for at most d.
+func (p *proposer) wait(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-p.ended:
+	case <-timer.C:
+	}
+}
+
+// finishTimeout is how long a stopping node waits for the entry under way.
+const finishTimeout = time.Second
+
+// await waits for a future of Raft, or the end of ctx. A Raft that is shut down never answers what it had committed but
+// not yet handed to the state machine: then the goroutine that asks for it is left behind.
+func await(ctx context.Context, f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return raft.ErrRaftShutdown
+	}
 }
 
 // propose puts a command into the log and waits for its outcome. It returns ErrUnknownOutcome when ctx ends after the
@@ -96,6 +134,7 @@ func (p *proposer) closedErr() error {
 }
 
 func (p *proposer) run() {
+	defer close(p.ended)
 	var held *proposal // did not fit into the last entry
 	for {
 		first := held
@@ -143,7 +182,7 @@ func (p *proposer) commit(batch []*proposal) {
 		commands[i] = q.command
 	}
 	future := p.apply(fsm.AppendEntry(nil, time.Now().UnixMilli(), commands))
-	err := future.Error()
+	err := await(p.abandoned, future)
 	var result fsm.Result
 	if err == nil {
 		switch r := future.Response().(type) {

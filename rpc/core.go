@@ -19,6 +19,8 @@ type core struct {
 	admission *admission
 	// lockWaiters bounds the Acquire calls that wait: one token each.
 	lockWaiters chan struct{}
+	// watches bounds the watch streams: one token each.
+	watches chan struct{}
 
 	// unready makes the health service say NOT_SERVING, while everything else goes on.
 	unready atomic.Bool

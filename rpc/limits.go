@@ -139,6 +139,8 @@ const (
 	DefaultMaxInFlight = 2048
 	// DefaultMaxLockWaiters is the number of Acquire calls that wait at once.
 	DefaultMaxLockWaiters = 10_000
+	// DefaultMaxWatches is the number of watch streams that are open at once.
+	DefaultMaxWatches = 20_000
 	// DefaultTimeout is the deadline of a unary call that has none.
 	DefaultTimeout = 10 * time.Second
 	// MaxTimeout is the longest deadline of a unary call; only a waiting Acquire may take longer.

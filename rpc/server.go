@@ -38,6 +38,8 @@ type Config struct {
 	MaxInFlight int
 	// MaxLockWaiters is the number of Acquire calls that wait at once. Default 10,000.
 	MaxLockWaiters int
+	// MaxWatches is the number of watch streams that are open at once. Default 20,000.
+	MaxWatches int
 }
 
 func (c Config) withDefaults() Config {
@@ -50,6 +52,7 @@ func (c Config) withDefaults() Config {
 	c.MaxConnsPerIP = cmp.Or(c.MaxConnsPerIP, DefaultMaxConnsPerIP)
 	c.MaxInFlight = cmp.Or(c.MaxInFlight, DefaultMaxInFlight)
 	c.MaxLockWaiters = cmp.Or(c.MaxLockWaiters, DefaultMaxLockWaiters)
+	c.MaxWatches = cmp.Or(c.MaxWatches, DefaultMaxWatches)
 	return c
 }
 
@@ -66,6 +69,7 @@ func (c Config) Validate() error {
 		{"max connections per address", c.MaxConnsPerIP, 1},
 		{"max in flight", c.MaxInFlight, 1},
 		{"max lock waiters", c.MaxLockWaiters, 1},
+		{"max watches", c.MaxWatches, 1},
 	} {
 		if limit.value != 0 && limit.value < limit.least {
 			faults = append(faults, fmt.Errorf("%s %d: must be at least %d", limit.name, limit.value, limit.least))
@@ -97,6 +101,7 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 			log:         cfg.Logger,
 			admission:   newAdmission(cfg.MaxInFlight),
 			lockWaiters: make(chan struct{}, cfg.MaxLockWaiters),
+			watches:     make(chan struct{}, cfg.MaxWatches),
 			leaving:     make(chan struct{}),
 		},
 		metrics: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(

@@ -12,6 +12,22 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
+// How a watch works.
+//
+// A stream has one feed.Watcher with the topics of all its subscriptions, and one goroutine that answers requests and
+// sends. An event is looked at once: it goes out with the numbers of all subscriptions whose filter matches it now (as a
+// put) or matched it before (as a delete).
+//
+// A subscription begins with a cut, or with the history after its resume point, and is routed to the watcher before that
+// State or history is read; what comes by both ways is told apart by its revision (subscription.from). A watcher that
+// could not be given every event gives a feed.Resync instead, which becomes cuts of what may have changed. A client with
+// a Synced therefore knows one State, whatever happened, and every cut brings it to a later one.
+//
+// Events.revision and progress marks speak of subscriptions that are synced.
+//
+// A send blocks while its client does not read. That holds up only this stream: the feed coalesces what it misses, and
+// after stuckAfter the handler returns, which is the one thing that ends a blocked send.
+
 // Limits of a watch.
 const (
 	// MaxSubscriptions is the number of open subscriptions on one stream.
@@ -98,6 +114,12 @@ func (c *core) watch(ctx context.Context, stream grpc.ServerStream, requests <-c
 		return err
 	}
 	c.admission.leave()
+	select {
+	case c.watches <- struct{}{}:
+		defer func() { <-c.watches }()
+	default:
+		return explain(fmt.Errorf("%w: %d watches are open", ErrOverloaded, cap(c.watches)), "watch")
+	}
 	// So that the client knows that it is connected, before there is anything to say.
 	if err := stream.SendHeader(nil); err != nil {
 		return err

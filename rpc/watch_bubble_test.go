@@ -34,6 +34,7 @@ func bubble(t *testing.T, test func(t *testing.T, ctx context.Context, r *rig)) 
 
 // limited gives the node another feed.
 func (r *rig) limited(tb testing.TB, limits feed.Limits) {
+	tb.Helper()
 	r.node.feed.Close()
 	r.node.feed = feed.New(r.node.feed.State(), limits)
 	tb.Cleanup(r.node.feed.Close)
@@ -832,9 +833,9 @@ func TestWatchServiceIsAWatchWithOneSubscription(t *testing.T) {
 		}
 		recv := func() *apiv1.WatchServiceResponse {
 			t.Helper()
-			m, err := stream.Recv()
-			if err != nil {
-				t.Fatal(err)
+			m, recvErr := stream.Recv()
+			if recvErr != nil {
+				t.Fatal(recvErr)
 			}
 			return m
 		}
@@ -853,7 +854,7 @@ func TestWatchServiceIsAWatchWithOneSubscription(t *testing.T) {
 			t.Errorf("progress %v", p)
 		}
 		cancel()
-		if _, err := stream.Recv(); status.Code(err) != codes.Canceled {
+		if _, err = stream.Recv(); status.Code(err) != codes.Canceled {
 			t.Errorf("after the client cancelled: %v", err)
 		}
 
@@ -868,5 +869,26 @@ func TestWatchServiceIsAWatchWithOneSubscription(t *testing.T) {
 		if _, err = bad.Recv(); !errors.Is(err, io.EOF) {
 			t.Errorf("after its subscription ended the stream goes on: %v", err)
 		}
+	})
+}
+
+func TestWatchesAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(c *Config) { c.MaxWatches = 2 })
+		ctx, cancel := context.WithCancel(t.Context())
+		for range 2 {
+			f := newFollower(ctx, t, r.registry)
+			f.subscribe(subscribe(1, "web"))
+			f.until(r.node.feed.State().Revision())
+		}
+		refused := newFollower(t.Context(), t, r.registry)
+		if err := endOf(refused); reasonOf(t, err) != "OVERLOADED" {
+			t.Errorf("one watch too many ended with %v", err)
+		}
+		cancel()
+		synctest.Wait()
+		f := newFollower(t.Context(), t, r.registry)
+		f.subscribe(subscribe(1, "web"))
+		f.until(r.node.feed.State().Revision())
 	})
 }

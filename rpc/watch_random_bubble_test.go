@@ -156,7 +156,7 @@ func (s *story) move() {
 // Whatever happens, every subscription ends up with just what matches, and all that it is told on the way is in order,
 // whole, and told once: the follower checks that. This is W1 to W14 together.
 func TestWatchersKnowTheState(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			bubble(t, func(t *testing.T, ctx context.Context, r *rig) {
 				s := &story{t: t, ctx: ctx, rnd: rand.New(rand.NewPCG(seed, 1)), rig: r}

@@ -187,7 +187,7 @@ func (w *watchStream) resync(ctx context.Context, r *feed.Resync) error {
 func (w *watchStream) before(revision uint64) []*subscription {
 	var subs []*subscription
 	for _, sub := range w.subs {
-		if sub.routed {
+		if sub.routed && sub.from < revision {
 			subs = append(subs, sub)
 		}
 	}

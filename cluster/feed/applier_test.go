@@ -158,10 +158,6 @@ func openSession(id string) *raftlogv1.Command {
 	}}
 }
 
-func closeSession(id string) *raftlogv1.Command {
-	return &raftlogv1.Command{Kind: &raftlogv1.Command_CloseSession{CloseSession: &raftlogv1.CloseSession{Id: id}}}
-}
-
 func service(name string) feed.Topic {
 	return feed.Topic{Kind: fsm.EventInstance, Namespace: "default", Name: name}
 }
