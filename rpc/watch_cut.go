@@ -105,7 +105,7 @@ func (w *watchStream) cutRevision(ctx context.Context, events []*feed.Event, onl
 		subs = w.before(revision)
 	}
 	for _, sub := range subs {
-		c := w.newCut(sub, false, apiv1.CutReason_CUT_REASON_SLOW_READER)
+		c := w.newCut(sub, false, apiv1.CutReason_CUT_REASON_LARGE_REVISION)
 		for _, e := range events {
 			switch {
 			case e.New != nil && sub.filter.match(e.New):

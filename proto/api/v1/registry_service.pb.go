@@ -39,6 +39,8 @@ const (
 	CutReason_CUT_REASON_SNAPSHOT_INSTALLED CutReason = 4
 	// The registry was restored by an operator: a new epoch.
 	CutReason_CUT_REASON_RESTORED CutReason = 5
+	// One revision changed more than fits into a message.
+	CutReason_CUT_REASON_LARGE_REVISION CutReason = 6
 )
 
 // Enum value maps for CutReason.
@@ -50,6 +52,7 @@ var (
 		3: "CUT_REASON_SLOW_READER",
 		4: "CUT_REASON_SNAPSHOT_INSTALLED",
 		5: "CUT_REASON_RESTORED",
+		6: "CUT_REASON_LARGE_REVISION",
 	}
 	CutReason_value = map[string]int32{
 		"CUT_REASON_UNSPECIFIED":        0,
@@ -58,6 +61,7 @@ var (
 		"CUT_REASON_SLOW_READER":        3,
 		"CUT_REASON_SNAPSHOT_INSTALLED": 4,
 		"CUT_REASON_RESTORED":           5,
+		"CUT_REASON_LARGE_REVISION":     6,
 	}
 )
 
@@ -1790,7 +1794,7 @@ type Events struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The events in revision order.
 	Events []*SubscribedEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// All subscriptions have now everything up to this revision.
+	// All subscriptions that are synced have now everything up to this revision.
 	Revision      uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1895,7 +1899,7 @@ func (x *SubscribedEvent) GetSubscriptionIds() []uint32 {
 	return nil
 }
 
-// Progress says that nothing was missed up to its revision.
+// Progress says that no subscription that is synced has missed anything up to its revision.
 type Progress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
@@ -2583,14 +2587,15 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\bprogress\x18\x04 \x01(\v2\x15.regd.api.v1.ProgressH\x00R\bprogress\x126\n" +
 	"\x05ended\x18\x05 \x01(\v2\x1e.regd.api.v1.SubscriptionEndedH\x00R\x05ended\x12=\n" +
 	"\fgo_elsewhere\x18\x06 \x01(\v2\x18.regd.api.v1.GoElsewhereH\x00R\vgoElsewhereB\t\n" +
-	"\apayload*\xb4\x01\n" +
+	"\apayload*\xd3\x01\n" +
 	"\tCutReason\x12\x1a\n" +
 	"\x16CUT_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12CUT_REASON_INITIAL\x10\x01\x12\x1b\n" +
 	"\x17CUT_REASON_HISTORY_GONE\x10\x02\x12\x1a\n" +
 	"\x16CUT_REASON_SLOW_READER\x10\x03\x12!\n" +
 	"\x1dCUT_REASON_SNAPSHOT_INSTALLED\x10\x04\x12\x17\n" +
-	"\x13CUT_REASON_RESTORED\x10\x052\xea\x06\n" +
+	"\x13CUT_REASON_RESTORED\x10\x05\x12\x1d\n" +
+	"\x19CUT_REASON_LARGE_REVISION\x10\x062\xea\x06\n" +
 	"\x0fRegistryService\x12G\n" +
 	"\bRegister\x12\x1c.regd.api.v1.RegisterRequest\x1a\x1d.regd.api.v1.RegisterResponse\x12M\n" +
 	"\n" +

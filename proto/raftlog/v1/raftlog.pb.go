@@ -1948,6 +1948,70 @@ func (x *InstanceRecord) GetStatus() []byte {
 	return nil
 }
 
+// ServiceRecord is a service in a snapshot: what can't be told from its instances.
+type ServiceRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Name.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Revision of its last change, deregistrations included.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceRecord) Reset() {
+	*x = ServiceRecord{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceRecord) ProtoMessage() {}
+
+func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
+func (*ServiceRecord) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ServiceRecord) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ServiceRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceRecord) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // SessionRecord is a session in a snapshot.
 type SessionRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1967,7 +2031,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2043,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2056,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{23}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SessionRecord) GetId() string {
@@ -2047,7 +2111,7 @@ type LeaseRecord struct {
 
 func (x *LeaseRecord) Reset() {
 	*x = LeaseRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2123,7 @@ func (x *LeaseRecord) String() string {
 func (*LeaseRecord) ProtoMessage() {}
 
 func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2136,7 @@ func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRecord.ProtoReflect.Descriptor instead.
 func (*LeaseRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{24}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LeaseRecord) GetId() string {
@@ -2116,7 +2180,7 @@ type LockWaiter struct {
 
 func (x *LockWaiter) Reset() {
 	*x = LockWaiter{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2192,7 @@ func (x *LockWaiter) String() string {
 func (*LockWaiter) ProtoMessage() {}
 
 func (x *LockWaiter) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2205,7 @@ func (x *LockWaiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockWaiter.ProtoReflect.Descriptor instead.
 func (*LockWaiter) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{25}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LockWaiter) GetSessionId() string {
@@ -2181,7 +2245,7 @@ type LockRecord struct {
 
 func (x *LockRecord) Reset() {
 	*x = LockRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2257,7 @@ func (x *LockRecord) String() string {
 func (*LockRecord) ProtoMessage() {}
 
 func (x *LockRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2270,7 @@ func (x *LockRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRecord.ProtoReflect.Descriptor instead.
 func (*LockRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{26}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LockRecord) GetNamespace() string {
@@ -2275,7 +2339,7 @@ type ClientRecord struct {
 
 func (x *ClientRecord) Reset() {
 	*x = ClientRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2351,7 @@ func (x *ClientRecord) String() string {
 func (*ClientRecord) ProtoMessage() {}
 
 func (x *ClientRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2364,7 @@ func (x *ClientRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientRecord.ProtoReflect.Descriptor instead.
 func (*ClientRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{27}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ClientRecord) GetClientId() string {
@@ -2346,7 +2410,7 @@ type RememberedOutcome struct {
 
 func (x *RememberedOutcome) Reset() {
 	*x = RememberedOutcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2422,7 @@ func (x *RememberedOutcome) String() string {
 func (*RememberedOutcome) ProtoMessage() {}
 
 func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2435,7 @@ func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedOutcome.ProtoReflect.Descriptor instead.
 func (*RememberedOutcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RememberedOutcome) GetSequence() uint64 {
@@ -2538,7 +2602,11 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x05chain\x18\f \x01(\fR\x05chain\"<\n" +
 	"\x0eInstanceRecord\x12\x12\n" +
 	"\x04spec\x18\x01 \x01(\fR\x04spec\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\fR\x06status\"\xa6\x01\n" +
+	"\x06status\x18\x02 \x01(\fR\x06status\"]\n" +
+	"\rServiceRecord\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xa6\x01\n" +
 	"\rSessionRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vclient_name\x18\x02 \x01(\tR\n" +
@@ -2609,7 +2677,7 @@ func file_raftlog_v1_raftlog_proto_rawDescGZIP() []byte {
 }
 
 var file_raftlog_v1_raftlog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(Code)(0),                 // 0: regd.raftlog.v1.Code
 	(*Entry)(nil),             // 1: regd.raftlog.v1.Entry
@@ -2635,15 +2703,16 @@ var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(*Outcome)(nil),           // 21: regd.raftlog.v1.Outcome
 	(*SnapshotHeader)(nil),    // 22: regd.raftlog.v1.SnapshotHeader
 	(*InstanceRecord)(nil),    // 23: regd.raftlog.v1.InstanceRecord
-	(*SessionRecord)(nil),     // 24: regd.raftlog.v1.SessionRecord
-	(*LeaseRecord)(nil),       // 25: regd.raftlog.v1.LeaseRecord
-	(*LockWaiter)(nil),        // 26: regd.raftlog.v1.LockWaiter
-	(*LockRecord)(nil),        // 27: regd.raftlog.v1.LockRecord
-	(*ClientRecord)(nil),      // 28: regd.raftlog.v1.ClientRecord
-	(*RememberedOutcome)(nil), // 29: regd.raftlog.v1.RememberedOutcome
-	(v1.Cause)(0),             // 30: regd.registry.v1.Cause
-	(v1.CheckStatus)(0),       // 31: regd.registry.v1.CheckStatus
-	(*v1.Member)(nil),         // 32: regd.registry.v1.Member
+	(*ServiceRecord)(nil),     // 24: regd.raftlog.v1.ServiceRecord
+	(*SessionRecord)(nil),     // 25: regd.raftlog.v1.SessionRecord
+	(*LeaseRecord)(nil),       // 26: regd.raftlog.v1.LeaseRecord
+	(*LockWaiter)(nil),        // 27: regd.raftlog.v1.LockWaiter
+	(*LockRecord)(nil),        // 28: regd.raftlog.v1.LockRecord
+	(*ClientRecord)(nil),      // 29: regd.raftlog.v1.ClientRecord
+	(*RememberedOutcome)(nil), // 30: regd.raftlog.v1.RememberedOutcome
+	(v1.Cause)(0),             // 31: regd.registry.v1.Cause
+	(v1.CheckStatus)(0),       // 32: regd.registry.v1.CheckStatus
+	(*v1.Member)(nil),         // 33: regd.registry.v1.Member
 }
 var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	2,  // 0: regd.raftlog.v1.Entry.commands:type_name -> regd.raftlog.v1.Command
@@ -2665,17 +2734,17 @@ var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	19, // 16: regd.raftlog.v1.Command.init_cluster:type_name -> regd.raftlog.v1.InitCluster
 	20, // 17: regd.raftlog.v1.Command.batch:type_name -> regd.raftlog.v1.Batch
 	5,  // 18: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
-	30, // 19: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
+	31, // 19: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
 	5,  // 20: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
-	31, // 21: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
+	32, // 21: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
 	5,  // 22: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
 	5,  // 23: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
-	32, // 24: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
+	33, // 24: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
 	4,  // 25: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
 	6,  // 26: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
 	0,  // 27: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
-	26, // 28: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
-	29, // 29: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
+	27, // 28: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
+	30, // 29: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
 	21, // 30: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
 	31, // [31:31] is the sub-list for method output_type
 	31, // [31:31] is the sub-list for method input_type
@@ -2713,7 +2782,7 @@ func file_raftlog_v1_raftlog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlog_v1_raftlog_proto_rawDesc), len(file_raftlog_v1_raftlog_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -299,7 +299,7 @@ func (Cause) EnumDescriptor() ([]byte, []int) {
 
 // Instance is one running copy of a service.
 //
-// Fields 1 to 19 are the specification that the owner registers. Fields 20 and up are set by the registry and ignored
+// Fields 1 to 19 are the specification that the owner registers, at most 64 KiB encoded. Fields 20 and up are set by the registry and ignored
 // in requests. The two ranges are encoded one after the other, so that a change of state never re-encodes the
 // specification.
 type Instance struct {
@@ -308,7 +308,8 @@ type Instance struct {
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// Service name, 1 to 128 characters of [A-Za-z0-9._-], starting and ending alphanumeric. Required.
 	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
-	// Id, unique within the service, 1 to 128 characters of [A-Za-z0-9._:/@-]. Required.
+	// Id, unique within the service, 1 to 128 characters of [A-Za-z0-9._:/@-], without "." or ".." between slashes.
+	// Required.
 	Id string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
 	// Host name or IP address under which consumers reach the instance, at most 255 bytes. Required.
 	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
@@ -607,7 +608,8 @@ type Check struct {
 	Kind isCheck_Kind `protobuf_oneof:"kind"`
 	// Time between probes, 1 s to 1 h. Default 10 s. Not used by ttl.
 	Interval *durationpb.Duration `protobuf:"bytes,6,opt,name=interval,proto3" json:"interval,omitempty"`
-	// Time for one probe, 10 ms up to the interval. Default 5 s or the interval, whichever is less. Not used by ttl.
+	// Time for one probe, 10 ms up to the interval; more than 1 min counts as that. Default 5 s or the interval, whichever
+	// is less. Not used by ttl.
 	Timeout *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// Successes in a row that turn it passing, 1 to 10. Default 1.
 	Rise uint32 `protobuf:"varint,8,opt,name=rise,proto3" json:"rise,omitempty"`
@@ -769,7 +771,7 @@ func (*Check_Ttl) isCheck_Kind() {}
 // HTTPCheck probes an HTTP endpoint.
 type HTTPCheck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Absolute URL, http or https. Empty: built from the instance's address, `port` and `path`.
+	// Absolute URL, http or https, without credentials. Empty: built from the instance's address, `port` and `path`.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// Name of the instance's port when url is empty. Default: its first port.
 	Port string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
