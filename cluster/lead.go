@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -257,26 +258,25 @@ func (n *Node) guardDisk(ctx context.Context) {
 	}
 }
 
-// leaderWait paces a call that waits for a leader.
-type leaderWait struct {
-	ctx   context.Context //nolint:containedctx // Lives as long as one call.
-	until time.Time
-	pause time.Duration
-}
-
-func (n *Node) waitForLeader(ctx context.Context) *leaderWait {
-	return &leaderWait{ctx: ctx, until: time.Now().Add(n.cfg.LeaderWait), pause: n.cfg.HeartbeatTimeout / 20}
-}
-
-// next pauses, and tells whether to try again.
-func (w *leaderWait) next() bool {
-	if time.Now().After(w.until) {
-		return false
+// untilLed makes a call that needs a leader, again and again while its error is one to try again after, for at most
+// Config.LeaderWait.
+func (n *Node) untilLed(ctx context.Context, again func(error) bool, call func() error) error {
+	until, pause := time.Now().Add(n.cfg.LeaderWait), n.cfg.HeartbeatTimeout/20
+	for {
+		if err := n.serving(); err != nil {
+			return err
+		}
+		err := call()
+		if err == nil || !again(err) || ctx.Err() != nil || time.Now().After(until) {
+			return err
+		}
+		sleep(ctx, pause)
+		pause = min(2*pause, 200*time.Millisecond)
 	}
-	sleep(w.ctx, w.pause)
-	w.pause = min(2*w.pause, 200*time.Millisecond)
-	return w.ctx.Err() == nil
 }
+
+// leaderless tells whether a call failed as nobody leads, or somebody else does by now.
+func leaderless(err error) bool { return errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader) }
 
 // sleep waits for d or the end of ctx.
 func sleep(ctx context.Context, d time.Duration) {

@@ -110,20 +110,12 @@ func (n *Node) TransferLeadership(ctx context.Context, node string) (string, err
 
 // administer has a change made by the leader. It waits for one up to Config.LeaderWait.
 func (n *Node) administer(ctx context.Context, req *peerv1.AdministerRequest) (*peerv1.AdministerResponse, error) {
-	wait := n.waitForLeader(ctx)
-	for {
-		if err := n.serving(); err != nil {
-			return nil, err
-		}
-		reply, err := n.administerOnce(ctx, req)
-		if err == nil {
-			return reply, nil
-		}
-		again := errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader)
-		if !again || ctx.Err() != nil || !wait.next() {
-			return nil, err
-		}
-	}
+	var reply *peerv1.AdministerResponse
+	err := n.untilLed(ctx, leaderless, func() (err error) {
+		reply, err = n.administerOnce(ctx, req)
+		return err
+	})
+	return reply, err
 }
 
 func (n *Node) administerOnce(ctx context.Context, req *peerv1.AdministerRequest) (*peerv1.AdministerResponse, error) {
@@ -393,17 +385,7 @@ func changeError(err error) error {
 // instances, sessions, leases and locks. The cluster keeps its identity and members; a new epoch begins, and revisions
 // go on above both.
 func (n *Node) Restore(ctx context.Context, st *fsm.State) error {
-	wait := n.waitForLeader(ctx)
-	for {
-		if err := n.serving(); err != nil {
-			return err
-		}
-		err := n.restoreOnce(ctx, st)
-		again := errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader)
-		if !again || ctx.Err() != nil || !wait.next() {
-			return err
-		}
-	}
+	return n.untilLed(ctx, leaderless, func() error { return n.restoreOnce(ctx, st) })
 }
 
 func (n *Node) restoreOnce(ctx context.Context, st *fsm.State) error {

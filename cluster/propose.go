@@ -218,26 +218,20 @@ func (n *Node) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome
 		return fsm.Outcome{}, fmt.Errorf("encode command: %w", err)
 	}
 	urgent := frees(cmd)
-	repeatable := cmd.GetRequest() != nil
-	wait := n.waitForLeader(ctx)
-	for {
-		a, err := n.proposeOnce(ctx, data, urgent)
-		if err == nil {
-			return a.outcome, nil
-		}
-		again := errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader) ||
-			(repeatable && errors.Is(err, ErrUnknownOutcome))
-		if !again || ctx.Err() != nil || !wait.next() {
-			return fsm.Outcome{}, err
-		}
+	again := leaderless
+	if cmd.GetRequest() != nil {
+		again = func(err error) bool { return leaderless(err) || errors.Is(err, ErrUnknownOutcome) }
 	}
+	var a answer
+	err = n.untilLed(ctx, again, func() (err error) {
+		a, err = n.proposeOnce(ctx, data, urgent)
+		return err
+	})
+	return a.outcome, err
 }
 
 // proposeOnce tries the leader once.
 func (n *Node) proposeOnce(ctx context.Context, data []byte, urgent bool) (answer, error) {
-	if err := n.serving(); err != nil {
-		return answer{}, err
-	}
 	if n.leads() {
 		return n.proposeHere(ctx, data, urgent)
 	}

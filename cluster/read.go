@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -86,21 +85,14 @@ func (n *Node) View(ctx context.Context, f Freshness) (View, error) {
 // linearizable returns a State that holds every write acknowledged before the call. It waits for a leader up to
 // Config.LeaderWait.
 func (n *Node) linearizable(ctx context.Context) (*fsm.State, error) {
-	wait := n.waitForLeader(ctx)
-	for {
-		index, err := n.readIndex(ctx)
-		if err == nil {
-			return n.reached(ctx, index)
-		}
-		again := errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader)
-		if !again || ctx.Err() != nil || !wait.next() {
-			return nil, err
-		}
+	var index uint64
+	err := n.untilLed(ctx, leaderless, func() (err error) {
+		index, err = n.readIndex(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-}
-
-// reached waits until this node's State has an index.
-func (n *Node) reached(ctx context.Context, index uint64) (*fsm.State, error) {
 	st, err := n.feed.WaitIndex(ctx, index)
 	if err != nil {
 		return nil, fmt.Errorf("wait for index %d, node %s has %d: %w", index, n.cfg.Name, n.feed.State().Index(), err)

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -135,20 +134,11 @@ func (n *Node) Renew(ctx context.Context, kind peerv1.RenewKind, ids []string) (
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	wait := n.waitForLeader(ctx)
-	for {
-		if err := n.serving(); err != nil {
-			return nil, err
-		}
-		ended, err := n.renewals.renew(ctx, kind, ids)
-		if err == nil {
-			return ended, nil
-		}
-		again := errors.Is(err, ErrNotLeader) || errors.Is(err, ErrNoLeader)
-		if !again || ctx.Err() != nil || !wait.next() {
-			return nil, err
-		}
-	}
+	err = n.untilLed(ctx, leaderless, func() (err error) {
+		ended, err = n.renewals.renew(ctx, kind, ids)
+		return err
+	})
+	return ended, err
 }
 
 // sendRenewals renews a batch here or at the leader.
