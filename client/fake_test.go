@@ -455,8 +455,9 @@ func (n *fakeNode) Drain(_ context.Context, req *apiv1.DrainRequest) (*apiv1.Dra
 	if err != nil {
 		return nil, err
 	}
+	changed := i.GetDraining() == req.GetCancel()
 	i.Draining = !req.GetCancel()
-	return &apiv1.DrainResponse{Header: n.header(), Changed: true}, nil
+	return &apiv1.DrainResponse{Header: n.header(), Changed: changed}, nil
 }
 
 func (n *fakeNode) SetHealth(_ context.Context, req *apiv1.SetHealthRequest) (*apiv1.SetHealthResponse, error) {

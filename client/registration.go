@@ -249,7 +249,8 @@ func (r *Registration) remark(ctx context.Context) error {
 	if !draining {
 		return nil
 	}
-	return r.c.drain(ctx, r.key, incarnation, false)
+	_, err := r.c.drain(ctx, r.key, incarnation, false)
+	return err
 }
 
 // Deregister removes the instance. A newer registration of the same id, by a successor, stays. From the call on, the
@@ -257,7 +258,7 @@ func (r *Registration) remark(ctx context.Context) error {
 func (r *Registration) Deregister(ctx context.Context) error {
 	r.stop()
 	return r.work(ctx, "deregister", func(ctx context.Context) error {
-		err := r.c.deregister(ctx, r.key, r.Incarnation())
+		_, err := r.c.deregister(ctx, r.key, r.Incarnation())
 		if err != nil && !errors.Is(err, ErrStaleIncarnation) { // stale: what this registration made is gone, as asked
 			return err
 		}

@@ -267,25 +267,32 @@ func TestOrdersOfAnOperator(t *testing.T) {
 			t.Fatalf("%+v, %v", made, err)
 		}
 		key := client.Key{Service: "web", ID: "a"}
-		if err := c.Drain(t.Context(), key); err != nil || !f.instance("prod/web/a").GetDraining() {
-			t.Errorf("Drain: %v", err)
+		for _, changes := range []bool{true, false} {
+			if changed, err := c.Drain(t.Context(), key); err != nil || changed != changes || !f.instance("prod/web/a").GetDraining() {
+				t.Errorf("Drain: %v, %v", changed, err)
+			}
 		}
-		if err := c.Undrain(t.Context(), key, client.OnlyIncarnation(made.Incarnation)); err != nil || f.instance("prod/web/a").GetDraining() {
-			t.Errorf("Undrain: %v", err)
+		for _, changes := range []bool{true, false} {
+			changed, err := c.Undrain(t.Context(), key, client.OnlyIncarnation(made.Incarnation))
+			if err != nil || changed != changes || f.instance("prod/web/a").GetDraining() {
+				t.Errorf("Undrain: %v, %v", changed, err)
+			}
 		}
 		if err := c.SetHealth(t.Context(), key, "", checkPassing, ""); err != nil {
 			t.Errorf("SetHealth: %v", err)
 		}
-		if err := c.Deregister(t.Context(), key, client.OnlyIncarnation(99)); !errors.Is(err, client.ErrStaleIncarnation) {
+		if _, err := c.Deregister(t.Context(), key, client.OnlyIncarnation(99)); !errors.Is(err, client.ErrStaleIncarnation) {
 			t.Errorf("Deregister of another incarnation: %v", err)
 		}
-		if err := c.Deregister(t.Context(), key); err != nil || f.instance("prod/web/a") != nil {
-			t.Errorf("Deregister: %v", err)
+		for _, changes := range []bool{true, false} {
+			if changed, err := c.Deregister(t.Context(), key); err != nil || changed != changes || f.instance("prod/web/a") != nil {
+				t.Errorf("Deregister: %v, %v", changed, err)
+			}
 		}
 		if _, err := c.Instance(t.Context(), key); !errors.Is(err, client.ErrInstanceNotFound) {
 			t.Errorf("Instance: %v", err)
 		}
-		if err := c.Deregister(t.Context(), key, client.OnlyIncarnation(0)); err == nil {
+		if _, err := c.Deregister(t.Context(), key, client.OnlyIncarnation(0)); err == nil {
 			t.Error("incarnation 0 was accepted")
 		}
 	})

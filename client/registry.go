@@ -156,52 +156,53 @@ func (c *Client) order(verb string, key Key, opts []OrderOption) (Key, orderOpti
 	return key, o, nil
 }
 
-// Deregister removes an instance, whoever owns it. Removing what is not there succeeds. An owner that keeps it registered
-// is not told: drain it, or end its process.
-func (c *Client) Deregister(ctx context.Context, key Key, opts ...OrderOption) error {
+// Deregister removes an instance, whoever owns it. Removing what is not there succeeds, with changed false. An owner that
+// keeps it registered is not told: drain it, or end its process.
+func (c *Client) Deregister(ctx context.Context, key Key, opts ...OrderOption) (changed bool, err error) {
 	key, o, err := c.order("deregister", key, opts)
 	if err != nil {
-		return err
+		return false, err
 	}
 	return c.deregister(ctx, key, o.incarnation)
 }
 
-func (c *Client) deregister(ctx context.Context, key Key, incarnation uint64) error {
-	_, err := write(ctx, c, "deregister "+key.String(), func(id *apiv1.RequestID) send[*apiv1.DeregisterResponse] {
+func (c *Client) deregister(ctx context.Context, key Key, incarnation uint64) (changed bool, err error) {
+	resp, err := write(ctx, c, "deregister "+key.String(), func(id *apiv1.RequestID) send[*apiv1.DeregisterResponse] {
 		req := &apiv1.DeregisterRequest{RequestId: id, Key: key.proto(), Incarnation: incarnation}
 		return func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.DeregisterResponse, error) {
 			return apiv1.NewRegistryServiceClient(conn).Deregister(ctx, req, opts...)
 		}
 	})
-	return err
+	return resp.GetChanged(), err
 }
 
-// Drain marks an instance as draining: it stays listed, and consumers send it nothing new.
-func (c *Client) Drain(ctx context.Context, key Key, opts ...OrderOption) error {
+// Drain marks an instance as draining: it stays listed, and consumers send it nothing new. changed is false when it was so
+// already.
+func (c *Client) Drain(ctx context.Context, key Key, opts ...OrderOption) (changed bool, err error) {
 	key, o, err := c.order("drain", key, opts)
 	if err != nil {
-		return err
+		return false, err
 	}
 	return c.drain(ctx, key, o.incarnation, false)
 }
 
-// Undrain clears the draining mark.
-func (c *Client) Undrain(ctx context.Context, key Key, opts ...OrderOption) error {
+// Undrain clears the draining mark. changed is false when there was none.
+func (c *Client) Undrain(ctx context.Context, key Key, opts ...OrderOption) (changed bool, err error) {
 	key, o, err := c.order("undrain", key, opts)
 	if err != nil {
-		return err
+		return false, err
 	}
 	return c.drain(ctx, key, o.incarnation, true)
 }
 
-func (c *Client) drain(ctx context.Context, key Key, incarnation uint64, cancel bool) error {
-	_, err := write(ctx, c, "drain "+key.String(), func(id *apiv1.RequestID) send[*apiv1.DrainResponse] {
+func (c *Client) drain(ctx context.Context, key Key, incarnation uint64, cancel bool) (changed bool, err error) {
+	resp, err := write(ctx, c, "drain "+key.String(), func(id *apiv1.RequestID) send[*apiv1.DrainResponse] {
 		req := &apiv1.DrainRequest{RequestId: id, Key: key.proto(), Incarnation: incarnation, Cancel: cancel}
 		return func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.DrainResponse, error) {
 			return apiv1.NewRegistryServiceClient(conn).Drain(ctx, req, opts...)
 		}
 	})
-	return err
+	return resp.GetChanged(), err
 }
 
 // SetHealth reports the status of a TTL check of any instance; for an own one use its Registration. An empty check means
@@ -222,14 +223,14 @@ func (c *Client) setHealth(ctx context.Context, key Key, incarnation uint64, che
 	return err
 }
 
-// SetMaintenance takes an instance out of service, or puts it back.
-func (c *Client) SetMaintenance(ctx context.Context, key Key, maintenance bool) error {
+// SetMaintenance takes an instance out of service, or puts it back. changed is false when it was so already.
+func (c *Client) SetMaintenance(ctx context.Context, key Key, maintenance bool) (changed bool, err error) {
 	key = key.in(c.cfg.namespace)
-	_, err := write(ctx, c, "set maintenance of "+key.String(), func(id *apiv1.RequestID) send[*apiv1.SetMaintenanceResponse] {
+	resp, err := write(ctx, c, "set maintenance of "+key.String(), func(id *apiv1.RequestID) send[*apiv1.SetMaintenanceResponse] {
 		req := &apiv1.SetMaintenanceRequest{RequestId: id, Key: key.proto(), Maintenance: maintenance}
 		return func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.SetMaintenanceResponse, error) {
 			return apiv1.NewRegistryServiceClient(conn).SetMaintenance(ctx, req, opts...)
 		}
 	})
-	return err
+	return resp.GetChanged(), err
 }

@@ -61,7 +61,7 @@ func TestDetachedInstanceLivesUntilDeregistered(t *testing.T) {
 	if got := s.ok(register...); !regexp.MustCompile(`^instance/web/w1 registered \(revision \d+\)\n$`).MatchString(got) {
 		t.Errorf("printed %q", got)
 	}
-	s.expect("instance/web/w1 registered already, unchanged\n", s.ok(register...))
+	s.expect("instance/web/w1 unchanged\n", s.ok(register...))
 	doc := decode[instancesDoc](t, s.ok("instances", "web", "-o", "json"))
 	if doc.Header.Node != "n1" || doc.Header.Mode != "linearizable" || doc.Header.Revision == 0 || doc.Header.StalenessMs == nil {
 		t.Errorf("header %+v", doc.Header)
@@ -84,7 +84,11 @@ func TestDetachedInstanceLivesUntilDeregistered(t *testing.T) {
 		t.Errorf("services: %q", got)
 	}
 	s.expect("instance/web/w1 deregistered\n", s.ok("deregister", "web", "w1"))
-	s.ok("deregister", "web", "w1")
+	s.expect("instance/web/w1 unchanged\n", s.ok("deregister", "web", "w1"))
+	s.expect("instance/web/w1\n", s.ok("deregister", "web", "w1", "-o", "name"))
+	if c := decode[change](t, s.ok("deregister", "web", "w1", "-o", "json")); c.Changed || c.Name != "instance/web/w1" {
+		t.Errorf("change %+v", c)
+	}
 	r := s.run("instances", "web")
 	if r.code != exitOK || !strings.Contains(r.stderr, "no such instances of web in namespace default") {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)
@@ -132,6 +136,7 @@ func TestDrainAndMaintenanceShow(t *testing.T) {
 		{"drain web w1 --cancel", "instance/web/w1 no longer draining\n", "passing"},
 	} {
 		s.expect(step.says, s.ok(strings.Fields(step.args)...))
+		s.expect("instance/web/w1 unchanged\n", s.ok(strings.Fields(step.args)...))
 		if i := s.only("web"); i.Health != step.health {
 			t.Errorf("after %s: %s, want %s", step.args, i.Health, step.health)
 		}
@@ -430,6 +435,46 @@ func TestDangerousActsNeedConsent(t *testing.T) {
 	}
 }
 
+func TestDryRunsChangeNothing(t *testing.T) {
+	t.Parallel()
+	s, _ := startNode(t)
+	file := filepath.Join(t.TempDir(), "s.regd")
+	s.ok("snapshot", "save", file)
+	s.ok("register", "web", "--id", "w1", "--port", "1", "--detach")
+	before := s.ok("verify", "-o", "json")
+	for _, verb := range []string{"remove", "demote"} {
+		s.expect("member/n1 would be "+verb+"d (dry run)\n"+
+			"  now    1 voter, 1 of them answer and 1 are needed\n"+
+			"  after  0 voters, 0 of them answer and 1 are needed\n"+
+			"  - it is the only voter: this would be refused\n", s.ok("members", verb, "n1", "--dry-run"))
+		p := decode[voterPlan](t, s.ok("members", verb, "n1", "--dry-run", "-o", "json"))
+		if !p.DryRun || p.Before != (votersView{1, 1, 1}) || p.After.Voters != 0 || p.Problem == "" {
+			t.Errorf("plan %+v", p)
+		}
+		s.expect("member/n1\n", s.ok("members", verb, "n1", "--dry-run", "-o", "name"))
+		if r := s.run("members", verb, "nobody", "--dry-run"); r.code != exitNotFound {
+			t.Errorf("exit code %d\n%s", r.code, r.stderr)
+		}
+	}
+	got := s.ok("snapshot", "restore", file, "--dry-run")
+	if !regexp.MustCompile(`would be restored \(dry run\)\n  now    1 instance, .*\n  after  0 instances, 0 sessions, 0 leases, 0 locks at`).MatchString(got) {
+		t.Errorf("printed %q", got)
+	}
+	p := decode[struct{ Before, After contentView }](t, s.ok("snapshot", "restore", file, "--dry-run", "-o", "json"))
+	if p.Before.Instances != 1 || p.After.Instances != 0 || p.Before.Revision == 0 {
+		t.Errorf("plan %+v", p)
+	}
+	type content struct {
+		ContentHash string `json:"content_hash"`
+	}
+	if was, is := decode[content](t, before), decode[content](t, s.ok("verify", "-o", "json")); was != is || s.only("web").ID != "w1" {
+		t.Errorf("content %+v became %+v", was, is)
+	}
+	if v := decode[statusView](t, s.ok("status", "-o", "json")); v.Voters != 1 {
+		t.Errorf("%d voters", v.Voters)
+	}
+}
+
 func TestSnapshotComesBack(t *testing.T) {
 	t.Parallel()
 	s, _ := startNode(t)
@@ -497,7 +542,7 @@ func TestCompletionKnowsWhatIsRegistered(t *testing.T) {
 		"maintenance ":                      "on\noff\n",
 		"maintenance on web ":               "w1\tpassing 10.0.0.1:80\n",
 		"members remove ":                   "n1\tleader voter\n",
-		"instances -o ":                     "table\nwide\njson\njsonl\nname\n",
+		"instances -o ":                     "table\nwide\njson\nyaml\njsonl\nname\n",
 		"instances --endpoint 127.0.0.1:1 ": "",
 		"members remove --endpoint x ":      "",
 	} {
@@ -604,6 +649,35 @@ func TestVersionTellsTheBuild(t *testing.T) {
 	}
 	if b := (buildInfo{Version: "devel"}).complete(); b.Go == "" || b.OS == "" || b.Version == "" {
 		t.Errorf("build %+v", b)
+	}
+}
+
+func TestVersionCheckComparesWithTheNodes(t *testing.T) {
+	t.Parallel()
+	s, _ := startNode(t)
+	if got := s.ok("version", "--check"); !regexp.MustCompile(`^regd v1.2.3\n(?s:.*)\nNODE +VERSION\nn1 +v1.2.3\n$`).MatchString(got) {
+		t.Errorf("printed %q", got)
+	}
+	type checked struct {
+		Version string
+		Same    bool
+		Nodes   []nodeVersion
+	}
+	for version, want := range map[string]exitCode{"v1.2.3": exitOK, "v1.3.0": exitDegraded} {
+		var stdout, stderr syncBuffer
+		a := s.app(&stdout, &stderr)
+		a.build.Version = version
+		code := exitCode(a.run(t.Context(), []string{"version", "--check", "-o", "json"}))
+		v := decode[checked](t, stdout.String())
+		if code != want || v.Version != version || v.Same != (want == exitOK) || len(v.Nodes) != 1 || v.Nodes[0] != (nodeVersion{"n1", true, "v1.2.3"}) {
+			t.Errorf("exit code %d, %+v", code, v)
+		}
+		if warned := strings.Contains(stderr.String(), "this binary is "+version+", n1 has v1.2.3"); warned == v.Same {
+			t.Errorf("stderr %q", stderr.String())
+		}
+	}
+	if r := newShell(t).run("version", "--check", "--timeout", "300ms", "--endpoint", freeAddress(t)); r.code != exitUnreachable {
+		t.Errorf("exit code %d\n%s", r.code, r.stderr)
 	}
 }
 

@@ -318,10 +318,17 @@ func TestMembersComeAndGo(t *testing.T) {
 		t.Errorf("nobody was joined: %s", r.stdout)
 	}
 	d.expect("member/n4 joined\n", d.ok("members", "join", peerAddress, "--wait", "--timeout", "30s"))
-	d.expect("member/n4 joined already, unchanged\n", d.ok("members", "join", peerAddress))
+	d.expect("member/n4 unchanged\n", d.ok("members", "join", peerAddress))
 	d.expect("member/n4 is a non-voter\n", d.ok("members", "demote", "n4"))
-	d.expect("member/n4 is a non-voter already, unchanged\n", d.ok("members", "demote", "n4"))
+	d.expect("member/n4 unchanged\n", d.ok("members", "demote", "n4"))
+	d.expect("member/n4 would be unchanged (dry run)\n", d.ok("members", "demote", "n4", "--dry-run"))
 	d.expect("member/n4 is a voter\n", d.ok("members", "promote", "n4"))
+	for _, verb := range []string{"remove", "demote"} {
+		p := decode[voterPlan](t, d.ok("members", verb, "n2", "--dry-run", "-o", "json"))
+		if p.Before.Voters != 4 || p.Before.Quorum != 3 || p.After.Voters != 3 || p.After.Quorum != 2 || !p.Changed {
+			t.Errorf("%s: plan %+v", verb, p)
+		}
+	}
 	d.expect("member/n2 leads\n", d.ok("leader", "transfer", "n2"))
 	d.expect("member/n2 removed\n", d.ok("members", "remove", "n2", "--yes"))
 	eventually(t, func() string {

@@ -84,7 +84,7 @@ func TestMistakesNameTheNearestRightThing(t *testing.T) {
 		{"dev kil n1", `unknown command "kil" for "regd dev"; did you mean "kill"?`},
 		{"instances --tagg x", `unknown flag --tagg; did you mean "--tag"?`},
 		{"serve --data-dri x", `unknown flag --data-dri; did you mean "--data-dir"?`},
-		{"instances -o tabel", `--output "tabel": must be one of table, wide, json, jsonl, name; did you mean "table"?`},
+		{"instances -o tabel", `--output "tabel": must be one of table, wide, json, yaml, jsonl, name; did you mean "table"?`},
 		{"instances --health pasing", `did you mean "passing"?`},
 		{"instances --freshness bounded", `must be linearizable, stale, bounded=DURATION or at-least=REVISION; did you mean "bounded"?`},
 		{"instances --freshness bounded=2", `bounded needs a duration such as 2s`},

@@ -81,7 +81,7 @@ func newInstancesCmd(a *app) *cobra.Command {
 	}
 	filters := addFilter(cmd)
 	fresh := addFreshness(cmd)
-	out := a.addOutput(cmd, formatTable, formatWide, formatJSON, formatJSONL, formatName)
+	out := a.addOutput(cmd, formatTable, formatWide, formatJSON, formatYAML, formatJSONL, formatName)
 	conn := a.addConnection(cmd)
 	cmd.ValidArgsFunction = conn.completeServices
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -42,7 +42,7 @@ exits with 7. Else it exits with the command's exit code.
 	fs.BoolVar(&noWait, "no-wait", false, "fail if somebody holds it")
 	fs.DurationVar(&ttl, "ttl", 15*time.Second, "how long it is held beyond this process's silence, 2s to 24h")
 	fs.DurationVar(&stopTimeout, "stop-timeout", 10*time.Second, "how long the command may take to stop before it is killed")
-	out := a.addOutput(cmd, formatText, formatJSON)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML)
 	conn := a.addConnection(cmd)
 	addNamespace(cmd, &namespace, "namespace of the lock")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -97,8 +97,8 @@ func (c *connection) takeLock(cmd *cobra.Command, cl *client.Client, name, value
 
 // holdLock holds the lock until ctx ends or ownership can't be proved.
 func (c *connection) holdLock(ctx context.Context, lock *client.Lock, out *output) error {
-	if out.format == formatJSON {
-		if err := printJSON(c.answer(), struct {
+	if out.isDocument() {
+		if err := out.printDocument(struct {
 			Name  string `json:"name"`
 			Token uint64 `json:"token"`
 		}{lock.Name(), lock.Token()}); err != nil {

@@ -23,7 +23,7 @@ func newMembersCmd(a *app) *cobra.Command {
 	}
 	list := &cobra.Command{Use: "list [flags]", Short: "List the nodes of the cluster.", Example: "  regd members list -o wide"}
 	for _, c := range []*cobra.Command{cmd, list} {
-		out := a.addOutput(c, formatTable, formatWide, formatJSON, formatJSONL, formatName)
+		out := a.addOutput(c, formatTable, formatWide, formatJSON, formatYAML, formatJSONL, formatName)
 		conn := a.addConnection(c)
 		c.Args = arguments()
 		c.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -42,8 +42,8 @@ func newMembersCmd(a *app) *cobra.Command {
 		}
 	}
 	cmd.AddCommand(list, newMembersJoinCmd(a), newMembersRemoveCmd(a),
-		newSuffrageCmd(a, "promote", "Make a non-voter a voter.", "a voter", promote),
-		newSuffrageCmd(a, "demote", "Make a voter a non-voter that stays one.", "a non-voter", demote))
+		newSuffrageCmd(a, "promote", "Make a non-voter a voter.", "a voter", promote, false),
+		newSuffrageCmd(a, "demote", "Make a voter a non-voter that stays one.", "a non-voter", demote, true))
 	return cmd
 }
 
@@ -61,7 +61,7 @@ func newMembersJoinCmd(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&nonVoter, "non-voter", false, "keep it a non-voter")
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until it votes, or with --non-voter, until it has caught up")
-	out := a.addOutput(cmd, formatText, formatJSON, formatName)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML, formatName)
 	conn := a.addConnection(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return conn.call(cmd, func(ctx context.Context, cl *client.Client) error {
@@ -109,11 +109,14 @@ func (a *app) awaitMember(ctx context.Context, cl *client.Client, id string, non
 }
 
 func newMembersRemoveCmd(a *app) *cobra.Command {
-	var force, yes bool
+	var force, yes, dry bool
 	cmd := &cobra.Command{
 		Use:   "remove NODE [flags]",
 		Short: "Remove a node, dead or alive, also the leader.",
 		Example: `  regd members remove n2
+
+  # What would become of the quorum?
+  regd members remove n2 --dry-run
 
   # In a script.
   regd members remove n2 --yes`,
@@ -123,18 +126,22 @@ delete its data folder and join it anew.`,
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also when fewer than a majority of the rest answer")
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	out := a.addOutput(cmd, formatText, formatJSON, formatName)
+	addDryRun(cmd, &dry)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML, formatName)
 	conn := a.addConnection(cmd)
 	cmd.ValidArgsFunction = conn.completeMembers
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		//nolint:contextcheck // Whoever was asked has taken their time: the call gets its full time too.
 		return conn.call(cmd, func(ctx context.Context, cl *client.Client) error {
+			if dry {
+				return out.planVoters(ctx, cl, args[0], "removed", force)
+			}
 			if !yes {
-				what, err := removalText(ctx, cl, args[0])
+				plan, err := planVoters(ctx, cl, args[0])
 				if err != nil {
 					return err
 				}
-				if err := a.confirm(yes, args[0], what...); err != nil {
+				if err := a.confirm(yes, args[0], plan.removal()...); err != nil {
 					return err
 				}
 				fresh, cancel := conn.bounded(cmd)
@@ -150,50 +157,26 @@ delete its data folder and join it anew.`,
 	return cmd
 }
 
-// removalText says what removing a node will do to the quorum.
-func removalText(ctx context.Context, cl *client.Client, node string) ([]string, error) {
-	resp, err := cl.Cluster().Members(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var voters, answer int
-	var found *memberView
-	for _, m := range viewMembers(resp.GetMembers()) {
-		voter := m.Suffrage == "voter"
-		if m.Name == node || m.ID == node {
-			found = &m
-			continue
-		}
-		if voter {
-			voters++
-			if m.Reachable {
-				answer++
-			}
-		}
-	}
-	if found == nil {
-		return nil, &exitError{code: exitNotFound, err: fmt.Errorf("no member %q", node), hint: "regd members  lists names and ids"}
-	}
-	state := found.Role
-	if !found.Reachable {
-		state = "unreachable"
-	}
-	return []string{
-		fmt.Sprintf("%s (%s, %s) will be removed from the cluster for good", found.Name, found.Suffrage, state),
-		fmt.Sprintf("%d voters will remain, %d of them answer now and %d are needed", voters, answer, voters/2+1),
-	}, nil
-}
+// suffrageFunc changes whether a node votes, and tells whether that changed anything.
+type suffrageFunc func(ctx context.Context, cl *client.Cluster, node string) (changed bool, err error)
 
 // newSuffrageCmd makes promote or demote.
-func newSuffrageCmd(a *app, verb, short, result string, do func(ctx context.Context, cl *client.Cluster, node string) (bool, error)) *cobra.Command {
+func newSuffrageCmd(a *app, verb, short, result string, do suffrageFunc, dryRun bool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: verb + " NODE [flags]", Short: short, Example: "  regd members " + verb + " n4", Args: arguments("NODE"),
 	}
-	out := a.addOutput(cmd, formatText, formatJSON, formatName)
+	var dry bool
+	if dryRun {
+		addDryRun(cmd, &dry)
+	}
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML, formatName)
 	conn := a.addConnection(cmd)
 	cmd.ValidArgsFunction = conn.completeMembers
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return conn.call(cmd, func(ctx context.Context, cl *client.Client) error {
+			if dry {
+				return out.planVoters(ctx, cl, args[0], "demoted", false)
+			}
 			changed, err := do(ctx, cl.Cluster(), args[0])
 			if err != nil {
 				return err
@@ -228,7 +211,7 @@ func newLeaderCmd(a *app) *cobra.Command {
 		Example: "  regd leader transfer n2",
 		Args:    arguments("[NODE]"),
 	}
-	out := a.addOutput(transfer, formatText, formatJSON, formatName)
+	out := a.addOutput(transfer, formatText, formatJSON, formatYAML, formatName)
 	conn := a.addConnection(transfer)
 	transfer.ValidArgsFunction = conn.completeMembers
 	transfer.RunE = func(cmd *cobra.Command, args []string) error {

@@ -11,10 +11,13 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
+// orderFunc does something to an instance and tells whether that changed anything.
+type orderFunc func(ctx context.Context, cl *client.Client, key client.Key) (changed bool, err error)
+
 // keyCommand finishes a command that does something to one instance, named by SERVICE and ID.
-func (a *app) keyCommand(cmd *cobra.Command, result func() string, do func(ctx context.Context, cl *client.Client, key client.Key) error) {
+func (a *app) keyCommand(cmd *cobra.Command, result func() string, do orderFunc) {
 	var namespace string
-	out := a.addOutput(cmd, formatText, formatJSON, formatName)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML, formatName)
 	conn := a.addConnection(cmd)
 	addNamespace(cmd, &namespace, "namespace of the instance")
 	cmd.ValidArgsFunction = conn.completeKey
@@ -30,10 +33,11 @@ func (a *app) keyCommand(cmd *cobra.Command, result func() string, do func(ctx c
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		key := client.Key{Namespace: namespace, Service: args[len(args)-2], ID: args[len(args)-1]}
 		return conn.call(cmd, func(ctx context.Context, cl *client.Client) error {
-			if err := do(ctx, cl, key); err != nil {
+			changed, err := do(ctx, cl, key)
+			if err != nil {
 				return err
 			}
-			return out.done(change{Name: instanceName(key), Result: result(), Changed: true})
+			return out.done(change{Name: instanceName(key), Result: result(), Changed: changed})
 		})
 	}
 }
@@ -56,7 +60,7 @@ func newDeregisterCmd(a *app) *cobra.Command {
 	}
 	cmd.Flags().Uint64Var(&incarnation, "incarnation", 0, "only this incarnation; 0: any")
 	a.keyCommand(cmd, func() string { return "deregistered" },
-		func(ctx context.Context, cl *client.Client, key client.Key) error {
+		func(ctx context.Context, cl *client.Client, key client.Key) (bool, error) {
 			return cl.Deregister(ctx, key, onlyIncarnation(incarnation)...)
 		})
 	return cmd
@@ -89,7 +93,7 @@ func newDrainCmd(a *app) *cobra.Command {
 		}
 		return "draining"
 	}
-	a.keyCommand(cmd, result, func(ctx context.Context, cl *client.Client, key client.Key) error {
+	a.keyCommand(cmd, result, func(ctx context.Context, cl *client.Client, key client.Key) (bool, error) {
 		if undo {
 			return cl.Undrain(ctx, key, onlyIncarnation(incarnation)...)
 		}
@@ -123,7 +127,7 @@ func newMaintenanceCmd(a *app) *cobra.Command {
 		}
 		return "no longer in maintenance"
 	}
-	a.keyCommand(cmd, result, func(ctx context.Context, cl *client.Client, key client.Key) error {
+	a.keyCommand(cmd, result, func(ctx context.Context, cl *client.Client, key client.Key) (bool, error) {
 		return cl.SetMaintenance(ctx, key, on)
 	})
 	return cmd
@@ -156,8 +160,8 @@ func newReportCmd(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&check, "check", "", "`name` of the check; default: the only TTL check that there is")
 	cmd.Flags().StringVar(&text, "text", "", "explanation, at most 256 bytes")
 	result := func() string { return "reported " + enumWord(status.String(), "CHECK_STATUS_") }
-	a.keyCommand(cmd, result, func(ctx context.Context, cl *client.Client, key client.Key) error {
-		return cl.SetHealth(ctx, key, check, status, text)
+	a.keyCommand(cmd, result, func(ctx context.Context, cl *client.Client, key client.Key) (bool, error) {
+		return true, cl.SetHealth(ctx, key, check, status, text)
 	})
 	return cmd
 }

@@ -14,6 +14,7 @@ const (
 	formatTable = "table"
 	formatWide  = "wide"
 	formatJSON  = "json"
+	formatYAML  = "yaml"
 	formatJSONL = "jsonl"
 	formatName  = "name"
 	formatText  = "text"
@@ -57,6 +58,17 @@ func printJSON(w io.Writer, doc any) error {
 	return wrapWrite(enc.Encode(doc))
 }
 
+// isDocument is true when one document is the whole answer.
+func (o *output) isDocument() bool { return o.format == formatJSON || o.format == formatYAML }
+
+// printDocument prints a document as JSON or as YAML, with the same names.
+func (o *output) printDocument(doc any) error {
+	if o.format == formatYAML {
+		return printYAML(o.answer(), doc)
+	}
+	return printJSON(o.answer(), doc)
+}
+
 // printJSONL prints a document on one line.
 func printJSONL(w io.Writer, doc any) error {
 	enc := json.NewEncoder(w)
@@ -74,8 +86,8 @@ func wrapWrite(err error) error {
 // printList prints what was found in the format that was asked for. doc is the JSON document that holds the items.
 func printList[T any](o *output, doc any, items []T, t tableOf[T]) error {
 	switch o.format {
-	case formatJSON:
-		return printJSON(o.answer(), doc)
+	case formatJSON, formatYAML:
+		return o.printDocument(doc)
 	case formatJSONL:
 		for _, item := range items {
 			if err := printJSONL(o.answer(), item); err != nil {
@@ -116,15 +128,15 @@ type change struct {
 // done tells about a change that was made: on stdout, since it is the answer.
 func (o *output) done(c change) error {
 	switch o.format {
-	case formatJSON:
-		return printJSON(o.answer(), c)
+	case formatJSON, formatYAML:
+		return o.printDocument(c)
 	case formatName:
 		_, err := fmt.Fprintln(o.answer(), clean(c.Name))
 		return wrapWrite(err)
 	}
 	line := clean(c.Name) + " " + c.Result
 	if !c.Changed {
-		line += " already, unchanged"
+		line = clean(c.Name) + " unchanged"
 	} else if c.Revision > 0 {
 		line += fmt.Sprintf(" (revision %d)", c.Revision)
 	}

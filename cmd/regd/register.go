@@ -57,7 +57,7 @@ by  regd report.`,
 		},
 	}
 	f.add(cmd)
-	out := a.addOutput(cmd, formatText, formatJSON, formatName)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML, formatName)
 	conn := a.addConnection(cmd)
 	addNamespace(cmd, &f.namespace, "namespace of the instance")
 	cmd.ValidArgsFunction = conn.completeServices

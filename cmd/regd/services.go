@@ -20,7 +20,7 @@ func newServicesCmd(a *app) *cobra.Command {
 		Args: arguments("[PREFIX]"),
 	}
 	fresh := addFreshness(cmd)
-	out := a.addOutput(cmd, formatTable, formatWide, formatJSON, formatJSONL, formatName)
+	out := a.addOutput(cmd, formatTable, formatWide, formatJSON, formatYAML, formatJSONL, formatName)
 	conn := a.addConnection(cmd)
 	addNamespace(cmd, &filter.Namespace, "namespace; * for all")
 	cmd.ValidArgsFunction = conn.completeServices

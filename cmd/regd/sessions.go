@@ -23,7 +23,7 @@ func newSessionsCmd(a *app) *cobra.Command {
 	}
 	for _, c := range []*cobra.Command{cmd, list} {
 		fresh := addFreshness(c)
-		out := a.addOutput(c, formatTable, formatWide, formatJSON, formatJSONL, formatName)
+		out := a.addOutput(c, formatTable, formatWide, formatJSON, formatYAML, formatJSONL, formatName)
 		conn := a.addConnection(c)
 		c.Args = arguments()
 		c.RunE = func(cmd *cobra.Command, _ []string) error {

@@ -43,7 +43,7 @@ func newSnapshotSaveCmd(a *app) *cobra.Command {
 		Args: arguments("FILE"),
 	}
 	fresh := addFreshness(cmd)
-	out := a.addOutput(cmd, formatText, formatJSON)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML)
 	conn := a.addConnection(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return conn.callFreely(cmd, func(ctx context.Context, cl *client.Client) error {
@@ -100,11 +100,14 @@ func rate(done int64, since time.Time) string {
 }
 
 func newSnapshotRestoreCmd(a *app) *cobra.Command {
-	var yes bool
+	var yes, dry bool
 	cmd := &cobra.Command{
 		Use:   "restore FILE [flags]",
 		Short: "Replace the registry's content by a snapshot.",
 		Example: `  regd snapshot restore backup.regd
+
+  # What would be replaced by what?
+  regd snapshot restore backup.regd --dry-run
 
   # In a script.
   regd snapshot restore backup.regd --yes`,
@@ -113,7 +116,8 @@ begins: watchers get the difference, and clients that are alive register again w
 		Args: arguments("FILE"),
 	}
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
-	out := a.addOutput(cmd, formatText, formatJSON)
+	addDryRun(cmd, &dry)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML)
 	conn := a.addConnection(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		f, err := os.Open(args[0])
@@ -124,6 +128,9 @@ begins: watchers get the difference, and clients that are alive register again w
 		view, err := inspectSnapshot(f)
 		if err != nil {
 			return fmt.Errorf("restore snapshot: %s: %w", args[0], err)
+		}
+		if dry {
+			return conn.call(cmd, func(ctx context.Context, cl *client.Client) error { return out.planRestore(ctx, cl, args[0], view) })
 		}
 		return conn.callFreely(cmd, func(ctx context.Context, cl *client.Client) error {
 			if err := a.confirmRestore(ctx, cl, yes, view); err != nil {
@@ -175,7 +182,7 @@ func newSnapshotInspectCmd(a *app) *cobra.Command {
 		Example: "  regd snapshot inspect backup.regd\n  regd snapshot inspect backup.regd -o json | jq .instances",
 		Args:    arguments("FILE"),
 	}
-	out := a.addOutput(cmd, formatText, formatJSON)
+	out := a.addOutput(cmd, formatText, formatJSON, formatYAML)
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		f, err := os.Open(args[0])
 		if err != nil {
@@ -224,8 +231,8 @@ func inspectSnapshot(f io.ReadSeeker) (snapshotView, error) {
 
 // printSnapshot tells what a snapshot holds.
 func printSnapshot(out *output, v snapshotView, done string) error {
-	if out.format == formatJSON {
-		return printJSON(out.answer(), v)
+	if out.isDocument() {
+		return out.printDocument(v)
 	}
 	_, err := fmt.Fprintf(out.answer(), `%s %s, %s
   holds     %s, %s, %s, %s

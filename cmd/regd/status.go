@@ -92,7 +92,7 @@ func newStatusCmd(a *app) *cobra.Command {
 		Args:        arguments(),
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until it is healthy")
-	out := a.addOutput(cmd, formatTable, formatWide, formatJSON)
+	out := a.addOutput(cmd, formatTable, formatWide, formatJSON, formatYAML)
 	conn := a.addConnection(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return conn.call(cmd, func(ctx context.Context, cl *client.Client) error {
@@ -190,8 +190,8 @@ func awaitHealthy(ctx context.Context, conn *connection, cl *client.Client, out 
 
 // printStatus prints the verdict, then the problems, then the nodes.
 func printStatus(out *output, v statusView) error {
-	if out.format == formatJSON {
-		return printJSON(out.answer(), v)
+	if out.isDocument() {
+		return out.printDocument(v)
 	}
 	p := out.paintFor(out.stdout)
 	colour := map[string]string{verdictHealthy: colourGood, verdictDegraded: colourWarn, verdictNoLeader: colourBad}[v.Verdict]

@@ -33,7 +33,7 @@ func newVerifyCmd(a *app) *cobra.Command {
 		Annotations: map[string]string{helpAnnotation: "Exit codes: 0 all nodes answered and are equal, 1 not."},
 		Args:        arguments(),
 	}
-	out := a.addOutput(cmd, formatTable, formatWide, formatJSON)
+	out := a.addOutput(cmd, formatTable, formatWide, formatJSON, formatYAML)
 	conn := a.addConnection(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return conn.call(cmd, func(ctx context.Context, cl *client.Client) error { return verify(ctx, cl, out) })
@@ -63,7 +63,7 @@ func verify(ctx context.Context, cl *client.Client, out *output) error {
 		ContentHash string        `json:"content_hash"`
 		Replicas    []replicaView `json:"replicas"`
 	}{viewHeader(resp.GetHeader()), resp.GetEqual(), hex.EncodeToString(resp.GetContentHash()), replicas}
-	if out.format != formatJSON {
+	if !out.isDocument() {
 		verdict := fmt.Sprintf("equal: all %d replicas are the same", len(replicas))
 		switch {
 		case !resp.GetEqual() && answered < len(replicas):
