@@ -45,6 +45,14 @@ func TestThreeNodesFoundOneCluster(t *testing.T) {
 	})
 }
 
+func TestFiveNodesFoundOneCluster(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			clustertest.New(t, 5).Ready()
+		})
+	}
+}
+
 func TestNoClusterIsFoundedWhileAPeerIsMissing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := clustertest.New(t, 3)

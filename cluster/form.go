@@ -71,6 +71,8 @@ func (n *Node) formOnce(ctx context.Context) (why string, err error) {
 // meet asks all initial peers who they are.
 func (n *Node) meet(ctx context.Context) (why string, err error) {
 	answers, missing := n.identifyAll(ctx, n.cfg.InitialPeers)
+	// All answers count: one who was just taken in knows no members yet, while the founder may already name this node.
+	var inside, serving *peerv1.IdentifyResponse
 	for _, a := range answers {
 		if a.GetClusterId() == "" {
 			continue
@@ -78,10 +80,16 @@ func (n *Node) meet(ctx context.Context) (why string, err error) {
 		if slices.Contains(a.GetMemberIds(), n.id) {
 			return "", n.store.SetClusterID(a.GetClusterId())
 		}
-		if !a.GetEmpty() {
-			return n.askToJoin(ctx, []string{a.GetMember().GetPeerAddress()}), nil
+		inside = a
+		if !a.GetEmpty() && len(a.GetMemberIds()) > 0 {
+			serving = a
 		}
-		return fmt.Sprintf("%s has just been taken in by a cluster", a.GetMember().GetName()), nil
+	}
+	if serving != nil {
+		return n.askToJoin(ctx, []string{serving.GetMember().GetPeerAddress()}), nil
+	}
+	if inside != nil {
+		return inside.GetMember().GetName() + " has just been taken in by a cluster", nil
 	}
 	if len(missing) > 0 {
 		return "not yet answering: " + strings.Join(missing, ", "), nil

@@ -117,7 +117,12 @@ func (n *Node) leaderPeer() (peerv1.PeerServiceClient, error) {
 	case n.id:
 		return nil, ErrNotLeader
 	}
-	return n.peerByID(id)
+	leader, err := n.peerByID(id)
+	if errors.Is(err, ErrMemberNotFound) {
+		// It was removed, and this node has not heard of its successor yet.
+		return nil, fmt.Errorf("%w: %w", ErrNoLeader, err)
+	}
+	return leader, err
 }
 
 // forwardProposal hands a command to the leader.
