@@ -78,6 +78,12 @@ type Config struct {
 	Lead func(ctx context.Context, term uint64)
 	// Renew records renewals on the leader; see Node.Renew. taken lies before the round that proved the leadership.
 	Renew func(term uint64, taken time.Time, renewals []*peerv1.Renewals) (ended []*peerv1.Renewals, err error)
+	// Applied sees each log entry once the node's State holds it and before its proposer has the outcome, in the order
+	// of the log. It runs on Raft's goroutine, which waits for it: it must be quick. data is an encoded raftlogv1.Entry;
+	// it may be kept but must never be changed, as the log shares it. It is for auditing, and need not be all there is:
+	// a node that installs a snapshot or starts from one has skipped entries, and one that starts applies again what
+	// its last snapshot lacks. Default: nobody sees them.
+	Applied func(index, term uint64, data []byte)
 	// OnFatal is called at most once when the node can't go on (a failed fsync, a damaged log, a command that this
 	// version does not know): the process should end with the error.
 	OnFatal func(error)
@@ -113,6 +119,9 @@ func (c Config) withDefaults() Config {
 		c.Renew = func(uint64, time.Time, []*peerv1.Renewals) ([]*peerv1.Renewals, error) {
 			return nil, errors.New("cluster: this node renews nothing")
 		}
+	}
+	if c.Applied == nil {
+		c.Applied = func(uint64, uint64, []byte) {}
 	}
 	if c.OnFatal == nil {
 		c.OnFatal = func(error) {}

@@ -17,8 +17,9 @@ import (
 //
 // Raft calls Apply, Snapshot and Restore from one goroutine.
 type machine struct {
-	feed  *feed.Feed
-	fatal func(error)
+	feed    *feed.Feed
+	applied func(index, term uint64, data []byte)
+	fatal   func(error)
 	// broken is the error after which nothing is applied any more.
 	broken error
 	// since is when the Apply under way began, in nanoseconds since start; 0 when none is.
@@ -26,8 +27,8 @@ type machine struct {
 	start time.Time
 }
 
-func newMachine(f *feed.Feed, fatal func(error)) *machine {
-	return &machine{feed: f, fatal: fatal, start: time.Now()}
+func newMachine(f *feed.Feed, applied func(index, term uint64, data []byte), fatal func(error)) *machine {
+	return &machine{feed: f, applied: applied, fatal: fatal, start: time.Now()}
 }
 
 // Apply applies one committed entry. It returns a fsm.Result, or an error when the entry can't be applied by this
@@ -45,6 +46,7 @@ func (m *machine) Apply(l *raft.Log) any {
 		return m.broken
 	}
 	m.feed.Publish(next, result.Events)
+	m.applied(l.Index, l.Term, l.Data)
 	return result
 }
 

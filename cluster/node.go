@@ -101,7 +101,7 @@ func Open(cfg Config) (*Node, error) {
 		return nil, errors.Join(err, n.store.Close())
 	}
 	n.feed = feed.New(fsm.New(), cfg.FeedLimits)
-	n.fsm = newMachine(n.feed, n.fatal)
+	n.fsm = newMachine(n.feed, cfg.Applied, n.fatal)
 	n.proposer = newProposer(cfg.MaxPending, func(data []byte) raft.ApplyFuture {
 		return n.raft.Load().Apply(data, enqueueTimeout)
 	})
