@@ -71,8 +71,10 @@ func (n *Node) formOnce(ctx context.Context) (why string, err error) {
 // meet asks all initial peers who they are.
 func (n *Node) meet(ctx context.Context) (why string, err error) {
 	answers, missing := n.identifyAll(ctx, n.cfg.InitialPeers)
-	// All answers count: one who was just taken in knows no members yet, while the founder may already name this node.
-	var inside, serving *peerv1.IdentifyResponse
+	// All answers count: one who was just taken in knows no members yet, while the founder may already name this node;
+	// and one who was removed takes nobody in.
+	var inside string
+	var serving []string
 	for _, a := range answers {
 		if a.GetClusterId() == "" {
 			continue
@@ -80,16 +82,16 @@ func (n *Node) meet(ctx context.Context) (why string, err error) {
 		if slices.Contains(a.GetMemberIds(), n.id) {
 			return "", n.store.SetClusterID(a.GetClusterId())
 		}
-		inside = a
+		inside = a.GetMember().GetName()
 		if !a.GetEmpty() && len(a.GetMemberIds()) > 0 {
-			serving = a
+			serving = append(serving, a.GetMember().GetPeerAddress())
 		}
 	}
-	if serving != nil {
-		return n.askToJoin(ctx, []string{serving.GetMember().GetPeerAddress()}), nil
+	if len(serving) > 0 {
+		return n.askToJoin(ctx, serving), nil
 	}
-	if inside != nil {
-		return inside.GetMember().GetName() + " has just been taken in by a cluster", nil
+	if inside != "" {
+		return inside + " has just been taken in by a cluster", nil
 	}
 	if len(missing) > 0 {
 		return "not yet answering: " + strings.Join(missing, ", "), nil
