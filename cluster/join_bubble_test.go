@@ -5,8 +5,32 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/cluster/clustertest"
 )
+
+// A node that has just joined hears from its leader before it has the log, or the snapshot, that names it.
+func TestANewMemberServesBeforeItHasTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clustertest.New(t, 3)
+		c.Ready()
+		leader := c.Leader()
+		n4 := c.Add("n4", func(cfg *cluster.Config) { cfg.LeaderWait = 50 * time.Millisecond })
+		c.Net.Delay(leader.Info().Name, "n4", 300*time.Millisecond) // Between the first message and the log.
+		if _, _, err := leader.Join(within(t, 20*time.Second), "n4:7401", true); err != nil {
+			t.Fatal(err)
+		}
+		c.Wait("the new member to hear of its leader", func() bool { return n4.Info().LeaderID != "" })
+		if len(n4.Feed().State().Members()) > 0 {
+			t.Fatal("the new member has the log already")
+		}
+		c.Put(n4, "web", "a")
+		v, err := n4.View(within(t, 20*time.Second), cluster.Freshness{})
+		if err != nil || v.State.Instance("default", "web", "a") == nil {
+			t.Errorf("read of what it has written: %v", err)
+		}
+	})
+}
 
 // A removed node still runs, and is still among the initial peers of the others.
 func TestALostDiskIsReplacedBesideARemovedNode(t *testing.T) {

@@ -104,25 +104,21 @@ func (n *Node) peerByID(id raft.ServerID) (peerv1.PeerServiceClient, error) {
 }
 
 // leaderPeer returns a client of the leader, or ErrNoLeader. When this node is itself said to lead, it is not ready yet:
-// ErrNotLeader.
+// ErrNotLeader. The leader is reached where it says in its messages: a node that has just joined hears from it before it
+// has the log that names the members.
 func (n *Node) leaderPeer() (peerv1.PeerServiceClient, error) {
 	r := n.raft.Load()
 	if r == nil {
 		return nil, ErrStarting
 	}
-	_, id := r.LeaderWithID()
+	address, id := r.LeaderWithID()
 	switch string(id) {
 	case "":
 		return nil, ErrNoLeader
 	case n.id:
 		return nil, ErrNotLeader
 	}
-	leader, err := n.peerByID(id)
-	if errors.Is(err, ErrMemberNotFound) {
-		// It was removed, and this node has not heard of its successor yet.
-		return nil, fmt.Errorf("%w: %w", ErrNoLeader, err)
-	}
-	return leader, err
+	return n.port.peers.node(string(id), string(address))
 }
 
 // forwardProposal hands a command to the leader.
