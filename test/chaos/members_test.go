@@ -3,6 +3,8 @@ package chaos_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,39 +14,43 @@ import (
 	"github.com/regd-io/regd/test/chaos/internal/nodes"
 )
 
-// TestMembersChangeUnderLoad: a fourth and a fifth node join, the leader is removed, and a node whose folder was deleted
-// is replaced, all under a write load of which no write fails and none that was acknowledged is lost (G1, G9).
+// TestMembersChangeUnderLoad: by the command line a fourth and a fifth node join, the leader is removed, and a node whose
+// folder was deleted is replaced, all under a write load from clients and from commands. No write fails of those who know
+// all addresses, none fails at a node that stays, the removed node refuses in as many words, and nothing that was
+// acknowledged is lost (G1, G9).
 func TestMembersChangeUnderLoad(t *testing.T) {
 	c := nodes.Start(t, 3)
-	admin := newClient(t, c.Addresses())
-	w := load(t, c.Addresses(), 4)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-
-	for range 2 {
-		n := c.Add()
+	joining := []*nodes.Node{c.Add(), c.Add()}
+	for _, n := range joining {
 		c.Wait(n.Name+" to answer", 20*time.Second, func(ctx context.Context) bool {
 			_, err := n.Admin().Status(ctx, &apiv1.StatusRequest{Local: true})
 			return err == nil
 		})
-		if _, err := c.Leader(n).Admin().Join(ctx, &apiv1.JoinRequest{PeerAddress: n.Peer}); err != nil {
-			t.Fatalf("join %s: %v", n.Name, err)
-		}
 	}
-	voters(t, c, 5)
-
-	old := c.Leader()
-	if _, err := old.Admin().Remove(ctx, &apiv1.RemoveRequest{Node: old.Name}); err != nil {
-		t.Fatalf("remove the leader: %v", err)
+	all := newCLI(t, c.Addresses()...)
+	w := load(t, c.Addresses(), 2)
+	for i := range 2 {
+		w.start(t, fmt.Sprintf("cli%d", i), all.register)
 	}
-	voters(t, c, 4, old)
-	c.Wait("the removed leader to say so", 20*time.Second, func(ctx context.Context) bool {
-		_, err := old.Registry().ListServices(ctx, &apiv1.ListServicesRequest{Freshness: &apiv1.Freshness{Mode: apiv1.Mode_MODE_STALE}})
-		return err != nil
-	})
-	old.Kill()
+	at := map[*nodes.Node]*writer{}
+	for _, n := range c.Nodes()[:3] {
+		at[n] = w.startAt(t, n, all)
+	}
+	w.progress(c)
 
-	leader := c.Leader()
+	for _, n := range joining {
+		at[n] = w.startAt(t, n, all) // Its first write waits for the node to be a member.
+		all.must(t, "members", "join", n.Peer)
+	}
+	all.awaitVoters(t, c, c.Nodes()...)
+	w.progress(c)
+
+	old := all.leader(t, c)
+	all.must(t, "members", "remove", old.Name, "--yes")
+	stay := slices.DeleteFunc(slices.Clone(c.Nodes()), func(n *nodes.Node) bool { return n == old })
+	all.awaitVoters(t, c, stay...)
+
+	leader := all.leader(t, c)
 	var lost *nodes.Node
 	for _, n := range c.Nodes()[:3] { // Those that were told their initial peers find back by themselves.
 		if n != leader && n != old {
@@ -54,23 +60,31 @@ func TestMembersChangeUnderLoad(t *testing.T) {
 	lost.Kill()
 	lost.Wipe()
 	lost.Start()
-	voters(t, c, 4)
-	c.Wait("the replaced node to serve", 30*time.Second, func(ctx context.Context) bool {
-		_, err := lost.Registry().ListServices(ctx, &apiv1.ListServicesRequest{})
-		return err == nil
-	})
-	w.judge(t, admin)
+	all.awaitVoters(t, c, stay...)
+	w.progress(c)
+
+	w.judge(t, newClient(t, c.Addresses()), at[old], at[lost])
+	if refused := at[old].refused; len(refused) != 1 || !saysRemoved(refused[0]) || len(at[old].unknown) > 0 {
+		t.Errorf("%s was removed: refused %v, unknown %v; want one clear refusal", old.Name, refused, at[old].unknown)
+	}
+	for _, err := range at[lost].refused {
+		if exitCode(err) != exitUnreachable {
+			t.Errorf("%s was killed: %v; want exit code %d", lost.Name, err, exitUnreachable)
+		}
+	}
 	verify(t, c)
 }
 
-// voters waits until the cluster has so many voters and all of them answer.
-func voters(t *testing.T, c *nodes.Cluster, want uint32, except ...*nodes.Node) {
+// startAt starts a writer of commands that knows one node only. Once that says that it was removed, it goes to all.
+func (w *writes) startAt(t *testing.T, n *nodes.Node, all cli) *writer {
 	t.Helper()
-	c.Wait("the voters", 60*time.Second, func(ctx context.Context) bool {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		s, err := c.Leader(except...).Admin().Status(ctx, &apiv1.StatusRequest{})
-		return err == nil && s.GetVoters() == want && s.GetVotersReachable() == want
+	at := newCLI(t, n.GRPC)
+	return w.start(t, "cli-"+n.Name, func(ctx context.Context, id string) error {
+		err := at.register(ctx, id)
+		if saysRemoved(err) {
+			at = all
+		}
+		return err
 	})
 }
 

@@ -149,6 +149,16 @@ func tail(s string, lines int) string {
 // Nodes are all nodes.
 func (c *Cluster) Nodes() []*Node { return c.nodes }
 
+// Node is the node of a name, or nil.
+func (c *Cluster) Node(name string) *Node {
+	for _, n := range c.nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
 // Addresses are the client addresses of all nodes.
 func (c *Cluster) Addresses() []string {
 	var list []string
