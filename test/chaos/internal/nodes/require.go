@@ -1,0 +1,21 @@
+package nodes
+
+import (
+	"os"
+	"testing"
+)
+
+// Require ends the test unless none of the probes failed: it is skipped, and with CHAOS_STRICT=1, where everything is
+// meant to work, it fails.
+func Require(tb testing.TB, probes ...error) {
+	tb.Helper()
+	for _, err := range probes {
+		switch {
+		case err == nil:
+		case os.Getenv("CHAOS_STRICT") == "1":
+			tb.Fatalf("can't run here, and CHAOS_STRICT=1: %v", err)
+		default:
+			tb.Skipf("can't run here: %v", err)
+		}
+	}
+}
