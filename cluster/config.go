@@ -87,6 +87,9 @@ type Config struct {
 	// OnFatal is called at most once when the node can't go on (a failed fsync, a damaged log, a command that this
 	// version does not know): the process should end with the error.
 	OnFatal func(error)
+
+	// disk wraps the node's disk, for tests.
+	disk func(disk) disk
 }
 
 // DefaultHeartbeatTimeout is the default of Config.HeartbeatTimeout: measured as the shortest without false elections on
@@ -122,6 +125,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Applied == nil {
 		c.Applied = func(uint64, uint64, []byte) {}
+	}
+	if c.disk == nil {
+		c.disk = func(d disk) disk { return d }
 	}
 	if c.OnFatal == nil {
 		c.OnFatal = func(error) {}

@@ -126,7 +126,7 @@ func (n *Node) found(answers []*peerv1.IdentifyResponse) (why string, err error)
 		return "another of the initial peers is about to found the cluster", nil
 	}
 	notify := make(chan bool, 1)
-	err = raft.BootstrapCluster(n.raftConfig(notify), n.store.Logs(), n.store.Stable(), n.store.Snapshots(), nil,
+	err = raft.BootstrapCluster(n.raftConfig(notify), n.disk.Logs(), n.disk.Stable(), n.store.Snapshots(), nil,
 		raft.Configuration{Servers: servers})
 	if err != nil {
 		return "", fmt.Errorf("found the cluster: %w", err)

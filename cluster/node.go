@@ -37,6 +37,7 @@ type Node struct {
 	lifecycle
 
 	store *storage.Store
+	disk  disk // of store
 	port  *port
 	feed  *feed.Feed
 	fsm   *machine
@@ -96,6 +97,7 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.disk = cfg.disk(n.store)
 	n.id = n.store.Identity().NodeID
 	if err := n.listen(); err != nil {
 		return nil, errors.Join(err, n.store.Close())
@@ -167,7 +169,7 @@ func (n *Node) startRaft(notify chan<- bool) error {
 		HighestTerm: voted, Gate: n.gate, AddressProvider: addressProvider{n}, Timeout: transportTimeout, MaxPool: 3, Logger: newRaftLogger(n.log.With("component", "transport")),
 	})
 	n.port.transport.Store(t)
-	r, err := raft.NewRaft(n.raftConfig(notify), n.fsm, n.store.Logs(), n.store.Stable(), n.store.Snapshots(), t)
+	r, err := raft.NewRaft(n.raftConfig(notify), n.fsm, n.disk.Logs(), n.disk.Stable(), n.store.Snapshots(), t)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft: %w", err), t.Close())
 	}
@@ -180,7 +182,7 @@ func (n *Node) startRaft(notify chan<- bool) error {
 func (n *Node) termOnDisk() (uint64, error) {
 	var highest uint64
 	for _, key := range []string{"CurrentTerm", "LastVoteTerm"} { // Raft's names.
-		term, err := n.store.Stable().GetUint64([]byte(key))
+		term, err := n.disk.Stable().GetUint64([]byte(key))
 		if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
 			return 0, fmt.Errorf("read %s: %w", key, err)
 		}
@@ -207,7 +209,7 @@ func (n *Node) raftConfig(notify chan<- bool) *raft.Config {
 // gate keeps a leader whose disk has stalled from holding its followers: raft would go on sending heartbeats while no
 // write can be made, and the cluster would stand still for as long as the stall lasts.
 func (n *Node) gate() error {
-	if stall := n.store.AppendStall(); stall > 2*n.cfg.HeartbeatTimeout {
+	if stall := n.disk.AppendStall(); stall > 2*n.cfg.HeartbeatTimeout {
 		return fmt.Errorf("the disk of node %s has not finished an append for %v", n.cfg.Name, stall.Round(time.Millisecond))
 	}
 	return nil

@@ -46,7 +46,7 @@ func (n *Node) localStatus() *peerv1.NodeStatusResponse {
 		s.Problems = append(s.Problems, fmt.Sprintf("disk nearly full (%d MiB free): writes are refused; free some space",
 			s.GetDiskFreeBytes()>>20))
 	}
-	if stall := n.store.AppendStall(); stall > 2*n.cfg.HeartbeatTimeout {
+	if stall := n.disk.AppendStall(); stall > 2*n.cfg.HeartbeatTimeout {
 		s.Problems = append(s.Problems, fmt.Sprintf("disk stalled: an append has been under way for %v", stall.Round(time.Millisecond)))
 	}
 	if err := n.serving(); err != nil {

@@ -1,0 +1,12 @@
+package cluster
+
+import "github.com/hashicorp/raft"
+
+// Disk is what a test can put before the disk of a node.
+type Disk = disk
+
+// WithDisk makes a node store through what wrap returns.
+func WithDisk(cfg *Config, wrap func(Disk) Disk) { cfg.disk = wrap }
+
+// Raft is the Raft of a node, nil until it has a cluster.
+func (n *Node) Raft() *raft.Raft { return n.raft.Load() }
