@@ -85,7 +85,8 @@ type Config struct {
 	// its last snapshot lacks. Default: nobody sees them.
 	Applied func(index, term uint64, data []byte)
 	// OnFatal is called at most once when the node can't go on (a failed fsync, a damaged log, a command that this
-	// version does not know): the process should end with the error.
+	// version does not know): it serves no more, and the process should end with the error. It is called on the
+	// goroutine that met the error, and may keep it: Raft panics on some of what it is told next.
 	OnFatal func(error)
 
 	// disk wraps the node's disk, for tests.

@@ -86,6 +86,7 @@ func Open(cfg Config) (*Node, error) {
 	var once sync.Once
 	n.fatal = func(err error) {
 		once.Do(func() {
+			n.stopping.Store(true) // Whatever becomes of the process, this node serves no more.
 			n.log.Error("this node can't go on", "err", err)
 			cfg.OnFatal(err)
 		})
