@@ -2,9 +2,9 @@ package health
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -25,10 +25,18 @@ func (ps *probes) grpc(ctx context.Context, p *plan, check *registryv1.GRPCCheck
 	if check.GetTls() != nil {
 		transport = credentials.NewTLS(ps.tlsConfig(check.GetTls(), p.host))
 	}
+	var unreached atomic.Pointer[error]
+	note := func(err error) {
+		if err != nil {
+			unreached.Store(&err)
+		}
+	}
 	conn, err := grpc.NewClient("passthrough:///"+p.target,
-		grpc.WithTransportCredentials(transport),
+		grpc.WithTransportCredentials(notingCredentials{transport, note}),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-			return ps.dialer.DialContext(ctx, "tcp", address)
+			c, err := ps.dialer.DialContext(ctx, "tcp", address)
+			note(err)
+			return c, err
 		}),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
@@ -43,6 +51,9 @@ func (ps *probes) grpc(ctx context.Context, p *plan, check *registryv1.GRPCCheck
 	request := &grpc_health_v1.HealthCheckRequest{Service: check.GetService()}
 	answer, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, request)
 	if err != nil {
+		if why := unreached.Load(); why != nil {
+			return failure(ctx, p, *why)
+		}
 		return grpcFailure(ctx, p, err)
 	}
 	if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
@@ -51,6 +62,27 @@ func (ps *probes) grpc(ctx context.Context, p *plan, check *registryv1.GRPCCheck
 	return passing("gRPC health: SERVING")
 }
 
+// notingCredentials tells of handshakes that fail.
+type notingCredentials struct {
+	credentials.TransportCredentials
+	note func(error)
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (c notingCredentials) ClientHandshake(
+	ctx context.Context, authority string, raw net.Conn,
+) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	c.note(err)
+	return conn, info, err
+}
+
+// Clone implements credentials.TransportCredentials.
+func (c notingCredentials) Clone() credentials.TransportCredentials {
+	return notingCredentials{c.TransportCredentials.Clone(), c.note}
+}
+
+// grpcFailure words the error of a call to a server that was reached.
 func grpcFailure(ctx context.Context, p *plan, err error) result {
 	switch s := status.Convert(err); s.Code() {
 	case codes.DeadlineExceeded:
@@ -59,9 +91,7 @@ func grpcFailure(ctx context.Context, p *plan, err error) result {
 		return critical("gRPC health: the service is not known")
 	case codes.Unimplemented:
 		return critical("gRPC health: not implemented")
-	case codes.Unavailable: // Mostly there was no connection; the text says why.
-		return failure(ctx, p, errors.New(s.Message()))
-	default: // The text may quote what the server answered.
+	default: // The text may quote what the server answered, the body of its error page included.
 		return failure(ctx, p, fmt.Errorf("gRPC health: %s", s.Code()))
 	}
 }

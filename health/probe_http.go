@@ -9,7 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
+	"strings"
+	"sync/atomic"
 
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
@@ -22,6 +25,10 @@ const (
 	// userAgent tells the probed service who asks.
 	userAgent = "regd-check"
 )
+
+// errNotHTTP stands for all errors in an answer. Their own texts quote it, and a check can be pointed at what is not meant
+// for those who may read the registry.
+var errNotHTTP = errors.New("the answer is not valid HTTP")
 
 // tlsKey is the context key under which a request carries the TLS configuration of its check, so that one transport
 // serves all of them.
@@ -49,6 +56,8 @@ func (ps *probes) httpClient() *http.Client {
 // http asks once. A redirect is an answer like any other, judged by its status.
 func (ps *probes) http(ctx context.Context, p *plan, check *registryv1.HTTPCheck) result {
 	ctx = context.WithValue(ctx, tlsKey{}, ps.tlsConfig(check.GetTls(), p.host))
+	var answered atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotFirstResponseByte: func() { answered.Store(true) }})
 	method := check.GetMethod()
 	if method == "" {
 		method = http.MethodGet
@@ -65,6 +74,9 @@ func (ps *probes) http(ctx context.Context, p *plan, check *registryv1.HTTPCheck
 		req.Host = host
 	}
 	resp, err := ps.client.Do(req)
+	if err != nil && answered.Load() {
+		err = errNotHTTP
+	}
 	if err != nil {
 		return failure(ctx, p, withoutURL(err))
 	}
@@ -80,7 +92,7 @@ func judgeHTTP(ctx context.Context, p *plan, check *registryv1.HTTPCheck, resp *
 	if high == 0 {
 		high = max(low, 299)
 	}
-	status := fmt.Sprintf("HTTP %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+	status := strings.TrimSpace(fmt.Sprintf("HTTP %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))) // Not all have a text.
 	switch code := uint32(resp.StatusCode); {
 	case code >= low && code <= high:
 	case code == http.StatusTooManyRequests:
@@ -97,7 +109,7 @@ func judgeHTTP(ctx context.Context, p *plan, check *registryv1.HTTPCheck, resp *
 	case found:
 		return passing(status)
 	case err != nil:
-		return failure(ctx, p, fmt.Errorf("read body: %w", err))
+		return failure(ctx, p, errors.New(status+", but the body breaks off")) // err may quote what it ends with.
 	default:
 		return critical(status + ", but the body lacks the expected text")
 	}

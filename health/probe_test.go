@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	grpchealth "google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
@@ -298,6 +300,51 @@ func TestGRPC(t *testing.T) {
 	}
 	listener.Close()
 	wantResult(t, probeOnce(t, testConfig(), listener.Addr().String(), check("", nil)), statusCritical, "connection refused")
+}
+
+// A check can be pointed at what whoever may read the registry may not read: errors must not quote it either.
+func TestOutputQuotesNoAnswer(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]string{
+		"another protocol":       "SSH-2.0 secret\r\n",
+		"a malformed header":     "HTTP/1.1 200 OK\r\nsecret\r\n\r\n",
+		"a malformed length":     "HTTP/1.1 200 OK\r\nContent-Length: secret\r\n\r\n",
+		"a malformed trailer":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nsecret\r\n\r\n",
+		"an unknown encoding":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: secret\r\n\r\n",
+		"a malformed status":     "HTTP/1.1 secret\r\n\r\n",
+		"a reason of its own":    "HTTP/1.1 503 secret\r\n\r\n",
+		"a body that breaks off": "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsecret",
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = io.WriteString(c, answer) // The probe may have read enough.
+			c.Close()
+		}))
+		check := httpCheck(server.URL, func(h *registryv1.HTTPCheck) { h.BodyContains = "no such text" })
+		got := probeOnce(t, testConfig(), "", check)
+		if wantResult(t, got, statusCritical, ""); strings.Contains(got.output, "secret") {
+			t.Errorf("%s: output %q", name, got.output)
+		}
+		server.Close()
+	}
+	refusing := serveGRPC(t, refusingHealth{})
+	check := &registryv1.Check{Kind: &registryv1.Check_Grpc{Grpc: &registryv1.GRPCCheck{}}}
+	got := probeOnce(t, testConfig(), refusing, check)
+	if wantResult(t, got, statusCritical, "gRPC health: Unavailable"); strings.Contains(got.output, "secret") {
+		t.Errorf("gRPC: output %q", got.output)
+	}
+}
+
+type refusingHealth struct {
+	grpc_health_v1.UnimplementedHealthServer
+}
+
+func (refusingHealth) Check(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	return nil, status.Error(codes.Unavailable, "secret")
 }
 
 type hangingHealth struct {
