@@ -80,12 +80,13 @@ func applyYAML(fs *pflag.FlagSet, path string, data []byte) error {
 	if err != nil {
 		var syntax yaml.Error
 		if errors.As(err, &syntax) {
-			return place.errorf(syntax.GetToken(), "%s", syntax.GetMessage())
+			return place.errorf(syntax.GetToken(), "%s", clean(syntax.GetMessage()))
 		}
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	if len(file.Docs) > 1 {
-		return place.errorf(file.Docs[1].Body.GetToken(), "a second document; there must be one")
+		// At the --- that begins it, or the ... that ends the first: it may have no body.
+		return place.errorf(cmp.Or(file.Docs[1].Start, file.Docs[0].End), "a second document; there must be one")
 	}
 	if len(file.Docs) == 0 || file.Docs[0].Body == nil {
 		return nil
@@ -105,7 +106,7 @@ func applyYAML(fs *pflag.FlagSet, path string, data []byte) error {
 	for _, e := range entries {
 		key := e.Key.GetToken()
 		if line, twice := first[key.Value]; twice {
-			faults = append(faults, place.errorf(key, "%s is set twice, first in line %d", key.Value, line))
+			faults = append(faults, place.errorf(key, "%s is set twice, first in line %d", clean(key.Value), line))
 			continue
 		}
 		first[key.Value] = key.Position.Line

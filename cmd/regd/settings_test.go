@@ -70,7 +70,9 @@ func TestFileThatIsNoListOfKeysIsRefused(t *testing.T) {
 		"a: b: c":                 "regd.yaml:1:",
 		"- name":                  "must be a list of  key: value",
 		"just text":               "must be a list of  key: value",
-		"name: x\n---\nname: y\n": "a second document",
+		"name: x\n---\nname: y\n": "regd.yaml:2:1: a second document",
+		"name: x\n---":            "regd.yaml:2:1: a second document",
+		"name: x\n...\ny: z":      "regd.yaml:2:1: a second document",
 		"config: other.yaml":      `unknown key "config"`,
 		"\tname: x":               "regd.yaml:1:",
 	} {
