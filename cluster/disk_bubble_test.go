@@ -202,3 +202,47 @@ func TestAfterADiskStallNoTermIsLedTwice(t *testing.T) {
 		}
 	})
 }
+
+// The append that hangs is of a promotion, for which raft-autopilot waits.
+func TestALeaderWhoseDiskStallsInAPromotionAbdicates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disks, option := freezers()
+		c := clustertest.New(t, 3, option)
+		c.Ready()
+		c.Add("n4", option, func(cfg *cluster.Config) { cfg.Join = []string{"n1:7401"} })
+		c.Ready()
+		old := c.Leader()
+		disk := disks[old.Info().Name]
+		defer disk.freeze()()
+		c.Wait("the promotion to hang", disk.appends.holds)
+		begun := time.Now()
+		c.Wait("the leader to abdicate", func() bool { return !old.Info().Leading })
+		if took := time.Since(begun); took > 3*cluster.DefaultHeartbeatTimeout {
+			t.Errorf("the leader abdicated after %v", took)
+		}
+		c.Put(c.Leader(old.Info().Name), "web", "a")
+	})
+}
+
+func TestAChangeOfTheMembershipEndsWithItsCallersTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disks, option := freezers()
+		c := clustertest.New(t, 3, option)
+		c.Ready()
+		old, gone := c.Leader(), c.Follower()
+		thaw := disks[old.Info().Name].freeze()
+		ended := make(chan error, 1)
+		go func() { ended <- old.Remove(within(t, 5*time.Second), gone.Info().Name, false) }()
+		time.Sleep(6 * time.Second)
+		select {
+		case err := <-ended:
+			if !errors.Is(err, cluster.ErrUnknownOutcome) {
+				t.Errorf("a removal that hangs on the disk = %v, want ErrUnknownOutcome", err)
+			}
+		default:
+			t.Error("a removal still hangs a second after its caller's time")
+		}
+		thaw()
+		c.Ready()
+	})
+}

@@ -101,6 +101,8 @@ func applyError(err error) error {
 		return ErrNotLeader // Not appended: nothing was done.
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return ErrOverloaded // Not even handed to Raft.
+	case errors.Is(err, ErrUnknownOutcome):
+		return err
 	default:
 		// Leadership lost, aborted by a restore, shut down: it may be in the log of a majority or nowhere.
 		return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)

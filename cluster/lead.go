@@ -91,7 +91,7 @@ func (n *Node) leadOnce(ctx context.Context) {
 		}
 		return
 	}
-	if err := r.LeadershipTransfer().Error(); err != nil {
+	if err := await(ctx, r.LeadershipTransfer()); err != nil {
 		n.log.Warn("handing leadership over after a disk stall", "err", err)
 	}
 }
@@ -125,9 +125,7 @@ func (n *Node) lead(ctx context.Context) error {
 	if err := n.nameCluster(ctx); err != nil {
 		return err
 	}
-	n.pilot.forget()
-	n.pilot.Start(ctx)
-	defer func() { <-n.pilot.Stop() }()
+	defer n.pilot.lead(ctx)()
 	n.led.Store(term)
 	n.cfg.Lead(ctx, term)
 	<-ctx.Done()
@@ -251,7 +249,7 @@ func (n *Node) guardDisk(ctx context.Context) {
 		if n.store.Full() && len(n.voters()) > 1 && time.Since(lastFull) > fullEvery {
 			lastFull = time.Now()
 			n.log.Warn("disk nearly full, handing leadership over", "free_bytes", n.store.DiskFree())
-			if err := n.raft.Load().LeadershipTransfer().Error(); err != nil {
+			if err := await(ctx, n.raft.Load().LeadershipTransfer()); err != nil {
 				n.log.Warn("handing leadership over", "err", err)
 			}
 		}

@@ -152,7 +152,7 @@ func (n *Node) administerHere(ctx context.Context, req *peerv1.AdministerRequest
 	case *peerv1.AdministerRequest_Demote:
 		changed, err = n.demoteHere(ctx, a.Demote)
 	case *peerv1.AdministerRequest_Transfer:
-		changed, err = true, n.transferHere(a.Transfer)
+		changed, err = true, n.transferHere(ctx, a.Transfer)
 	default:
 		err = fmt.Errorf("%w: unknown action", ErrMembership)
 	}
@@ -194,7 +194,9 @@ func (n *Node) joinHere(ctx context.Context, address string, nonVoter bool) (*re
 		return nil, false, fmt.Errorf("record node %s: %w", m.GetName(), err)
 	}
 	r := n.raft.Load()
-	err = r.AddNonvoter(raft.ServerID(m.GetId()), raft.ServerAddress(m.GetPeerAddress()), 0, changeTimeout).Error()
+	err = await(ctx, begin(func() raft.Future {
+		return r.AddNonvoter(raft.ServerID(m.GetId()), raft.ServerAddress(m.GetPeerAddress()), 0, changeTimeout)
+	}))
 	if err != nil {
 		return nil, false, fmt.Errorf("add node %s: %w", m.GetName(), changeError(err))
 	}
@@ -263,7 +265,7 @@ func (n *Node) removeHere(ctx context.Context, node string, force bool) error {
 	if len(n.voters()) < 2 {
 		return fmt.Errorf("%w: %s is the only voter", ErrMembership, n.cfg.Name)
 	}
-	if err := n.raft.Load().LeadershipTransfer().Error(); err != nil {
+	if err := await(ctx, n.raft.Load().LeadershipTransfer()); err != nil {
 		return fmt.Errorf("%w: hand leadership over before removing the leader: %w", ErrNotLeader, err)
 	}
 	return fmt.Errorf("%w any more: it is about to be removed", ErrNotLeader)
@@ -289,7 +291,8 @@ func (n *Node) quorumWithout(ctx context.Context, gone raft.ServerID) error {
 
 // dropServer removes a member other than this node.
 func (n *Node) dropServer(ctx context.Context, id raft.ServerID) error {
-	if err := n.raft.Load().RemoveServer(id, 0, changeTimeout).Error(); err != nil {
+	r := n.raft.Load()
+	if err := await(ctx, begin(func() raft.Future { return r.RemoveServer(id, 0, changeTimeout) })); err != nil {
 		return changeError(err)
 	}
 	n.log.Info("member removed", "id", id)
@@ -310,7 +313,8 @@ func (n *Node) promoteHere(ctx context.Context, node string) (bool, error) {
 	if s.Suffrage == raft.Voter {
 		return false, nil
 	}
-	return true, changeError(n.raft.Load().AddVoter(s.ID, s.Address, 0, changeTimeout).Error())
+	r := n.raft.Load()
+	return true, changeError(await(ctx, begin(func() raft.Future { return r.AddVoter(s.ID, s.Address, 0, changeTimeout) })))
 }
 
 func (n *Node) demoteHere(ctx context.Context, node string) (bool, error) {
@@ -323,7 +327,7 @@ func (n *Node) demoteHere(ctx context.Context, node string) (bool, error) {
 			return false, err
 		}
 		if string(s.ID) == n.id {
-			if err := n.raft.Load().LeadershipTransfer().Error(); err != nil {
+			if err := await(ctx, n.raft.Load().LeadershipTransfer()); err != nil {
 				return false, fmt.Errorf("%w: hand leadership over before demoting the leader: %w", ErrNotLeader, err)
 			}
 			return false, fmt.Errorf("%w any more: it is about to be demoted", ErrNotLeader)
@@ -335,7 +339,8 @@ func (n *Node) demoteHere(ctx context.Context, node string) (bool, error) {
 	if s.Suffrage != raft.Voter {
 		return false, nil
 	}
-	return true, changeError(n.raft.Load().DemoteVoter(s.ID, 0, changeTimeout).Error())
+	r := n.raft.Load()
+	return true, changeError(await(ctx, begin(func() raft.Future { return r.DemoteVoter(s.ID, 0, changeTimeout) })))
 }
 
 // keepNonVoter records whether a member may be promoted by itself.
@@ -349,10 +354,10 @@ func (n *Node) keepNonVoter(ctx context.Context, id raft.ServerID, nonVoter bool
 	return n.setMember(ctx, m)
 }
 
-func (n *Node) transferHere(node string) error {
+func (n *Node) transferHere(ctx context.Context, node string) error {
 	r := n.raft.Load()
 	if node == "" {
-		return changeError(r.LeadershipTransfer().Error())
+		return changeError(await(ctx, r.LeadershipTransfer()))
 	}
 	s, err := n.findServer(node)
 	if err != nil {
@@ -364,15 +369,17 @@ func (n *Node) transferHere(node string) error {
 	if s.Suffrage != raft.Voter {
 		return fmt.Errorf("%w: %s does not vote and so can't lead", ErrMembership, node)
 	}
-	return changeError(r.LeadershipTransferToServer(s.ID, s.Address).Error())
+	return changeError(await(ctx, r.LeadershipTransferToServer(s.ID, s.Address)))
 }
 
 // changeError says what a failed change of Raft's configuration means: what can be tried again at the next leader is
 // told apart from what is refused.
 func changeError(err error) error {
 	switch {
-	case err == nil:
-		return nil
+	case err == nil, errors.Is(err, ErrUnknownOutcome):
+		return err
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost),
 		errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
 		return fmt.Errorf("%w: %w", ErrNotLeader, err) // Each change can be repeated: outcome unknown is as good.

@@ -343,15 +343,8 @@ func (n *Node) handOver(ctx context.Context) {
 	if r == nil || r.State() != raft.Leader || len(n.voters()) < 2 {
 		return
 	}
-	done := make(chan error, 1)
-	n.wg.Go(func() { done <- r.LeadershipTransfer().Error() })
-	select {
-	case err := <-done:
-		if err != nil {
-			n.log.Warn("handing leadership over", "err", err)
-		}
-	case <-ctx.Done():
-		n.log.Warn("handing leadership over", "err", ctx.Err())
+	if err := await(ctx, r.LeadershipTransfer()); err != nil {
+		n.log.Warn("handing leadership over", "err", err)
 	}
 }
 

@@ -17,6 +17,7 @@ type pilot struct {
 	*autopilot.Autopilot
 
 	node *Node
+	raft *awaited
 	turn chan struct{} // capacity 1: one operator's change at a time
 
 	mu   sync.Mutex
@@ -24,14 +25,22 @@ type pilot struct {
 }
 
 func newPilot(n *Node, r *raft.Raft) *pilot {
-	p := &pilot{node: n, turn: make(chan struct{}, 1), seen: map[raft.ServerID]time.Time{}}
-	p.Autopilot = autopilot.New(r, p,
+	p := &pilot{node: n, raft: &awaited{Raft: r}, turn: make(chan struct{}, 1), seen: map[raft.ServerID]time.Time{}}
+	p.Autopilot = autopilot.New(p.raft, p,
 		autopilot.WithLogger(newRaftLogger(n.log.With("component", "autopilot"))),
 		autopilot.WithPromoter(promoter{StablePromoter: &autopilot.StablePromoter{}, node: n}),
 		autopilot.WithUpdateInterval(n.cfg.HeartbeatTimeout),
 		autopilot.WithReconcileInterval(n.cfg.HeartbeatTimeout),
 	)
 	return p
+}
+
+// lead runs autopilot until stop is called, which waits for its end. What it waits for by then is left behind.
+func (p *pilot) lead(ctx context.Context) (stop func()) {
+	p.forget()
+	p.raft.leading = ctx
+	p.Start(ctx)
+	return func() { <-p.Stop() }
 }
 
 // lock takes the turn to change the membership.
@@ -66,9 +75,9 @@ func (p *pilot) NotifyState(*autopilot.State) {}
 
 // RemoveFailedServer implements autopilot.ApplicationIntegration.
 func (p *pilot) RemoveFailedServer(s *autopilot.Server) {
-	n := p.node
+	n, leading := p.node, p.raft.leading
 	n.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), changeTimeout) // Bounded; outlives the round that found it dead.
+		ctx, cancel := context.WithTimeout(leading, changeTimeout) // It may outlive the round that found it dead.
 		defer cancel()
 		if err := n.Remove(ctx, string(s.ID), false); err != nil {
 			n.log.Warn("removing a dead member", "member", s.Name, "id", s.ID, "err", err)

@@ -83,19 +83,6 @@ func (p *proposer) wait(d time.Duration) {
 // finishTimeout is how long a stopping node waits for the entry under way.
 const finishTimeout = time.Second
 
-// await waits for a future of Raft, or the end of ctx. A Raft that is shut down never answers what it had committed but
-// not yet handed to the state machine: then the goroutine that asks for it is left behind.
-func await(ctx context.Context, f raft.Future) error {
-	done := make(chan error, 1)
-	go func() { done <- f.Error() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return raft.ErrRaftShutdown
-	}
-}
-
 // propose puts a command into the log and waits for its outcome. It returns ErrUnknownOutcome when ctx ends after the
 // command was taken; before that, ctx's own error: then nothing was done.
 func (p *proposer) propose(ctx context.Context, command []byte) (answer, error) {
