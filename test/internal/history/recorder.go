@@ -103,7 +103,8 @@ func (r *Recorder) stream(client, node string) grpc.StreamClientInterceptor {
 			s.note(Ended, nil, err)
 			return nil, err
 		}
-		s.ClientStream = inner
+		s.ClientStream, s.given = inner, ctx
+		s.watch()
 		return s, nil
 	}
 }
@@ -113,7 +114,25 @@ type recordedStream struct {
 	grpc.ClientStream
 	r    *Recorder
 	like Message // all but At, Direction, Body and Err
-	once sync.Once
+	// given is the context that the stream was opened with. (That of the stream itself can't be asked for at will.)
+	given     context.Context //nolint:containedctx // Lives as long as the stream.
+	receiving atomic.Int32
+	once      sync.Once
+}
+
+// watch takes down that the client gives the stream up, unless a RecvMsg is under way, which will tell why. A client that
+// has given up need not read what comes of it.
+func (s *recordedStream) watch() {
+	context.AfterFunc(s.given, func() {
+		if s.receiving.Load() == 0 {
+			s.end(s.given.Err())
+		}
+	})
+}
+
+// end takes down that the stream is over.
+func (s *recordedStream) end(err error) {
+	s.once.Do(func() { s.note(Ended, nil, err) })
 }
 
 func (s *recordedStream) note(d Direction, body proto.Message, err error) {
@@ -135,10 +154,17 @@ func (s *recordedStream) SendMsg(m any) error {
 }
 
 func (s *recordedStream) RecvMsg(m any) error {
-	if err := s.ClientStream.RecvMsg(m); err != nil {
-		s.once.Do(func() { s.note(Ended, nil, err) })
-		return err
+	s.receiving.Add(1)
+	err := s.ClientStream.RecvMsg(m)
+	if err == nil {
+		s.note(Received, proto.Clone(m.(proto.Message)), nil) //nolint:forcetypeassert // As above.
 	}
-	s.note(Received, proto.Clone(m.(proto.Message)), nil) //nolint:forcetypeassert // As above.
-	return nil
+	s.receiving.Add(-1)
+	switch {
+	case err != nil:
+		s.end(err)
+	case s.given.Err() != nil: // It was given up meanwhile.
+		s.end(s.given.Err())
+	}
+	return err
 }
