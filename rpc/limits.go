@@ -121,6 +121,9 @@ const (
 
 	// maxViolations is the number of faults that one error names.
 	maxViolations = 32
+	// maxViolationBytes is the text of these faults together. An error travels in trailers, this text twice, and many
+	// clients take no more than 8 KiB of those: they would show nothing of a longer one.
+	maxViolationBytes = 1 << 10
 	// maxQuoted is how much of a bad value an error repeats, in bytes.
 	maxQuoted = 48
 )

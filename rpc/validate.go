@@ -19,9 +19,9 @@ type Violation struct {
 	Description string
 }
 
-// InvalidError names all faults of a request at once.
+// InvalidError names the faults of a request, all at once if there is room for them.
 type InvalidError struct {
-	// Violations are the faults, in the order of the fields; at most 32.
+	// Violations are the faults, in the order of the fields; at most 32, and 1 KiB of text.
 	Violations []Violation
 	// More is the number of faults beyond those.
 	More int
@@ -49,14 +49,22 @@ func invalid(field, format string, args ...any) error {
 }
 
 // faults gathers what is wrong with a request. Its methods check one field each, and return it in its canonical form.
-type faults struct{ InvalidError }
+type faults struct {
+	InvalidError
+	size int // of the violations, in bytes
+}
 
 func (f *faults) add(field, format string, args ...any) {
-	if len(f.Violations) == maxViolations {
+	if len(f.Violations) == maxViolations || f.size > maxViolationBytes {
 		f.More++
 		return
 	}
-	f.Violations = append(f.Violations, Violation{Field: field, Description: fmt.Sprintf(format, args...)})
+	v := Violation{Field: field, Description: fmt.Sprintf(format, args...)}
+	if f.size += len(v.Field) + len(v.Description); f.size > maxViolationBytes && len(f.Violations) > 0 {
+		f.More++
+		return
+	}
+	f.Violations = append(f.Violations, v)
 }
 
 // err returns nil, or the *InvalidError with all faults.

@@ -271,6 +271,24 @@ func TestFaultsAreBounded(t *testing.T) {
 	}
 }
 
+// Every client can read an error, however much is wrong and however that looks: many take 8 KiB of trailers.
+func TestErrorsFitIntoTrailers(t *testing.T) {
+	for _, bad := range []string{"a b", strings.Repeat("\x01", 60), strings.Repeat("é", 60) + "\x01", strings.Repeat("%", 200)} {
+		var f faults
+		in := instance("web", bad)
+		in.Metadata = map[string]string{}
+		many(MaxMetadata, func(i int) { in.Metadata[fmt.Sprint(i)+bad] = bad + "\x00" })
+		many(10, func(i int) { f.instance(index("register", i), in) })
+		fault, _ := faultOf(Faults(), f.err())
+		if n := trailerBytes(t, toStatus(fault, f.err(), "n1:7400")); n > maxTrailers {
+			t.Errorf("%d bytes of trailers for values such as %q", n, bad)
+		}
+		if len(f.Violations) == 0 || f.More == 0 {
+			t.Errorf("%d faults and %d more", len(f.Violations), f.More)
+		}
+	}
+}
+
 func TestErrorsQuoteAndCutValues(t *testing.T) {
 	var f faults
 	f.word("a", strings.Repeat("é\x1b", 200), 1000, nameChars)

@@ -120,10 +120,11 @@ func (w *watchStream) catchUp(ctx context.Context, sub *subscription, upTo uint6
 	}
 	upTo = max(upTo, w.delivered)
 	for after := resume.GetRevision(); ; {
-		span, kept := f.Since(sub.filter.topic(), resume.GetEpoch(), after, upTo, catchUpEvents)
-		if !kept && f.State().Epoch() != resume.GetEpoch() {
+		// First: the history is that of the epoch before for a moment after a restore.
+		if f.State().Epoch() != resume.GetEpoch() {
 			return apiv1.CutReason_CUT_REASON_RESTORED, nil
 		}
+		span, kept := f.Since(sub.filter.topic(), resume.GetEpoch(), after, upTo, catchUpEvents)
 		if !kept {
 			return apiv1.CutReason_CUT_REASON_HISTORY_GONE, nil
 		}
@@ -138,11 +139,12 @@ func (w *watchStream) catchUp(ctx context.Context, sub *subscription, upTo uint6
 	}
 }
 
-// ahead tells whether the client has seen more than this node has: it was connected to one that is further. What it
-// would get now it has already.
+// ahead tells whether the client has seen more than watchers of this node have: it was connected to one that is further.
+// What it would get now it has already, and if the node installs a snapshot it would get too little: what differs from
+// where the node was, not from where the client is.
 func (w *watchStream) ahead(resume *apiv1.ResumePoint) bool {
-	st := w.core.node.Feed().State()
-	return resume.GetRevision() > st.Revision() && resume.GetEpoch() >= st.Epoch() &&
+	f := w.core.node.Feed()
+	return resume.GetRevision() > f.Queued() && resume.GetEpoch() >= f.State().Epoch() &&
 		resume.GetClusterId() == w.core.node.Info().ClusterID
 }
 
@@ -154,7 +156,7 @@ func (w *watchStream) await(ctx context.Context, revision uint64) {
 	w.awaited[revision] = struct{}{}
 	w.core.tasks.Go(func() {
 		// Without the revision the stream has ended.
-		if _, err := w.core.node.Feed().WaitRevision(ctx, revision); err == nil {
+		if err := w.core.node.Feed().WaitQueued(ctx, revision); err == nil {
 			leaveToken(w.reached)
 		}
 	})
@@ -162,7 +164,7 @@ func (w *watchStream) await(ctx context.Context, revision uint64) {
 
 // beginAwaited begins the subscriptions whose revision is there.
 func (w *watchStream) beginAwaited(ctx context.Context) error {
-	revision := w.core.node.Feed().State().Revision()
+	revision := w.core.node.Feed().Queued()
 	for awaited := range w.awaited {
 		if awaited <= revision {
 			delete(w.awaited, awaited)
