@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/regd-io/regd/test/chaos/internal/nodes/owner"
 )
 
 // DefaultSize is the size of an image in bytes: room for a node with small snapshots. The file is sparse.
@@ -39,6 +41,9 @@ var disks atomic.Int64
 // the test, whose processes must have ended by then. What a harness that has died left behind is removed first.
 func New(tb testing.TB, dir, name string, size int64) *Disk {
 	tb.Helper()
+	if err := removeLeftovers(); err != nil {
+		tb.Fatalf("disk %s: %v", name, err)
+	}
 	d, err := open(dir, name, size)
 	tb.Cleanup(func() {
 		if closeErr := d.close(); closeErr != nil {
@@ -55,10 +60,7 @@ func New(tb testing.TB, dir, name string, size int64) *Disk {
 func open(dir, name string, size int64) (*Disk, error) {
 	d := &Disk{
 		Dir:   filepath.Join(dir, name),
-		image: filepath.Join(dir, fmt.Sprintf("%s%d-%d-%s.ext4", imagePrefix, os.Getpid(), disks.Add(1), name)),
-	}
-	if err := removeLeftovers(); err != nil {
-		return d, err
+		image: filepath.Join(dir, fmt.Sprintf("%s%d-%s.ext4", owner.Tag(kind), disks.Add(1), name)),
 	}
 	f, err := os.Create(d.image)
 	if err != nil {

@@ -7,17 +7,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/regd-io/regd/test/chaos/internal/nodes/owner"
 )
 
-// imagePrefix is followed by the id of the harness's process, a number and the disk's name.
-const imagePrefix = "regd-disksim-"
+// kind is what images are named by.
+const kind = "disksim"
 
 // abilities is what a small disk could do when it was tried; nil errors are good.
 type abilities struct{ mount, freeze, powerLoss error }
@@ -87,15 +88,12 @@ func removeLeftovers() error {
 			continue // Let go of since.
 		}
 		image := strings.TrimSuffix(strings.TrimSpace(string(content)), " (deleted)")
-		rest, ours := strings.CutPrefix(filepath.Base(image), imagePrefix)
-		owner, _, _ := strings.Cut(rest, "-")
-		pid, err := strconv.Atoi(owner)
-		if !ours || err != nil || syscall.Kill(pid, 0) == nil {
+		if !owner.Dead(kind, filepath.Base(image)) {
 			continue
 		}
 		device := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(loop)))
 		if err := removeDisk(device, image); err != nil {
-			return fmt.Errorf("remove what process %d left behind: %w", pid, err)
+			return fmt.Errorf("remove what a dead process left behind: %w", err)
 		}
 	}
 	return nil

@@ -14,13 +14,16 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
+
+	"github.com/regd-io/regd/test/chaos/internal/nodes/owner"
 )
 
 const (
 	// netnsDir is where ip(8) keeps the names of namespaces.
 	netnsDir = "/run/netns"
-	// netnsPrefix is followed by the id of the harness's process, a number and the node's name.
-	netnsPrefix = "regd-netsim-"
+	// kind is what namespaces are named by, and what prefixes are held under.
+	kind = "netsim"
 )
 
 // Probe returns nil if networks can be made here, else why not.
@@ -38,7 +41,7 @@ func Probe() error {
 		return fmt.Errorf("netsim: %w", err)
 	}
 	_ = p.file.Close() // Nothing was written.
-	name := fmt.Sprintf("%s%d-%d-probe", netnsPrefix, os.Getpid(), runs.Add(1))
+	name := fmt.Sprintf("%s%d-probe", owner.Tag(kind), runs.Add(1))
 	if err := ip("", "netns add "+name, "netns del "+name); err != nil {
 		return fmt.Errorf("netsim: %w", err)
 	}
@@ -56,14 +59,12 @@ func removeLeftovers() error {
 		return fmt.Errorf("netsim: %w", err)
 	}
 	for _, entry := range entries {
-		rest, ours := strings.CutPrefix(entry.Name(), netnsPrefix)
-		owner, _, _ := strings.Cut(rest, "-")
-		pid, err := strconv.Atoi(owner)
-		if !ours || err != nil || syscall.Kill(pid, 0) == nil {
+		name := entry.Name()
+		if !owner.Dead(kind, name) {
 			continue
 		}
-		if err := removeNamespace(entry.Name()); err != nil && exists(entry.Name()) { // Another harness may be as quick.
-			return fmt.Errorf("netsim: remove what process %d left behind: %w", pid, err)
+		if err := removeNamespace(name); err != nil && exists(name) { // Another harness may be as quick.
+			return fmt.Errorf("netsim: remove what a dead process left behind: %w", err)
 		}
 	}
 	return nil
@@ -74,21 +75,45 @@ func exists(namespace string) bool {
 	return err == nil
 }
 
+// removeNamespace removes a namespace once what runs in it is gone: that may still use a disk.
 func removeNamespace(name string) error {
-	out, err := exec.Command("ip", "netns", "pids", name).Output() //nolint:gosec // Ours.
-	if err != nil {
-		return fmt.Errorf("list the processes in %s: %w", name, err)
-	}
-	for line := range strings.Lines(string(out)) {
-		pid, err := strconv.Atoi(strings.TrimSpace(line))
+	for deadline := time.Now().Add(killTimeout); ; time.Sleep(10 * time.Millisecond) {
+		pids, err := processes(name)
 		if err != nil {
-			return fmt.Errorf("list the processes in %s: %w", name, err)
+			return err
 		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("kill process %d in %s: %w", pid, name, err)
+		if len(pids) == 0 {
+			return ip("", "netns del "+name)
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes %v in %s can't be killed", pids, name)
+		}
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("kill process %d in %s: %w", pid, name, err)
+			}
 		}
 	}
-	return ip("", "netns del "+name)
+}
+
+// killTimeout bounds the end of what was killed.
+const killTimeout = 10 * time.Second
+
+// processes returns the ids of what runs in a namespace.
+func processes(namespace string) ([]int, error) {
+	out, err := exec.Command("ip", "netns", "pids", namespace).Output() //nolint:gosec // Ours.
+	if err != nil {
+		return nil, fmt.Errorf("list the processes in %s: %w", namespace, err)
+	}
+	var pids []int
+	for field := range strings.FieldsSeq(string(out)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("list the processes in %s: %w", namespace, err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
 }
 
 // reservePrefix finds a private /24 that this machine has no route into, and holds it against other harnesses until the
@@ -105,7 +130,7 @@ func reservePrefix() (prefix [3]byte, hold net.Listener, err error) {
 				continue
 			}
 			// A name that the kernel gives to one process only and frees when that ends.
-			hold, err = net.Listen("unix", fmt.Sprintf("@%s%d.%d.%d", netnsPrefix, prefix[0], prefix[1], prefix[2]))
+			hold, err = net.Listen("unix", fmt.Sprintf("@regd-%s-%d.%d.%d", kind, prefix[0], prefix[1], prefix[2]))
 			if errors.Is(err, syscall.EADDRINUSE) {
 				continue
 			}

@@ -23,6 +23,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/regd-io/regd/test/chaos/internal/nodes/owner"
 )
 
 // Limits of a network.
@@ -53,10 +55,10 @@ func (e *Endpoint) Command() []string {
 	return []string{"nsenter", "--net=" + netnsDir + "/" + e.Namespace, "--"}
 }
 
-// DialContext connects from a leg. It fits grpc.WithContextDialer but for the network, which must be "tcp".
-func (e *Endpoint) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+// Dial connects from a leg to a host:port, by TCP. It fits grpc.WithContextDialer.
+func (e *Endpoint) Dial(ctx context.Context, address string) (net.Conn, error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: e.Addr.AsSlice()}}
-	return d.DialContext(ctx, network, address)
+	return d.DialContext(ctx, "tcp", address)
 }
 
 // Network is a switch and what hangs on it.
@@ -106,7 +108,7 @@ func (n *Network) open(nodes, legs int, seed uint64) error {
 	for i := range n.places {
 		n.places[i] = -1
 	}
-	run := fmt.Sprintf("%s%d-%d-", netnsPrefix, os.Getpid(), runs.Add(1))
+	run := fmt.Sprintf("%s%d-", owner.Tag(kind), runs.Add(1))
 	for i := 1; i <= nodes; i++ {
 		n.place(fmt.Sprintf("n%d", i), byte(i), byte(i)).Namespace = fmt.Sprintf("%sn%d", run, i)
 	}

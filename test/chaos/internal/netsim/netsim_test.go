@@ -71,7 +71,7 @@ func connect(t *testing.T, from *netsim.Endpoint, lis net.Listener) (client, ser
 	t.Helper()
 	if from.Namespace == "" {
 		var err error
-		if client, err = from.DialContext(t.Context(), "tcp", lis.Addr().String()); err != nil {
+		if client, err = from.Dial(t.Context(), lis.Addr().String()); err != nil {
 			t.Fatal(err)
 		}
 	} else {

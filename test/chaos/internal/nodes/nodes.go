@@ -1,5 +1,6 @@
 // Package nodes runs real regd processes for tests: it builds the binary once, starts clusters on free loopback ports
-// with data in temporary folders, and kills, pauses and restarts single nodes. It knows nothing of what is tested.
+// with data in temporary folders, or on a network and disks of its own (Options), and kills, pauses, starves and restarts
+// single nodes. It knows nothing of what is tested.
 package nodes
 
 import (
@@ -20,6 +21,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	"github.com/regd-io/regd/test/chaos/internal/disksim"
+	"github.com/regd-io/regd/test/chaos/internal/netsim"
 )
 
 // binary builds regd once for all tests of a process.
@@ -53,35 +56,63 @@ func Binary(tb testing.TB) string {
 	return path
 }
 
+// Options say where and how the nodes of a cluster run. The zero value is what Start does.
+type Options struct {
+	// Args are further flags of regd serve.
+	Args []string
+	// Binary is what is run. Default: Binary.
+	Binary string
+	// Env gives a node's further environment, as NAME=value, at each start.
+	Env func(*Node) []string
+	// Net is where the nodes are: at the places of their names. Without it they are on loopback.
+	Net *netsim.Network
+	// DiskSize is the size in bytes of a disk of each node's own. 0: none, the data is in a temporary folder.
+	DiskSize int64
+}
+
 // Cluster is a set of regd processes. It is ended with the test.
 type Cluster struct {
-	tb    testing.TB
-	dir   string
-	args  []string
-	nodes []*Node
+	tb      testing.TB
+	dir     string
+	options Options
+	nodes   []*Node
 }
 
 // Node is one regd process, or the place of one that was stopped.
 type Node struct {
-	// Name is the node's name.
+	// Name is the node's name: n1, n2, ...
 	Name string
 	// GRPC, Peer and HTTP are its addresses.
 	GRPC, Peer, HTTP string
 	// Dir is its data folder.
 	Dir string
+	// Binary is what the next Start runs.
+	Binary string
+	// Disk is what Dir is on. Nil: it has none of its own.
+	Disk *disksim.Disk
 
-	c    *Cluster
-	args []string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
-	conn *grpc.ClientConn
+	c     *Cluster
+	place *netsim.Endpoint // nil: on loopback
+	args  []string
+	cmd   *exec.Cmd
+	done  chan struct{} // closed when the process has ended
+	conn  *grpc.ClientConn
 }
 
 // Start starts n nodes that found a cluster and waits until all are ready. args are further flags of regd serve.
 func Start(tb testing.TB, n int, args ...string) *Cluster {
 	tb.Helper()
-	c := &Cluster{tb: tb, dir: tb.TempDir(), args: args}
-	tb.Cleanup(c.stop)
+	return StartWith(tb, n, Options{Args: args})
+}
+
+// StartWith is Start with options.
+func StartWith(tb testing.TB, n int, options Options) *Cluster {
+	tb.Helper()
+	if options.Binary == "" {
+		options.Binary = Binary(tb)
+	}
+	c := &Cluster{tb: tb, dir: tb.TempDir(), options: options}
+	tb.Cleanup(c.tell)
 	var peers []string
 	for range n {
 		peers = append(peers, c.place().Peer)
@@ -104,13 +135,27 @@ func (c *Cluster) Add() *Node {
 
 // place makes a node that is not started.
 func (c *Cluster) place() *Node {
-	name := fmt.Sprintf("n%d", len(c.nodes)+1)
-	node := &Node{
-		Name: name, Dir: filepath.Join(c.dir, name), c: c,
-		GRPC: freeAddress(c.tb), Peer: freeAddress(c.tb), HTTP: freeAddress(c.tb),
+	c.tb.Helper()
+	n := &Node{Name: fmt.Sprintf("n%d", len(c.nodes)+1), Binary: c.options.Binary, c: c}
+	n.Dir = filepath.Join(c.dir, n.Name)
+	if size := c.options.DiskSize; size > 0 {
+		n.Disk = disksim.New(c.tb, c.dir, n.Name, size)
+		n.Dir = filepath.Join(n.Disk.Dir, "data")
 	}
-	c.nodes = append(c.nodes, node)
-	return node
+	if c.options.Net == nil {
+		n.GRPC, n.Peer, n.HTTP = freeAddress(c.tb), freeAddress(c.tb), freeAddress(c.tb)
+	} else {
+		places := c.options.Net.Nodes()
+		if len(c.nodes) == len(places) {
+			c.tb.Fatalf("the network has no place for %s", n.Name)
+		}
+		n.place = places[len(c.nodes)]
+		address := func(port int) string { return fmt.Sprintf("%s:%d", n.place.Addr, port) }
+		n.GRPC, n.Peer, n.HTTP = address(7400), address(7401), address(7402)
+	}
+	c.nodes = append(c.nodes, n)
+	c.tb.Cleanup(n.end) // After its disk was made, so that it comes before that is unmade.
+	return n
 }
 
 func freeAddress(tb testing.TB) string {
@@ -123,27 +168,26 @@ func freeAddress(tb testing.TB) string {
 	return lis.Addr().String()
 }
 
-func (c *Cluster) stop() {
-	for _, n := range c.nodes {
-		n.Resume()
-		n.Kill()
-		if n.conn != nil {
-			_ = n.conn.Close()
-		}
-	}
+// tell shows how the nodes of a test that failed have fared.
+func (c *Cluster) tell() {
 	if !c.tb.Failed() {
 		return
 	}
 	for _, n := range c.nodes {
-		if log, err := os.ReadFile(n.logFile()); err == nil {
-			c.tb.Logf("last of the log of %s:\n%s", n.Name, tail(string(log), 60))
-		}
+		c.tb.Logf("%s: %s; last of its log:\n%s", n.Name, n.Ended(), n.Log(60))
 	}
 }
 
-func tail(s string, lines int) string {
-	all := strings.Split(strings.TrimSpace(s), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+// end ends what belongs to a node, before its disk and its network are taken away.
+func (n *Node) end() {
+	if n.Disk != nil {
+		_, _ = n.Disk.Thaw() // It mostly isn't frozen. If it is, not even SIGKILL would end the process.
+	}
+	n.Resume()
+	n.Kill()
+	if n.conn != nil {
+		_ = n.conn.Close()
+	}
 }
 
 // Nodes are all nodes.
@@ -232,7 +276,17 @@ func contains(nodes []*Node, n *Node) bool {
 	return false
 }
 
-func (n *Node) logFile() string { return n.Dir + ".log" }
+func (n *Node) logFile() string { return filepath.Join(n.c.dir, n.Name+".log") }
+
+// Log returns the last lines of what the node has logged, over all its starts.
+func (n *Node) Log(lines int) string {
+	content, err := os.ReadFile(n.logFile())
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimSpace(string(content)), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
 
 // Start starts the process, on the data folder that is there.
 func (n *Node) Start() {
@@ -241,11 +295,18 @@ func (n *Node) Start() {
 	if err != nil {
 		n.c.tb.Fatal(err)
 	}
-	args := append([]string{
-		"serve", "--name", n.Name, "--data-dir", n.Dir, "--grpc-listen", n.GRPC, "--peer-listen", n.Peer,
+	args := []string{
+		n.Binary, "serve", "--name", n.Name, "--data-dir", n.Dir, "--grpc-listen", n.GRPC, "--peer-listen", n.Peer,
 		"--http-listen", n.HTTP,
-	}, append(n.args, n.c.args...)...)
-	cmd := exec.Command(Binary(n.c.tb), args...)
+	}
+	if n.place != nil {
+		args = append(append(n.place.Command(), args...), "--insecure")
+	}
+	args = append(append(args, n.args...), n.c.options.Args...)
+	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // Ours.
+	if n.c.options.Env != nil {
+		cmd.Env = append(os.Environ(), n.c.options.Env(n)...)
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -257,6 +318,29 @@ func (n *Node) Start() {
 		_ = log.Close()
 		close(done)
 	}(n.done)
+}
+
+// PID is the id of the process that was started last.
+func (n *Node) PID() int { return n.cmd.Process.Pid }
+
+// Ended tells how the process that was started last ended, as in "exit status 73" or "signal: killed". Empty: it runs.
+func (n *Node) Ended() string {
+	if n.cmd == nil || n.Running() {
+		return ""
+	}
+	return n.cmd.ProcessState.String()
+}
+
+// WaitEnd waits until the process has ended by itself and returns its exit code, -1 after a signal. It fails the test when
+// that takes longer than the time.
+func (n *Node) WaitEnd(d time.Duration) int {
+	n.c.tb.Helper()
+	select {
+	case <-n.done:
+	case <-time.After(d):
+		n.c.tb.Fatalf("%s still runs after %v", n.Name, d)
+	}
+	return n.cmd.ProcessState.ExitCode()
 }
 
 // Running tells whether the process runs (or is paused).
@@ -290,6 +374,23 @@ func (n *Node) Terminate(d time.Duration) {
 	case <-n.done:
 	case <-time.After(d):
 		n.c.tb.Fatalf("%s has not ended %v after SIGTERM", n.Name, d)
+	}
+}
+
+// LosePower cuts the power of the nodes' machines at one moment, as near as can be: what their disks have not synced is
+// lost, and the processes are gone. The nodes need disks, and are not started again.
+func LosePower(list ...*Node) {
+	for _, n := range list {
+		n.c.tb.Helper()
+		if err := n.Disk.CutPower(); err != nil {
+			n.c.tb.Fatal(err)
+		}
+	}
+	for _, n := range list {
+		n.Kill()
+		if err := n.Disk.RestorePower(); err != nil {
+			n.c.tb.Fatal(err)
+		}
 	}
 }
 
@@ -332,7 +433,7 @@ func (n *Node) Conn() *grpc.ClientConn {
 // Dial makes a further connection, which the caller closes.
 func (n *Node) Dial() *grpc.ClientConn {
 	n.c.tb.Helper()
-	conn, err := grpc.NewClient(n.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(n.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
 	if err != nil {
 		n.c.tb.Fatal(err)
 	}
