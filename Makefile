@@ -10,6 +10,8 @@ PKG       ?= ./...
 TESTFLAGS ?=
 BENCH     ?= .
 COUNT     ?= 5
+FUZZ      ?=
+FUZZTIME  ?= 20s
 
 # Empty when the race detector can't run here.
 RACE := $(if $(filter 1,$(shell $(GO) env CGO_ENABLED)),$(if $(shell command -v $(firstword $(shell $(GO) env CC))),-race))
@@ -21,7 +23,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race e2e bench lint fmt generate check \
+.PHONY: help build run test race e2e bench fuzz lint fmt generate check \
 	check-generated check-breaking check-format check-tidy vet clean
 
 help: ## Show this list
@@ -45,6 +47,23 @@ e2e: ## Run only the tests that start real processes, uncached and verbose
 
 bench: ## Run the benchmarks (narrow: PKG=./fsm BENCH=Apply)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m $(TESTFLAGS) $(PKG)
+
+# The targets are found, so that none is forgotten. Each input costs 10 tries to make it smaller at most, else that may
+# take all the time. Up to Go 1.26 a run may fail at its very end with nothing but "context deadline exceeded"
+# (https://go.dev/issue/75804): that alone is no finding.
+fuzz: ## Fuzz every target for FUZZTIME (20s), one after the other (narrow: PKG=./rpc FUZZ=Watch)
+	@out=$$(mktemp) && trap 'rm -f "$$out"' EXIT; \
+	pkgs=$$($(GO) list $(PKG)) || exit 1; \
+	for pkg in $$pkgs; do \
+		found=$$($(GO) test -list '^Fuzz.*$(FUZZ)' $$pkg) || { echo "$$found"; exit 1; }; \
+		for target in $$(echo "$$found" | grep '^Fuzz'); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg >"$$out" 2>&1 || \
+			{ grep -q '^    context deadline exceeded$$' "$$out" && ! grep -q 'Failing input\|seed corpus\|fuzzing process\|panic' "$$out"; } || \
+			{ cat "$$out"; exit 1; }; \
+			grep '^fuzz: elapsed' "$$out" | tail -n 1; \
+		done; \
+	done
 
 lint: ## Lint Go code (import rules included) and proto files
 	$(LINT) run
