@@ -292,6 +292,39 @@ func TestResumeOnAnotherNode(t *testing.T) {
 	})
 }
 
+// Whoever was told more by another node than this one has gets no hole from a snapshot: what came before the
+// revision that it resumes after, and went after it, differs neither where this node was nor where the snapshot leads.
+func TestWhoIsAheadMissesNothingOfASnapshot(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, r *rig) {
+		other := newRig(t)
+		for round := range 400 {
+			id := fmt.Sprint(round)
+			come, stay, gone := registration(t, instance("web", id)), registration(t, instance("db", id)), removal("web", id)
+			other.node.mustApply(t, come)
+			f := newFollower(ctx, t, other.registry)
+			f.subscribe(subscribe(1, "web"))
+			f.until(other.node.feed.State().Revision())
+			g := newFollower(ctx, t, r.registry)
+			g.subscribe(&apiv1.Subscribe{SubscriptionId: 1, Filter: f.subs[1].filter, Resume: f.subs[1].resume()}, f.subs[1])
+			synctest.Wait()
+			for _, c := range []*raftlogv1.Command{stay, gone} {
+				other.node.mustApply(t, c)
+			}
+			r.node.skip(t, come, stay, gone)
+			g.until(r.node.feed.State().Revision())
+			g.equal(r.node.feed.State())
+			if t.Failed() {
+				t.Fatalf("in round %d", round)
+			}
+			for _, s := range []*follower{f, g} {
+				if err := s.stream.CloseSend(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}
+
 // hookedNode does something when it is asked who it is: the stream asks between subscribing to the feed and looking at
 // the history.
 type hookedNode struct {

@@ -46,11 +46,14 @@ func (f *Feed) deliver(last *fsm.State, it *item) {
 	case it.state.Epoch() != last.Epoch():
 		f.restored(it.state)
 	case it.reset:
-		f.skipped(last, it.state)
+		f.skipped(last, it)
 	default:
 		f.changed(it)
 	}
 	f.done.Store(it.state.Revision())
+	if f.queued.due(it.state.Revision()) {
+		f.queued.release(it.state.Revision())
+	}
 	f.kept.expire(it.state.Revision())
 }
 
@@ -94,10 +97,14 @@ func (f *Feed) restored(st *fsm.State) {
 	}
 }
 
-// skipped tells the watchers whom it concerns what differs between two States of one epoch.
-func (f *Feed) skipped(old, st *fsm.State) {
+// skipped tells the watchers whom it concerns what differs between two States of one epoch, or that all may.
+func (f *Feed) skipped(old *fsm.State, it *item) {
+	st := it.state
 	f.history.cut(st)
-	d := differ(old, st)
+	var d *difference
+	if !it.lost {
+		d = differ(old, st)
+	}
 	t := &f.topics
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -73,6 +73,7 @@ type Feed struct {
 	wg       sync.WaitGroup
 	indexes  waiters
 	revs     waiters
+	queued   waiters
 	points   points
 	kept     keptStates
 	history  history
@@ -86,6 +87,8 @@ type item struct {
 	events []fsm.Event
 	// reset says that the events between the previous item's State and this one are not known.
 	reset bool
+	// lost says that States lie between, which somebody may have seen: what came and went since differs in neither end.
+	lost bool
 }
 
 // New returns a feed that shows st. Close ends it.
@@ -101,6 +104,7 @@ func New(st *fsm.State, limits Limits) *Feed {
 	f.done.Store(st.Revision())
 	f.indexes.init()
 	f.revs.init()
+	f.queued.init()
 	f.points.put(st)
 	f.history.init(limits.Events, limits.Bytes, st)
 	f.topics.init(st)
@@ -151,7 +155,7 @@ func (f *Feed) put(it item) {
 		f.events = 0
 		clear(f.pending)
 		f.pending = f.pending[:0]
-		it = item{state: it.state, reset: true}
+		it = item{state: it.state, reset: true, lost: true}
 		f.counters.overruns.Inc()
 	}
 	if !f.closed {
@@ -190,6 +194,21 @@ func (f *Feed) WaitRevision(ctx context.Context, revision uint64) (*fsm.State, e
 		return nil, fmt.Errorf("wait for revision %d: %w", revision, err)
 	}
 	return st, nil
+}
+
+// Queued returns the last revision whose events are in the queues of all watchers. It is that of the State, or behind it
+// for a moment.
+func (f *Feed) Queued() uint64 { return f.done.Load() }
+
+// WaitQueued returns once Queued is at least the revision. A reader who is told more by another node has to wait for that
+// here before it adds a topic: until then the next step can lead past the revision, and tells only what differs at its two
+// ends. Its errors are those of ctx and ErrClosed.
+func (f *Feed) WaitQueued(ctx context.Context, revision uint64) error {
+	_, err := f.wait(ctx, &f.queued, revision, func(*fsm.State) uint64 { return f.done.Load() })
+	if err != nil {
+		return fmt.Errorf("wait for revision %d: %w", revision, err)
+	}
+	return nil
 }
 
 // wait returns a State of which reached gives the target or more.
