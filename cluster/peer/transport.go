@@ -194,6 +194,7 @@ func (t *Transport) overtaken(rpc raft.RPC) bool {
 			rpc.Respond(&raft.AppendEntriesResponse{Term: highest}, nil)
 			return true
 		}
+		t.record(req.Term) // What it acknowledges to this leader, it must not take from an earlier one.
 	case *raft.RequestVoteRequest:
 		if req.Term < highest {
 			rpc.Respond(&raft.RequestVoteResponse{Term: highest}, nil)

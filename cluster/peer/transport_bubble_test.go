@@ -573,10 +573,10 @@ func TestCloseWaitsForHandlersAndLeavesNoneHanging(t *testing.T) {
 			_ = a.AppendEntries("b", "b:7401", req, &raft.AppendEntriesResponse{})
 		}()
 		go func() { // nobody takes this one
-			_ = a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{})
+			_ = a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{Term: 1}, &raft.RequestVoteResponse{})
 		}()
 		go func() { // this one is taken and never answered
-			_ = a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{}, &raft.RequestVoteResponse{})
+			_ = a.RequestVote("b", "b:7401", &raft.RequestVoteRequest{Term: 1}, &raft.RequestVoteResponse{})
 		}()
 		<-b.Consumer() // and this is the one
 		synctest.Wait()
