@@ -23,7 +23,7 @@ const (
 	maxAccesses = 1000
 	maxAtOnce   = 10
 	// maxSteps bounds the search. It counts steps, not time: a run in virtual time has none to wait for.
-	maxSteps = 1_000_000
+	maxSteps = 500_000
 )
 
 // LinearFigures say what Linear judged.

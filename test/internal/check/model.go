@@ -11,7 +11,7 @@ import (
 )
 
 // modelCommands is how much of the log the model replays: it copies itself with each command.
-const modelCommands = 1000
+const modelCommands = 500
 
 // Model replays the beginning of the log by the naive rules of fsm/model, as the Timeline of everything else is by the
 // state machine that is being judged. A Timeline that does not begin with an empty registry is left alone.
