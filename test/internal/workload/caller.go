@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -15,30 +16,35 @@ import (
 // caller is a client as the history knows it: it has at most one call under way, and at most one request whose outcome
 // is open. When it gives up on an open one it goes on under another name.
 type caller struct {
-	w      *Workload
-	role   string
-	name   string
-	given  int    // names that it has had before
-	pinned string // the node that it asks; empty: any
-	at     string // the node that it asks now
-	rng    *rand.Rand
+	w       *Workload
+	role    string
+	name    string
+	given   int           // names that it has had before
+	pinned  bool          // it never asks another node
+	at      string        // the node that it asks now
+	timeout time.Duration // of its calls
+	rng     *rand.Rand
 
 	conns    map[string]*grpc.ClientConn
 	sequence uint64 // of its last request
 	revision uint64 // the largest that it has seen
+	values   int    // that it has made up
+	lives    int    // sessions and leases that it has opened
 }
 
 // newCaller returns a caller that is pinned to a node, or roams when that is empty.
-func (w *Workload) newCaller(role, pinned string) *caller {
-	c := &caller{w: w, role: role, pinned: pinned, at: pinned, rng: w.random(role), conns: map[string]*grpc.ClientConn{}}
-	c.name = role
+func (w *Workload) newCaller(role, node string) *caller {
+	c := &caller{
+		w: w, role: role, name: role, pinned: node != "", at: node, timeout: w.cfg.Timeout, rng: w.random(role),
+		conns: map[string]*grpc.ClientConn{},
+	}
 	c.move()
 	return c
 }
 
 // move turns a roaming caller to another node.
 func (c *caller) move() {
-	if c.pinned == "" {
+	if !c.pinned {
 		c.at = c.w.cfg.Nodes[c.rng.IntN(len(c.w.cfg.Nodes))]
 	}
 }
@@ -69,15 +75,26 @@ func (c *caller) conn() (*grpc.ClientConn, error) {
 	return conn, err
 }
 
-// call makes one call, which has its own deadline and no other end. A roaming caller turns elsewhere when it fails.
+// pause waits for about the mean pause. It tells whether ctx is still alive.
+func (c *caller) pause(ctx context.Context) bool {
+	return sleep(ctx, time.Duration(c.rng.ExpFloat64()*float64(c.w.cfg.Pause)))
+}
+
+// within chooses a time between two.
+func (c *caller) within(least, most time.Duration) time.Duration {
+	return least + time.Duration(c.rng.Int64N(int64(most-least)+1))
+}
+
+// call makes one call, which has its own deadline and no other end. A roaming caller turns elsewhere when it fails for
+// a reason that lies with the node, and now and then anyway.
 func (c *caller) call(ctx context.Context, do func(context.Context, *grpc.ClientConn) error) error {
 	conn, err := c.conn()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.w.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
 	defer cancel()
-	if err = do(ctx, conn); err != nil && goneElsewhere(reasonOf(err)) {
+	if err = do(ctx, conn); err != nil && passing(reasonOf(err)) || c.rng.IntN(8) == 0 {
 		c.move()
 	}
 	return err
@@ -95,10 +112,10 @@ func (c *caller) write(ctx context.Context, do func(context.Context, *grpc.Clien
 			return nil
 		case unknown(reason):
 			open = true
-		case !open || !goneElsewhere(reason):
+		case !open || !passing(reason):
 			return err
 		}
-		if !c.pause(ctx) || c.rng.IntN(6) == 0 {
+		if !sleep(ctx, c.within(0, c.timeout/4)) || c.rng.IntN(6) == 0 {
 			c.rename()
 			return err
 		}
@@ -107,6 +124,12 @@ func (c *caller) write(ctx context.Context, do func(context.Context, *grpc.Clien
 
 // saw notes the revision of an answer.
 func (c *caller) saw(h *apiv1.ResponseHeader) { c.revision = max(c.revision, h.GetRevision()) }
+
+// value makes up a value that nobody else has.
+func (c *caller) value() string {
+	c.values++
+	return fmt.Sprintf("%s-%d", c.role, c.values)
+}
 
 // reasonOf is the reason of an error of the API, UNSPECIFIED for any other.
 func reasonOf(err error) apiv1.Reason {
@@ -124,12 +147,12 @@ func unknown(reason apiv1.Reason) bool {
 		reason == apiv1.Reason_REASON_INTERNAL
 }
 
-// goneElsewhere tells whether another node, or the same one later, may do what failed for the reason.
-func goneElsewhere(reason apiv1.Reason) bool {
+// passing tells whether another node, or the same one later, may do what failed for the reason.
+func passing(reason apiv1.Reason) bool {
 	switch reason {
 	case apiv1.Reason_REASON_NOT_LEADER, apiv1.Reason_REASON_NO_LEADER, apiv1.Reason_REASON_SHUTTING_DOWN,
 		apiv1.Reason_REASON_REMOVED, apiv1.Reason_REASON_STARTING, apiv1.Reason_REASON_OVERLOADED,
-		apiv1.Reason_REASON_TOO_STALE:
+		apiv1.Reason_REASON_TOO_STALE, apiv1.Reason_REASON_PAGE_EXPIRED, apiv1.Reason_REASON_DISK_FULL:
 		return true
 	default:
 		return unknown(reason)
