@@ -10,6 +10,8 @@ PKG       ?= ./...
 TESTFLAGS ?=
 BENCH     ?= .
 COUNT     ?= 5
+SEED      ?=
+MUTANT    ?= 1
 FUZZ      ?=
 FUZZTIME  ?= 20s
 
@@ -23,11 +25,11 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race e2e bench fuzz lint fmt generate check \
+.PHONY: help build run test race e2e bench fuzz chaos chaos-mutants lint fmt generate check \
 	check-generated check-breaking check-format check-tidy vet clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the static binary bin/regd
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/regd ./cmd/regd
@@ -64,6 +66,12 @@ fuzz: ## Fuzz every target for FUZZTIME (20s), one after the other (narrow: PKG=
 			grep '^fuzz: elapsed' "$$out" | tail -n 1; \
 		done; \
 	done
+
+chaos: ## Torture five processes for some minutes, as root with all faults (again: SEED=7; report in .chaos)
+	CHAOS=1 CHAOS_SEED=$(SEED) CHAOS_REPORT=$(CURDIR)/.chaos $(GO) test ./test/chaos/deck -run 'TestDeck$$' -count=1 -v -timeout 20m
+
+chaos-mutants: ## Show that each of ten slips in the product is caught (one: MUTANT=M3)
+	CHAOS_MUTANTS=$(MUTANT) $(GO) test ./test/chaos/deck -run TestMutants -count=1 -v -timeout 60m
 
 lint: ## Lint Go code (import rules included) and proto files
 	$(LINT) run
@@ -103,4 +111,4 @@ vet:
 	$(GO) vet ./...
 
 clean: ## Remove what the other targets made, the .regd-dev cluster included
-	rm -rf bin .gen .regd-dev
+	rm -rf bin .gen .regd-dev .chaos

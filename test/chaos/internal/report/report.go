@@ -62,8 +62,8 @@ type Fault struct {
 	Times int `json:"times"`
 	// Evidence is that of the last one.
 	Evidence string `json:"evidence"`
-	// Gaps are how long no write was acknowledged around each.
-	Gaps []time.Duration `json:"gaps"`
+	// Gap is how long no write was acknowledged around them.
+	Gap check.Gap `json:"gap"`
 }
 
 // Fact is something that a run must have met often enough to count.
@@ -84,8 +84,8 @@ type Minimum struct {
 	Faults int
 }
 
-// Fill takes operations and faults from a history.
-func (r *Report) Fill(h *history.History) {
+// Fill takes operations and faults from a history, and from its figures how long there were no writes.
+func (r *Report) Fill(h *history.History, gaps map[string]check.Gap) {
 	r.Operations, r.Faults = map[string]Outcomes{}, map[string]*Fault{}
 	for i := range h.Calls {
 		c := &h.Calls[i]
@@ -107,33 +107,14 @@ func (r *Report) Fill(h *history.History) {
 	for _, f := range h.Faults {
 		sum := r.Faults[f.Kind]
 		if sum == nil {
-			sum = &Fault{}
+			sum = &Fault{Gap: gaps[f.Kind]}
 			r.Faults[f.Kind] = sum
 		}
 		if f.Evidence != "" {
 			sum.Times++
 			sum.Evidence = f.Evidence
 		}
-		sum.Gaps = append(sum.Gaps, longestGap(h, f))
 	}
-}
-
-// longestGap is the longest time without an acknowledged write from the beginning of a fault until its recovery.
-func longestGap(h *history.History, f history.Fault) time.Duration {
-	end := max(f.To, f.Recovered)
-	acks := []time.Duration{f.From, end}
-	for i := range h.Calls {
-		c := &h.Calls[i]
-		if c.Outcome == history.OK && c.RequestID() != nil && c.Ended > f.From && c.Ended < end {
-			acks = append(acks, c.Ended)
-		}
-	}
-	slices.Sort(acks)
-	var longest time.Duration
-	for i := 1; i < len(acks); i++ {
-		longest = max(longest, acks[i]-acks[i-1])
-	}
-	return longest
 }
 
 // Invalid tells why the run proves nothing, empty when it counts.

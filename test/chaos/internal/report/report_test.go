@@ -53,7 +53,7 @@ func TestARunThatDidTooLittleIsInvalid(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := &report.Report{Facts: test.facts}
-			r.Fill(run(test.evidence))
+			r.Fill(run(test.evidence), nil)
 			if diff := cmp.Diff(test.want, r.Invalid(test.least)); diff != "" {
 				t.Errorf("invalid because (-want +got):\n%s", diff)
 			}
@@ -61,24 +61,16 @@ func TestARunThatDidTooLittleIsInvalid(t *testing.T) {
 	}
 }
 
-func TestTheLongestTimeWithoutWritesIsToldByKind(t *testing.T) {
-	r := &report.Report{}
-	r.Fill(run("exit 137"))
-	if diff := cmp.Diff([]time.Duration{3 * time.Second}, r.Faults["kill"].Gaps); diff != "" {
-		t.Errorf("gaps (-want +got):\n%s", diff)
-	}
-}
-
 func TestTheVerdictStandsAtTheEnd(t *testing.T) {
 	r := &report.Report{Profile: "smoke", Seed: 7, Replay: "make chaos SEED=7", Skipped: []string{"disks: not root"}}
-	r.Fill(run("exit 137"))
+	r.Fill(run("exit 137"), map[string]check.Gap{"kill": {Median: time.Second, Longest: 3 * time.Second}})
 	r.Violations = []check.Violation{{Rule: "W2", Detail: "revision 7 came twice"}}
 	var b strings.Builder
 	if err := r.WriteText(&b, report.Minimum{Operations: 29}); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"VIOLATION W2: revision 7 came twice\n", "INVALID 28 operations, want at least 29\n", "SKIPPED disks: not root\n",
+		"  1s                      3s   exit 137\n", "VIOLATION W2: revision 7 came twice\n", "INVALID 28 operations, want at least 29\n", "SKIPPED disks: not root\n",
 		"\nINVALID, 1 violations, 1 skipped\nmake chaos SEED=7\n",
 	} {
 		if !strings.Contains(b.String(), want) {

@@ -65,9 +65,8 @@ func (r *Report) writeFaults(b *bytes.Buffer) {
 	fmt.Fprintln(tw, "fault\ttimes\twithout writes: median\tmax\tevidence of the last")
 	for _, kind := range r.kinds() {
 		f := r.Faults[kind]
-		gaps := slices.Sorted(slices.Values(f.Gaps))
-		fmt.Fprintf(tw, "%s\t%d\t%v\t%v\t%s\n", kind, f.Times, gaps[len(gaps)/2].Round(time.Millisecond),
-			gaps[len(gaps)-1].Round(time.Millisecond), f.Evidence)
+		fmt.Fprintf(tw, "%s\t%d\t%v\t%v\t%s\n", kind, f.Times, f.Gap.Median.Round(time.Millisecond),
+			f.Gap.Longest.Round(time.Millisecond), f.Evidence)
 	}
 	_ = tw.Flush() // Into a buffer.
 	fmt.Fprintln(b)

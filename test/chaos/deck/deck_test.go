@@ -1,0 +1,239 @@
+package deck
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/regd-io/regd/fsm"
+	"github.com/regd-io/regd/test/chaos/internal/build"
+	"github.com/regd-io/regd/test/chaos/internal/report"
+	"github.com/regd-io/regd/test/internal/check"
+	"github.com/regd-io/regd/test/internal/history"
+	"github.com/regd-io/regd/test/internal/oracle"
+	"github.com/regd-io/regd/test/internal/workload"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	build.Cleanup()
+	os.Exit(code)
+}
+
+const (
+	// recovery is how soon after a fault was undone every node must serve writes, and all vote.
+	recovery = 20 * time.Second
+	// grace is how late an expiry may be while nothing is wrong.
+	grace = 2 * time.Second
+)
+
+// profile is the size of a run.
+type profile struct {
+	name     string
+	nodes    int
+	episodes int
+	kinds    []string      // of faults; none: all
+	last     time.Duration // the least that a fault lasts
+	counts   workload.Counts
+	pause    time.Duration
+	least    report.Minimum
+}
+
+// whole is the run of make chaos, and smoke that of make test: the deck's faults on processes, a few of them.
+func whole() profile {
+	return profile{
+		name: "whole", nodes: 5, episodes: 26, last: 2500 * time.Millisecond, pause: 60 * time.Millisecond,
+		counts: workload.Counts{
+			Pinned: 5, Roaming: 5, Duplicates: 3, Sessions: 8, Leases: 6, Lockers: 6, Watchers: 12, Programs: 2,
+		},
+		least: report.Minimum{Operations: 20_000, Share: 0.1, Faults: 26},
+	}
+}
+
+// TestDeck deals the whole deck. CHAOS_SEED chooses the seed, CHAOS_REPORT a folder for the report as JSON and text. It runs
+// when CHAOS=1: it takes many minutes.
+func TestDeck(t *testing.T) {
+	if os.Getenv("CHAOS") != "1" {
+		t.Skip("takes many minutes: make chaos")
+	}
+	seed := rand.Uint64N(1_000_000)
+	if s := os.Getenv("CHAOS_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("CHAOS_SEED=%q: must be a number", s)
+		}
+	}
+	t.Logf("seed %d", seed)
+	p := whole()
+	r := deal(t, seed, p)
+	var text strings.Builder
+	if err := r.WriteText(&text, p.least); err != nil {
+		t.Fatal(err)
+	}
+	t.Log("\n" + text.String())
+	if dir := os.Getenv("CHAOS_REPORT"); dir != "" {
+		keep(t, dir, r, text.String())
+	}
+	if len(r.Violations) > 0 || len(r.Invalid(p.least)) > 0 {
+		t.Fail()
+	}
+}
+
+// keep writes the report into a folder.
+func keep(t *testing.T, dir string, r *report.Report, text string) {
+	t.Helper()
+	var b bytes.Buffer
+	err := r.WriteJSON(&b)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o750)
+	}
+	for name, content := range map[string][]byte{"chaos.json": b.Bytes(), "chaos.txt": []byte(text)} {
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), content, 0o600)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// deal makes a run and judges it.
+func deal(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *report.Report {
+	t.Helper()
+	begun := time.Now()
+	w := newWorld(t, seed, p.nodes, mutants...)
+	var names []string
+	for _, n := range w.c.Nodes() {
+		names = append(names, n.Name)
+	}
+	load, err := workload.New(workload.Config{
+		Dial: w.dial, Nodes: names, Address: func(node string) string { return w.c.Node(node).GRPC }, Recorder: w.rec, Seed: seed,
+		Pause: p.pause, MinTTL: 3 * time.Second, MaxTTL: 6 * time.Second, Counts: p.counts,
+	})
+	w.must(err)
+	ctx, cancel := context.WithCancel(t.Context())
+	loaded, observed := make(chan error, 1), make(chan struct{})
+	go func() { loaded <- load.Run(ctx) }()
+	go func() {
+		defer close(observed)
+		w.observeLeaders(ctx)
+	}()
+	for i, e := range schedule(w.rng, w.deck(p.kinds), p.episodes, p.last) {
+		t.Logf("%v: episode %d: %v", time.Since(begun).Round(time.Second), i+1, e)
+		w.play(e)
+	}
+	time.Sleep(2 * time.Second)
+	cancel()
+	w.must(<-loaded)
+	<-observed
+	settling, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	settled, err := load.Settle(settling, names)
+	if err != nil {
+		w.fault("settle", "%v", err)
+	}
+	load.Close()
+	r := w.judge(settled)
+	for _, b := range load.Broken() {
+		rule, detail, _ := strings.Cut(b, ": ")
+		r.Violations = append(r.Violations, check.Violation{Rule: rule, Detail: detail})
+	}
+	r.Seed, r.Profile, r.Nodes, r.Took = int64(seed), p.name, p.nodes, time.Since(begun) //nolint:gosec // Below a million, or the user's.
+	r.Replay = fmt.Sprintf("make chaos SEED=%d", seed)
+	return r
+}
+
+// deck is the faults of the given kinds, or all.
+func (w *world) deck(kinds []string) []fault {
+	if len(kinds) == 0 {
+		return w.faults
+	}
+	return slices.DeleteFunc(slices.Clone(w.faults), func(f fault) bool { return !slices.Contains(kinds, f.kind) })
+}
+
+// play makes one episode.
+func (w *world) play(e episode) {
+	time.Sleep(e.peace)
+	var undone []undo
+	faults := make([]history.Fault, len(e.faults))
+	for i, f := range e.faults {
+		faults[i] = history.Fault{Kind: f.kind, From: w.rec.Now()}
+		undone = append(undone, f.begin(w))
+	}
+	time.Sleep(e.last)
+	for i := len(undone) - 1; i >= 0; i-- {
+		d := undone[i]()
+		faults[i].Nodes, faults[i].Evidence, faults[i].To = d.nodes, d.evidence, w.rec.Now()
+	}
+	err := w.recover(recovery)
+	if err != nil {
+		w.fault("live", "after %v: %v", e, err)
+	}
+	for _, f := range faults {
+		if err == nil {
+			f.Recovered = w.rec.Now()
+		}
+		w.rec.Fault(f)
+	}
+}
+
+// judge holds what the clients saw against what the nodes applied.
+func (w *world) judge(settled time.Duration) *report.Report {
+	begun := time.Now()
+	log := oracle.NewLog()
+	for _, n := range w.c.Nodes() {
+		w.must(log.ReadFile(n.Name, w.appliedFile(n.Name)))
+	}
+	h := w.rec.History()
+	r := &report.Report{Commit: commit(w.t), Violations: w.broken, Skipped: w.skipped}
+	timeline, err := log.Replay(fsm.New())
+	if err != nil {
+		r.Violations = append(r.Violations, check.Violation{Rule: "replay", Detail: err.Error()})
+		r.Fill(h, nil)
+		return r
+	}
+	found, figures := check.Judge(&check.Run{
+		History: h, Timeline: timeline, Clashes: log.Clashes(), Grace: grace, Terms: w.terms, Recovery: recovery, Settled: settled,
+	})
+	r.Violations = append(r.Violations, found...)
+	r.Fill(h, figures.Gaps)
+	r.Checks = time.Since(begun)
+	r.Facts = []report.Fact{
+		{What: "leaders", Count: len(w.terms), Least: 5},
+		{What: "expiries of sessions and leases", Count: figures.Lease.Expired, Least: 50},
+		{What: "acknowledged renewals", Count: figures.Lease.Renewals, Least: 500},
+		{What: "locks handed over", Count: figures.Lock.Handovers, Least: 50},
+		{What: "requests repeated in the log", Count: figures.Once.Repeated, Least: 10},
+		{What: "watch events checked", Count: figures.Watch.Events, Least: 10_000},
+		{What: "watches resumed", Count: figures.Watch.Resumed, Least: 20},
+		{What: "watches told of an installed snapshot", Count: figures.Watch.Cuts["SNAPSHOT_INSTALLED"], Least: 3},
+		{What: "accesses in linearizability checks", Count: figures.Linear.Accesses, Least: 2_000},
+		{What: "state hashes compared", Count: figures.Replica.Hashes, Least: 5},
+	}
+	r.Notes = []string{
+		fmt.Sprintf("least time between the end of a guarantee and its expiry: %v; longest life after a TTL, faults included: %v",
+			figures.Lease.Margin.Round(time.Millisecond), figures.Lease.Lateness.Round(time.Millisecond)),
+		fmt.Sprintf("log: %d entries to revision %d; watches: %d streams, cuts %v", len(timeline.Steps()), timeline.Final().Revision(),
+			figures.Watch.Streams, figures.Watch.Cuts),
+	}
+	return r
+}
+
+// commit is the version of the source, as git tells it.
+func commit(t *testing.T) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(out))
+}

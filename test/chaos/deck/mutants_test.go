@@ -1,0 +1,60 @@
+package deck
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/regd-io/regd/test/chaos/internal/build"
+	"github.com/regd-io/regd/test/internal/check"
+)
+
+// shownBy are the faults that show what is wrong with a mutant.
+func shownBy(mutant string) []string {
+	return map[string][]string{
+		"M1":  {"power loss of all"},
+		"M2":  {"pause leader", "isolate leader"},
+		"M3":  {"pause leader"},
+		"M4":  {"mute follower", "pause follower", "power loss of the leader"},
+		"M5":  {"mute follower", "pause follower", "kill follower"},
+		"M6":  {"clocks that jump"},
+		"M7":  {"kill leader"},
+		"M8":  {"pause leader"},
+		"M9":  {"transfer leadership"},
+		"M10": {"kill follower"},
+	}[mutant]
+}
+
+// TestMutantsAreCaught: each slip in the product is found by the checker that is named for it. It runs when
+// CHAOS_MUTANTS=1, as it takes many minutes; CHAOS_MUTANTS=M3 tries one.
+func TestMutantsAreCaught(t *testing.T) {
+	which := os.Getenv("CHAOS_MUTANTS")
+	if which == "" {
+		t.Skip("takes many minutes: make chaos-mutants")
+	}
+	for _, m := range build.Mutants() {
+		if which != "1" && which != m.Name {
+			continue
+		}
+		t.Run(m.Name, func(t *testing.T) {
+			p := whole()
+			p.name, p.episodes, p.kinds = "mutant "+m.Name, 6, shownBy(m.Name)
+			p.last = 7 * time.Second // Longer than any TTL.
+			r := deal(t, 1, p, m)
+			var rules []string
+			for _, v := range r.Violations {
+				if !slices.Contains(rules, v.Rule) {
+					rules = append(rules, v.Rule)
+				}
+			}
+			t.Logf("%s breaks %q; found: %s", m.Name, m.Promise, strings.Join(rules, ", "))
+			caught := slices.IndexFunc(r.Violations, func(v check.Violation) bool { return v.Rule == m.Rule })
+			if caught < 0 {
+				t.Fatalf("%s was not caught by %s", m.Name, m.Rule)
+			}
+			t.Logf("caught: %v", r.Violations[caught])
+		})
+	}
+}
