@@ -37,7 +37,7 @@ func newOptions(seed uint64, callsEvery time.Duration) options {
 		seed: seed, nodes: 3,
 		heartbeat: time.Duration(among(5, 10)) * 100 * time.Millisecond,
 		latency:   []time.Duration{time.Millisecond, 5 * time.Millisecond, 25 * time.Millisecond}[rng.IntN(3)],
-		snapshots: uint64(among(20, 80)), trailing: uint64(among(5, 20)),
+		snapshots: uint64(among(10, 50)), trailing: uint64(among(2, 10)),
 		history: feed.Limits{Events: among(5, 60), QueueEvents: among(3, 40), DirtyKeys: among(3, 30)},
 		minTTL:  time.Duration(among(2, 4)) * time.Second,
 		counts: workload.Counts{

@@ -65,7 +65,7 @@ func simulate(t *testing.T, o options) outcome {
 	w.liveness()
 	w.reunite()
 	cancel()
-	if err := <-done; err != nil {
+	if err = <-done; err != nil {
 		t.Error(err)
 	}
 	ctx, cancel = context.WithTimeout(t.Context(), settling)

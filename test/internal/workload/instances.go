@@ -86,7 +86,7 @@ type key struct {
 }
 
 // liveKeys is the number of instances of a keyring that are fought for at a time.
-const liveKeys = 3
+const liveKeys = 2
 
 func newKeyring(name string, most int) *keyring {
 	k := &keyring{name: name, most: most}
