@@ -197,7 +197,8 @@ func (r *Registration) Err() error {
 }
 
 // Update changes the specification: change gets a copy to edit. Namespace, service and id must stay. Nothing is kept of a
-// change that fails. Where an error says that the outcome is unknown, update again.
+// change that fails. Where an error says that the outcome is unknown, the client takes back by itself what may have come
+// of it, unless another update is quicker.
 func (r *Registration) Update(ctx context.Context, change func(*registryv1.Instance)) error {
 	return r.work(ctx, "update", func(ctx context.Context) error {
 		spec := r.Instance()
@@ -207,8 +208,11 @@ func (r *Registration) Update(ctx context.Context, change func(*registryv1.Insta
 		}
 		before := r.Incarnation()
 		if err := r.put(ctx, spec, again); err != nil {
-			if errors.Is(err, ErrSuperseded) {
+			switch {
+			case errors.Is(err, ErrSuperseded):
 				r.superseded()
+			case errors.Is(err, ErrOutcomeUnknown):
+				r.c.keeper.takeBack(r)
 			}
 			return err
 		}
@@ -258,14 +262,34 @@ func (r *Registration) remark(ctx context.Context) error {
 func (r *Registration) Deregister(ctx context.Context) error {
 	r.stop()
 	return r.work(ctx, "deregister", func(ctx context.Context) error {
-		_, err := r.c.deregister(ctx, r.key, r.Incarnation())
-		if err != nil && !errors.Is(err, ErrStaleIncarnation) { // stale: what this registration made is gone, as asked
+		if err := r.withdraw(ctx); err != nil {
 			return err
 		}
 		r.c.keeper.remove(r)
 		r.finish(StateEnded, nil)
 		return nil
 	})
+}
+
+// withdraw removes what this registration made.
+func (r *Registration) withdraw(ctx context.Context) error {
+	for incarnation := r.Incarnation(); ; {
+		_, err := r.c.deregister(ctx, r.key, incarnation)
+		if !errors.Is(err, ErrStaleIncarnation) {
+			return err
+		}
+		// The newer one is a successor's, or made by an update that was never answered.
+		found, err := r.c.Instance(ctx, r.key)
+		switch {
+		case errors.Is(err, ErrInstanceNotFound):
+			return nil
+		case err != nil:
+			return err
+		case !r.c.keeper.owned(found.Instance.GetSessionId()):
+			return nil
+		}
+		incarnation = found.Instance.GetIncarnation()
+	}
 }
 
 // work runs f while nobody else works on the instance. In a final state it fails, except that what has ended as it should

@@ -177,6 +177,64 @@ func TestDeregisterSparesASuccessor(t *testing.T) {
 	})
 }
 
+// unanswered has the node carry out registrations and never say so.
+func unanswered(n *fakeNode) {
+	n.after = func(method string, _ proto.Message) error {
+		if method == "Register" {
+			return status.Error(codes.Unavailable, "reset")
+		}
+		return nil
+	}
+}
+
+// updateUnanswered updates an instance and must not learn what came of it.
+func updateUnanswered(t *testing.T, f *fakeCluster, reg *client.Registration) {
+	t.Helper()
+	f.nodes[0].set(unanswered)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	err := reg.Update(ctx, func(i *registryv1.Instance) { i.Weight = 7 })
+	if !errors.Is(err, client.ErrOutcomeUnknown) || f.instance("default/web/a").GetWeight() != 7 {
+		t.Fatalf("Update: %v, instance %v: want it done and the outcome unknown", err, f.instance("default/web/a"))
+	}
+}
+
+func TestAnUnansweredUpdateIsTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		reg := register(t, f.client(nil), "a")
+		if err := reg.Drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		updateUnanswered(t, f, reg)
+		f.nodes[0].set(func(n *fakeNode) { n.after = nil })
+		time.Sleep(10 * time.Second)
+		wantState(t, reg, client.StateRegistered)
+		got := f.instance("default/web/a")
+		if got.GetIncarnation() != reg.Incarnation() || got.GetWeight() != reg.Instance().GetWeight() || !got.GetDraining() {
+			t.Errorf("registered is %v, the client believes incarnation %d of %v", got, reg.Incarnation(), reg.Instance())
+		}
+		if err := reg.SetHealth(t.Context(), "beat", checkPassing, ""); err != nil {
+			t.Errorf("SetHealth: %v", err)
+		}
+	})
+}
+
+func TestDeregisterRemovesWhatAnUnansweredUpdateMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		reg := register(t, f.client(nil), "a")
+		updateUnanswered(t, f, reg)
+		if err := reg.Deregister(t.Context()); err != nil || f.instance("default/web/a") != nil {
+			t.Errorf("Deregister: %v, instance %v is left", err, f.instance("default/web/a"))
+		}
+		time.Sleep(time.Minute)
+		if got := f.instance("default/web/a"); got != nil {
+			t.Errorf("%v came back", got)
+		}
+	})
+}
+
 func TestDeregisteredInstanceStaysAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeCluster(t, 1)

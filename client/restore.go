@@ -164,6 +164,16 @@ func (k *keeper) restore() {
 	}
 }
 
+// takeBack has a registration made again as it was: what became of its last change is not known.
+func (k *keeper) takeBack(r *Registration) {
+	k.mu.Lock()
+	r.mu.Lock()
+	r.session = ""
+	r.mu.Unlock()
+	k.mu.Unlock()
+	k.restore()
+}
+
 // recheck makes sure that all registrations are still there, after the registry's content was replaced.
 func (k *keeper) recheck() {
 	k.mu.Lock()
