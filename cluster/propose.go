@@ -29,7 +29,9 @@ type proposer struct {
 	queue chan *proposal
 	apply func(data []byte) raft.ApplyFuture
 	done  chan struct{} // closed when no proposal will be taken any more
-	ended chan struct{} // closed when run has ended
+	// underway is closed when the entry that was begun last is applied here, or failed.
+	underway atomic.Pointer[chan struct{}]
+	ended    chan struct{} // closed when run has ended
 	// abandoned ends when the entry under way is not waited for any more.
 	abandoned context.Context //nolint:containedctx // Lives as long as the proposer.
 	abandon   context.CancelFunc
@@ -120,6 +122,20 @@ func (p *proposer) closedErr() error {
 	}
 }
 
+// settle waits until the entry that is under way now, if any, is applied here or has failed.
+func (p *proposer) settle(ctx context.Context) error {
+	done := p.underway.Load()
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-*done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (p *proposer) run() {
 	defer close(p.ended)
 	var held *proposal // did not fit into the last entry
@@ -168,6 +184,9 @@ func (p *proposer) commit(batch []*proposal) {
 	for i, q := range batch {
 		commands[i] = q.command
 	}
+	done := make(chan struct{})
+	p.underway.Store(&done)
+	defer close(done)
 	future := p.apply(fsm.AppendEntry(nil, time.Now().UnixMilli(), commands))
 	err := await(p.abandoned, future)
 	var result fsm.Result

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -47,5 +48,35 @@ func TestAStoppingProposerWaitsForNoAnswerThatNeverComes(t *testing.T) {
 		}
 		close(never) // What was left behind must not outlive the bubble.
 		<-closed
+	})
+}
+
+// A read that begins while an entry is committed, and perhaps applied by a follower, waits for it here.
+func TestWhoSettlesWaitsForTheEntryUnderWayAndNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		p := newProposer(1, func([]byte) raft.ApplyFuture { return forgotten{answer: answer} })
+		settle := func(within time.Duration) error {
+			ctx, cancel := context.WithTimeout(t.Context(), within)
+			defer cancel()
+			return p.settle(ctx)
+		}
+		if err := settle(0); err != nil {
+			t.Errorf("nothing is under way, and settle = %v", err)
+		}
+		go func() { _, _ = p.propose(t.Context(), []byte("command")) }() // Its end is another test's matter.
+		synctest.Wait()
+		if err := settle(time.Second); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("an entry is under way, and settle = %v", err)
+		}
+		settled := make(chan error, 1)
+		go func() { settled <- settle(time.Minute) }()
+		synctest.Wait()
+		answer <- struct{}{}
+		if err := <-settled; err != nil {
+			t.Errorf("the entry has ended, and settle = %v", err)
+		}
+		p.finish()
+		p.close()
 	})
 }

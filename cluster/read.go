@@ -48,17 +48,19 @@ func (n *Node) View(ctx context.Context, f Freshness) (View, error) {
 		return View{}, err
 	}
 	switch f.Mode {
+	// Whatever the mode, the age is taken before the State: a State that arrives in between is only fresher.
 	case ModeStale:
-		return View{n.feed.State(), ModeStale, n.Staleness()}, nil
+		age := n.Staleness()
+		return View{n.feed.State(), ModeStale, age}, nil
 	case ModeAtLeast:
-		st, err := n.feed.WaitRevision(ctx, f.MinRevision)
+		_, err := n.feed.WaitRevision(ctx, f.MinRevision)
 		if err != nil {
 			return View{}, fmt.Errorf("%w: revision %d was asked for, node %s has %d: %w",
 				ErrTooStale, f.MinRevision, n.cfg.Name, n.feed.State().Revision(), err)
 		}
-		return View{st, ModeAtLeast, n.Staleness()}, nil
+		age := n.Staleness()
+		return View{n.feed.State(), ModeAtLeast, age}, nil
 	case ModeBounded:
-		// The age is taken before the State: a State that arrives in between is only fresher.
 		if age := n.Staleness(); age >= 0 && age <= f.MaxStaleness {
 			return View{n.feed.State(), ModeBounded, age}, nil
 		}
@@ -110,11 +112,18 @@ func (n *Node) readIndex(ctx context.Context) (uint64, error) {
 
 // confirmedIndex is readIndex on the leader: its own index, once a round that began after proves that it still leads.
 // Every write that was acknowledged in this term is in the State by then, and those of earlier terms have been since
-// the leader became ready.
+// the leader became ready; what a follower can show already, as it applies what is committed before the leader does, is
+// waited for.
 func (n *Node) confirmedIndex(ctx context.Context) (uint64, error) {
 	l := n.leadership.Load()
 	if l == nil {
 		return 0, ErrNotLeader
+	}
+	// Of the entries of this term, at most the one under way is committed and not in the State.
+	if n.raft.Load().CommitIndex() > n.feed.State().Index() {
+		if err := n.proposer.settle(ctx); err != nil {
+			return 0, fmt.Errorf("wait for the entry under way: %w", err)
+		}
 	}
 	index := n.feed.State().Index()
 	if err := l.rounds.ride(ctx); err != nil {
