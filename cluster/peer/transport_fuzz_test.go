@@ -34,7 +34,7 @@ func sentRPC(f *testing.F, kind byte, request any) []byte {
 
 // FuzzRaftConnection sends arbitrary bytes on an established Raft connection. Whatever they are, the transport ends with
 // them, takes no memory for what a length only claims, hands nothing over from a term that this node has left behind, and
-// counts each vote that was granted.
+// notes the terms of entries and granted votes.
 func FuzzRaftConnection(f *testing.F) {
 	const term = 5
 	header := raft.RPCHeader{ProtocolVersion: 3, ID: []byte("n"), Addr: []byte("n:1")}
@@ -57,8 +57,8 @@ func FuzzRaftConnection(f *testing.F) {
 		m.life, m.cancel = context.WithCancel(t.Context())
 		defer m.cancel()
 		tr := NewTransport(m, TransportConfig{HighestTerm: term})
-		votes := make(chan uint64, 1)
-		go func() { votes <- follow(t, tr) }()
+		taken := make(chan uint64, 1)
+		go func() { taken <- follow(t, tr) }()
 		c := &conn{Conn: newScripted(in), remote: Identity{NodeID: "n", ClusterID: "c1"}}
 		closed := make(chan struct{})
 		if !m.raft.deliver(t.Context(), c, func() { close(closed) }) {
@@ -68,8 +68,8 @@ func FuzzRaftConnection(f *testing.F) {
 		if err := tr.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if granted := <-votes; tr.HighestTerm() != max(term, granted) {
-			t.Fatalf("highest term %d after a vote in term %d", tr.HighestTerm(), granted)
+		if highest := <-taken; tr.HighestTerm() != max(term, highest) {
+			t.Fatalf("highest term %d after entries or a vote of term %d", tr.HighestTerm(), highest)
 		}
 		runtime.ReadMemStats(&after)
 		if used, limit := after.TotalAlloc-before.TotalAlloc, uint64(4<<20+1024*len(in)); used > limit {
@@ -79,8 +79,8 @@ func FuzzRaftConnection(f *testing.F) {
 }
 
 // follow does what Raft does with RPCs, as far as the transport can tell, until it is closed. It grants every vote, and
-// returns the highest term of one.
-func follow(t *testing.T, tr *Transport) (granted uint64) {
+// returns the highest term of those and of entries.
+func follow(t *testing.T, tr *Transport) (highest uint64) {
 	for {
 		select {
 		case rpc := <-tr.Consumer():
@@ -89,9 +89,10 @@ func follow(t *testing.T, tr *Transport) (granted uint64) {
 				if req.Term < tr.HighestTerm() {
 					t.Errorf("entries of term %d were taken after term %d", req.Term, tr.HighestTerm())
 				}
+				highest = max(highest, req.Term)
 				rpc.Respond(&raft.AppendEntriesResponse{Term: req.Term, Success: true}, nil)
 			case *raft.RequestVoteRequest:
-				granted = max(granted, req.Term)
+				highest = max(highest, req.Term)
 				rpc.Respond(&raft.RequestVoteResponse{Term: req.Term, Granted: true}, nil)
 			case *raft.InstallSnapshotRequest:
 				_, err := io.Copy(io.Discard, rpc.Reader)
@@ -102,7 +103,7 @@ func follow(t *testing.T, tr *Transport) (granted uint64) {
 				rpc.Respond(&raft.TimeoutNowResponse{}, nil)
 			}
 		case <-tr.done:
-			return granted
+			return highest
 		}
 	}
 }
