@@ -42,7 +42,8 @@ func readWithoutRound() Mutant {
 }
 
 // verifyLeader has the leader ask in Raft's way, which counts answers to heartbeats that were sent before the question.
-// Shown by a pause of the leader while many reads are under way, so that there are such answers in its sockets.
+// Shown by a pause of the leader, of one second or two, while many reads are under way, so that there are such answers in
+// its sockets: not each time, so it takes dozens of pauses.
 func verifyLeader() Mutant {
 	return Mutant{
 		Name: "M3", Promise: "G2: a linearizable read sees all that was acknowledged before", Rule: "order-read",
@@ -103,8 +104,8 @@ func shortGrace() Mutant {
 }
 
 // renewWithoutRound has a leader take renewals without asking whether it leads. Shown by a pause of the leader that is
-// longer than a TTL: renewals that were sent to it meanwhile are acknowledged as soon as it goes on, for what its
-// successor has expired.
+// longer than a TTL, if there are clients that ask no other node: renewals that were sent to it meanwhile are
+// acknowledged as soon as it goes on, for what its successor has expired.
 func renewWithoutRound() Mutant {
 	return Mutant{
 		Name: "M8", Promise: "G5: an acknowledged renewal holds", Rule: "lease-early",
