@@ -50,8 +50,8 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// maxPending bounds the events that wait for the dispatcher. With more, they are dropped and the dispatcher works out
-// the difference of the States instead, as after a snapshot.
+// maxPending bounds the events that wait for the dispatcher. With more, they are dropped, and all watchers are told that
+// everything may differ.
 const maxPending = 1 << 17
 
 // Feed holds the current State and what has changed of late. Publish and Reset are for one goroutine, the applier; all
