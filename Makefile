@@ -69,6 +69,7 @@ fuzz: ## Fuzz every target for FUZZTIME (20s), one after the other (narrow: PKG=
 
 chaos: ## Torture five processes for some minutes, as root with all faults (again: SEED=7; report in .chaos)
 	CHAOS=1 CHAOS_SEED=$(SEED) CHAOS_REPORT=$(CURDIR)/.chaos $(GO) test ./test/chaos/deck -run 'TestDeck$$' -count=1 -v -timeout 20m
+	CHAOS=1 $(GO) test ./test/chaos -run Hostile -count=1 -v -timeout 5m
 
 chaos-mutants: ## Show that each of ten slips in the product is caught (one: MUTANT=M3)
 	CHAOS_MUTANTS=$(MUTANT) $(GO) test ./test/chaos/deck -run TestMutants -count=1 -v -timeout 60m

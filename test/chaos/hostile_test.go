@@ -41,8 +41,12 @@ const (
 
 // TestHostileClientsHurtOnlyThemselves: clients do to the leader what no client should. Meanwhile a neighbour on the same
 // node writes, and reads what he wrote. No call of his fails or takes long, nobody else is elected, and the nodes need
-// little more memory, and in the end no more connections and goroutines, than before (G8).
+// little more memory, and in the end no more connections and goroutines, than before (G8). It runs when CHAOS=1: it judges
+// how long calls take, which is worth nothing while other tests share the processors.
 func TestHostileClientsHurtOnlyThemselves(t *testing.T) {
+	if os.Getenv("CHAOS") != "1" {
+		t.Skip("needs the machine for itself: make chaos")
+	}
 	c := nodes.Start(t, 3, "--heartbeat-timeout", "1s") // The attackers share the processors with the nodes.
 	s := &siege{c: c, target: c.Leader()}
 	s.neighbour = dwell(t, s.target)
