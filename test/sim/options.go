@@ -17,6 +17,8 @@ type options struct {
 	seed      uint64
 	nodes     int
 	heartbeat time.Duration
+	lease     time.Duration // how long a leader goes on without a majority
+	grace     time.Duration // how much longer than a TTL is waited
 	latency   time.Duration // the longest of a link while nothing is wrong
 	snapshots uint64        // entries after which one is taken
 	trailing  uint64        // entries kept behind one
@@ -35,7 +37,7 @@ func newOptions(seed uint64, callsEvery time.Duration) options {
 	among := func(least, most int) int { return least + rng.IntN(most-least+1) }
 	o := options{
 		seed: seed, nodes: 3,
-		heartbeat: time.Duration(among(5, 10)) * 100 * time.Millisecond,
+		heartbeat: time.Duration(among(8, 16)) * 100 * time.Millisecond,
 		latency:   []time.Duration{time.Millisecond, 5 * time.Millisecond, 25 * time.Millisecond}[rng.IntN(3)],
 		snapshots: uint64(among(10, 50)), trailing: uint64(among(2, 10)),
 		history: feed.Limits{Events: among(5, 60), QueueEvents: among(3, 40), DirtyKeys: among(3, 30)},
@@ -46,6 +48,8 @@ func newOptions(seed uint64, callsEvery time.Duration) options {
 		},
 		episodes: among(3, 6),
 	}
+	o.lease = o.heartbeat / time.Duration(among(1, 2))
+	o.grace = time.Duration(among(1, 5)) * 100 * time.Millisecond
 	if rng.IntN(4) == 0 {
 		o.nodes = 5
 	}
@@ -75,6 +79,7 @@ func (o options) founders() []string { return o.names()[:o.nodes] }
 // configure sets what a node is started with.
 func (o options) configure(cfg *cluster.Config) {
 	cfg.HeartbeatTimeout = o.heartbeat
+	cfg.LeaseTimeout = o.lease
 	cfg.CommitTimeout = o.heartbeat / 5 // A tenth of a second is nothing here, and what is sent all the time costs most.
 	cfg.SnapshotThreshold, cfg.TrailingLogs, cfg.SnapshotInterval = o.snapshots, o.trailing, time.Second
 	cfg.FeedLimits = o.history
@@ -83,8 +88,8 @@ func (o options) configure(cfg *cluster.Config) {
 // String shows everything in a few lines.
 func (o options) String() string {
 	left := slices.DeleteFunc(kinds(), func(kind string) bool { return slices.Contains(o.faults, kind) })
-	return fmt.Sprintf("seed %d: %d nodes, heartbeat %v, latency up to %v, snapshot each %d entries with %d left, history %+v,\n"+
+	return fmt.Sprintf("seed %d: %d nodes, heartbeat %v, lease %v, grace %v, latency up to %v, snapshot each %d entries with %d left, history %+v,\n"+
 		"TTLs from %v, a call of each client every %v, clients %+v,\n%d episodes of %s (left out: %s)",
-		o.seed, o.nodes, o.heartbeat, o.latency, o.snapshots, o.trailing, o.history,
+		o.seed, o.nodes, o.heartbeat, o.lease, o.grace, o.latency, o.snapshots, o.trailing, o.history,
 		o.minTTL, o.pause, o.counts, o.episodes, strings.Join(o.faults, " "), strings.Join(left, " "))
 }

@@ -42,21 +42,10 @@ type outcome struct {
 func simulate(t *testing.T, o options) outcome {
 	t.Helper()
 	w := newWorld(t, o)
-	defer func() {
-		if t.Failed() {
-			t.Logf("%v\n%s", o, w.trace.String())
-		}
-	}()
-	load, err := workload.New(workload.Config{
-		Dial: w.dial, Nodes: o.names(), Address: address, Recorder: w.recorder, Seed: o.seed, Pause: o.pause,
-		MinTTL: o.minTTL, MaxTTL: 2 * o.minTTL, KeyOps: 100, Counts: o.counts,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- load.Run(ctx) }()
+	defer w.tell()
+	load := w.newLoad("")
+	defer load.Close()
+	stop := w.start(load)
 	time.Sleep(2 * time.Second)
 	for range o.episodes {
 		w.episode()
@@ -64,29 +53,63 @@ func simulate(t *testing.T, o options) outcome {
 	w.reunite()
 	w.liveness()
 	w.reunite()
-	cancel()
-	if err = <-done; err != nil {
-		t.Error(err)
+	stop()
+	settled := w.settle(load, o.founders())
+	return w.outcome(w.judge(w.recorder.History(), fsm.New(), settled))
+}
+
+// newLoad makes clients for all nodes.
+func (w *world) newLoad(name string) *workload.Workload {
+	w.t.Helper()
+	load, err := workload.New(workload.Config{
+		Dial: w.dial, Nodes: w.o.names(), Address: address, Name: name, Recorder: w.recorder, Seed: w.o.seed,
+		Pause: w.o.pause, MinTTL: w.o.minTTL, MaxTTL: 2 * w.o.minTTL, KeyOps: 100, Counts: w.o.counts,
+	})
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	ctx, cancel = context.WithTimeout(t.Context(), settling)
+	return load
+}
+
+// start has clients work until stop is called, which waits for them.
+func (w *world) start(load *workload.Workload) (stop func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- load.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// settle brings a run to an end that can be judged, and tells when that was.
+func (w *world) settle(load *workload.Workload, nodes []string) time.Duration {
+	ctx, cancel := context.WithTimeout(w.t.Context(), settling)
 	defer cancel()
-	settled, err := load.Settle(ctx, o.founders())
+	settled, err := load.Settle(ctx, nodes)
 	if err != nil {
 		w.fault("settle", "%v", err)
 	}
-	load.Close()
 	w.note("settled")
-	out := w.judge(settled)
 	w.broken = append(w.broken, load.Broken()...)
-	for _, v := range w.broken {
-		t.Error(v)
-	}
-	return out
+	return settled
 }
 
 // fault notes that a promise was broken.
 func (w *world) fault(rule, format string, args ...any) {
 	w.broken = append(w.broken, rule+": "+fmt.Sprintf(format, args...))
+}
+
+// tell fails the test for each broken promise, and shows how it came to that.
+func (w *world) tell() {
+	for _, v := range w.broken {
+		w.t.Error(v)
+	}
+	if w.t.Failed() {
+		w.t.Logf("%v\n%s", w.o, w.trace.String())
+	}
 }
 
 // episode is one or two faults at a time, and some peace after them.
@@ -196,46 +219,33 @@ func (w *world) serves(node string, until time.Duration) error {
 	}
 }
 
-// judge holds what the clients saw against what the nodes applied.
-func (w *world) judge(settled time.Duration) outcome {
-	timeline, err := w.log.Replay(fsm.New())
+// judge holds what the clients saw against what the nodes applied, from a state on.
+func (w *world) judge(h *history.History, start *fsm.State, settled time.Duration) (*oracle.Timeline, check.Figures) {
+	w.t.Helper()
+	timeline, err := w.log.Replay(start)
 	if err != nil {
-		w.fault("replay", "%v", err)
-		return outcome{}
+		w.t.Fatal(err)
 	}
-	run := &check.Run{
-		History: w.recorder.History(), Timeline: timeline, Clashes: w.log.Clashes(), Grace: grace, Terms: w.terms, Settled: settled,
-	}
-	found, figures := check.Judge(run)
+	h = spell(h, w.lives, timeline)
+	found, figures := check.Judge(&check.Run{
+		History: h, Timeline: timeline, Clashes: w.log.Clashes(), Grace: grace, Terms: w.led(), Settled: settled,
+	})
 	for _, v := range found {
-		w.fault(v.Rule, "%s\n%s", v.Detail, evidence(v.Detail, run.History, timeline))
+		w.fault(v.Rule, "%s\n%s", v.Detail, evidence(v.Detail, h, timeline))
 	}
+	return timeline, figures
+}
+
+// outcome tells what the run met, and holds the snapshots that were saved against the log.
+func (w *world) outcome(timeline *oracle.Timeline, figures check.Figures) outcome {
 	for _, st := range w.saved {
 		if have, want := st.Hash(), timeline.AtIndex(st.Index()).Hash(); have != want {
 			w.fault("snapshot", "saved at index %d with hash %x, replay has %x", st.Index(), have, want)
 		}
 	}
-	out := outcome{figures: figures, calls: len(run.History.Calls), leaders: len(w.terms), struck: w.struck}
-	for _, indexes := range w.applied {
-		out.installed += w.skipped(*indexes, timeline)
+	out := outcome{figures: figures, calls: len(w.recorder.History().Calls), leaders: len(w.led()), struck: w.struck}
+	for _, l := range w.lives {
+		out.installed += len(l.skips(timeline))
 	}
 	return out
-}
-
-// skipped tells how often a node, between two starts, went on behind entries that it never applied.
-func (w *world) skipped(applied []uint64, timeline *oracle.Timeline) int {
-	n, at := 0, 0
-	for i, step := range timeline.Steps() {
-		if at == len(applied) {
-			break
-		}
-		if applied[at] != step.State.Index() {
-			continue
-		}
-		if at > 0 && i > 0 && timeline.Steps()[i-1].State.Index() != applied[at-1] {
-			n++
-		}
-		at++
-	}
-	return n
 }

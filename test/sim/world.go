@@ -44,7 +44,7 @@ type world struct {
 	log      *oracle.Log
 	operator *client.Client
 	serving  map[string]*server
-	applied  []*[]uint64    // indexes of the entries, of each node from one start to the next
+	lives    []*life        // in the order of time
 	saved    []*fsm.State   // snapshots that were saved
 	struck   map[string]int // faults by kind
 	broken   []string       // promises, as "rule: detail"
@@ -99,10 +99,10 @@ func (w *world) wire(cfg *cluster.Config) *server {
 		<-s.made
 		return s.monitor.Renew(term, taken, renewals)
 	}
-	applied := new([]uint64)
-	w.applied = append(w.applied, applied)
+	l := &life{node: name, since: w.recorder.Now()}
+	w.lives = append(w.lives, l)
 	cfg.Applied = func(index, term uint64, data []byte) {
-		*applied = append(*applied, index)
+		l.indexes = append(l.indexes, index)
 		w.log.Add(name, index, term, data)
 	}
 	return s
@@ -113,7 +113,7 @@ func (w *world) serve(name string, s *server) {
 	w.t.Helper()
 	node := w.Node(name)
 	cfg := health.DefaultConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg.Logger, cfg.Grace = slog.New(slog.DiscardHandler), w.o.grace
 	cfg.Unapplied = func(err error) bool { return !errors.Is(err, cluster.ErrUnknownOutcome) }
 	var err error
 	if s.monitor, err = health.New(cfg, node.Feed(), node); err != nil {
@@ -196,6 +196,13 @@ func (w *world) leads(name string, term uint64) {
 	w.terms = append(w.terms, check.Term{Number: term, Node: name, At: w.recorder.Now()})
 }
 
+// led is who has led so far.
+func (w *world) led() []check.Term {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.terms)
+}
+
 // leader is who leads now, of those that believe to the one that began last; empty: nobody.
 func (w *world) leader() string {
 	w.mu.Lock()
@@ -262,6 +269,7 @@ func (w *world) dial(name, node string, opts ...grpc.DialOption) (*grpc.ClientCo
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 3 * time.Second,
 		}),
+		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), // There are many connections, and they say little.
 		w.from(host),
 	}, opts...)...)
 }

@@ -33,7 +33,10 @@ type caller struct {
 }
 
 // newCaller returns a caller that is pinned to a node, or roams when that is empty.
-func (w *Workload) newCaller(role, node string) *caller {
+func (w *Workload) newCaller(role, node string) *caller { return w.newNamed(w.cfg.Name+role, node) }
+
+// newNamed is newCaller with the whole name, as for who belongs to another caller.
+func (w *Workload) newNamed(role, node string) *caller {
 	c := &caller{
 		w: w, role: role, name: role, pinned: node != "", at: node, timeout: w.cfg.Timeout, rng: w.random(role),
 		conns: map[string]*grpc.ClientConn{},

@@ -16,7 +16,7 @@ const maxOld = 5
 // askTwice sends each request over two connections at once, mostly to two nodes, until one answers, and now and then
 // sends an old one again.
 func (w *Workload) askTwice(ctx context.Context, c *caller) {
-	twin := w.newCaller(c.role+"b", "")
+	twin := w.newNamed(c.role+"b", "")
 	defer twin.close()
 	keys := []*apiv1.InstanceKey{
 		{Namespace: namespaces[0], Service: services[0], Id: c.role},

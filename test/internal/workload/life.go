@@ -120,7 +120,7 @@ func (c *caller) live(ctx context.Context, k kind) *life {
 		return nil
 	}
 	c.lives++
-	l.c = c.w.newCaller(fmt.Sprintf("%s.life%d", c.role, c.lives), "")
+	l.c = c.w.newNamed(fmt.Sprintf("%s.life%d", c.role, c.lives), "")
 	l.speak(ctx)
 	return l
 }

@@ -147,16 +147,22 @@ func (p *program) hold(ctx context.Context) {
 // long as the owner's context lives, and no more: only of clients on one clock can it be told.
 type exclusion struct {
 	mu     sync.Mutex // guards the fields below
-	owners map[string]*client.Lock
+	owners map[string]held
 	tokens map[string]uint64 // the largest
 }
 
+// held is a *client.Lock.
+type held interface {
+	Token() uint64
+	Context() context.Context
+}
+
 func newExclusion() *exclusion {
-	return &exclusion{owners: map[string]*client.Lock{}, tokens: map[string]uint64{}}
+	return &exclusion{owners: map[string]held{}, tokens: map[string]uint64{}}
 }
 
 // took notes a new owner, and says what is wrong about that.
-func (e *exclusion) took(name string, lock *client.Lock) error {
+func (e *exclusion) took(name string, lock held) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	owner, token := e.owners[name], e.tokens[name]
@@ -171,7 +177,7 @@ func (e *exclusion) took(name string, lock *client.Lock) error {
 }
 
 // gave notes that an owner is about to give the lock back.
-func (e *exclusion) gave(name string, lock *client.Lock) {
+func (e *exclusion) gave(name string, lock held) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.owners[name] == lock {

@@ -25,7 +25,7 @@ func (w *Workload) useRegistry(ctx context.Context, pinned, roaming int) {
 	var keys *keyring
 	for i := range pinned + roaming {
 		if i%maxPerKey == 0 {
-			keys = newKeyring(fmt.Sprintf("key%d", i/maxPerKey), w.cfg.KeyOps)
+			keys = newKeyring(fmt.Sprintf("%skey%d", w.cfg.Name, i/maxPerKey), w.cfg.KeyOps)
 		}
 		c := w.newCaller(fmt.Sprintf("roaming%d", i-pinned), "")
 		if i < pinned {
@@ -103,7 +103,7 @@ func (r *registrar) batch(ctx context.Context) {
 	req := &apiv1.RegisterBatchRequest{}
 	for _, i := range r.rng.Perm(5)[:2+r.rng.IntN(3)] {
 		key := &apiv1.InstanceKey{
-			Namespace: namespaces[i%len(namespaces)], Service: services[i%len(services)], Id: fmt.Sprintf("batch-%d", i),
+			Namespace: namespaces[i%len(namespaces)], Service: services[i%len(services)], Id: fmt.Sprintf("%sbatch-%d", r.w.cfg.Name, i),
 		}
 		if r.rng.IntN(3) == 0 {
 			req.Deregister = append(req.Deregister, key)

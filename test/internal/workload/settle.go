@@ -53,36 +53,29 @@ func (w *Workload) Settle(ctx context.Context, nodes []string) (time.Duration, e
 	return settled, errors.Join(append(errs, c.verify(ctx))...)
 }
 
-// settle waits until all that the program keeps is registered, and its views show what there is.
+// settle waits until all that the program keeps is registered as it believes, and its views show what there is.
 func (p *program) settle(ctx context.Context) error {
-	for i, reg := range p.kept {
-		for reg != nil && reg.State() != client.StateRegistered {
-			if reg.State() == client.StateSuperseded || reg.State() == client.StateEnded {
-				p.w.fault("client-registration", "%s: instance %d is %s: %v", p.role, i, reg.State(), reg.Err())
-				break
-			}
-			if !sleep(ctx, poll) {
-				return fmt.Errorf("wait for %s, which is %s: %w", reg.Key(), reg.State(), ctx.Err())
-			}
-		}
-	}
 	for {
 		before := p.incarnations()
 		result, err := p.regd.Instances(ctx, client.Filter{Namespace: client.AllNamespaces})
 		if err != nil {
 			return err
 		}
-		p.compare(before, result.Instances)
-		if p.equal(result) {
+		wrong := p.compare(before, result.Instances)
+		switch {
+		case wrong != "":
+		case !p.equal(result):
+			wrong = fmt.Sprintf("its views are not what there is at revision %d", result.Revision)
+		default:
 			return nil
 		}
 		if !sleep(ctx, poll) {
-			return fmt.Errorf("wait for its views to be at revision %d: %w", result.Revision, ctx.Err())
+			return fmt.Errorf("%s: %w", wrong, ctx.Err())
 		}
 	}
 }
 
-// incarnations are those of the instances that the client says are registered now, 0 for others.
+// incarnations are those that the client believes in, 0 for what is not registered now.
 func (p *program) incarnations() [len(program{}.kept)]uint64 {
 	var now [len(program{}.kept)]uint64
 	for i, reg := range p.kept {
@@ -93,23 +86,29 @@ func (p *program) incarnations() [len(program{}.kept)]uint64 {
 	return now
 }
 
-// compare holds what the client said before and says after a list was read against what is registered.
-func (p *program) compare(before [len(program{}.kept)]uint64, registered []*registryv1.Instance) {
-	for i, now := range p.incarnations() {
-		if now == 0 || now != before[i] {
+// compare says what is wrong about the instances that the program keeps, given what the client believed before they were
+// read. What it is sure of at one moment may be wrong at the next, but not for long.
+func (p *program) compare(believed [len(program{}.kept)]uint64, registered []*registryv1.Instance) string {
+	for i, reg := range p.kept {
+		if reg == nil {
 			continue
 		}
 		var found uint64
-		key := p.kept[i].Key()
 		for _, instance := range registered {
-			if (client.Key{Namespace: instance.GetNamespace(), Service: instance.GetService(), ID: instance.GetId()}) == key {
+			if nameOf(instance) == reg.Key() {
 				found = instance.GetIncarnation()
 			}
 		}
-		if found != now {
-			p.w.fault("client-registration", "%s: %s is registered with incarnation %d, its owner believes %d", p.role, key, found, now)
+		if found == 0 || found != believed[i] {
+			return fmt.Sprintf("%s is %s (%v) with incarnation %d, and registered with %d",
+				reg.Key(), reg.State(), reg.Err(), believed[i], found)
 		}
 	}
+	return ""
+}
+
+func nameOf(i *registryv1.Instance) client.Key {
+	return client.Key{Namespace: i.GetNamespace(), Service: i.GetService(), ID: i.GetId()}
 }
 
 // equal tells whether all views are at the result's revision and show its instances.
@@ -118,7 +117,7 @@ func (p *program) equal(result client.Result) bool {
 		want := map[client.Key]uint64{}
 		for _, i := range result.Instances {
 			if v.all || i.GetNamespace() == namespaces[0] {
-				want[client.Key{Namespace: i.GetNamespace(), Service: i.GetService(), ID: i.GetId()}] = i.GetModifyRevision()
+				want[nameOf(i)] = i.GetModifyRevision()
 			}
 		}
 		if !v.equals(result.Revision, want) {

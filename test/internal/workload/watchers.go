@@ -15,9 +15,9 @@ import (
 
 const (
 	// progressEvery is the longest silence that watchers ask for.
-	progressEvery = time.Second
+	progressEvery = 2 * time.Second
 	// deaf is the silence after which a watcher believes that its node is gone.
-	deaf = 4 * time.Second
+	deaf = 6 * time.Second
 	// maxSubscriptions is the number of subscriptions of a watcher.
 	maxSubscriptions = 4
 	// slowest is the longest time that a slow reader takes for a message.

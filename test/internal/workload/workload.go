@@ -30,6 +30,8 @@ type Config struct {
 	Nodes []string
 	// Address is the host:port that a node gives to clients. Required if there are programs.
 	Address func(node string) string
+	// Name begins the names of all clients, and of what they fight for: two workloads on one cluster need two. Default: none.
+	Name string
 	// Recorder takes everything down. Required.
 	Recorder *history.Recorder
 	// Seed decides what the clients choose.
