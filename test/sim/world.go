@@ -73,8 +73,8 @@ func newWorld(t *testing.T, o options) *world {
 	var starting []*server
 	w.Cluster = clustertest.New(t, o.nodes, func(cfg *cluster.Config) { starting = append(starting, w.wire(cfg)) })
 	for i, name := range w.Names() {
-		w.serve(name, starting[i])
 		w.place(name)
+		w.serve(name, starting[i])
 	}
 	t.Cleanup(func() {
 		for _, name := range w.Names() {
@@ -222,20 +222,21 @@ func (w *world) note(format string, args ...any) {
 	fmt.Fprintf(&w.trace, "%9.3fs %s\n", w.recorder.Now().Seconds(), fmt.Sprintf(format, args...))
 }
 
-// place gives the links of a new host their latency.
+// place gives the links of a new host to the nodes their latency.
 func (w *world) place(host string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.hosts[host] {
 		return
 	}
+	w.hosts[host] = true
 	w.Net.Host(host)
-	for other := range w.hosts {
-		for _, link := range [][2]string{{host, other}, {other, host}} {
-			w.Net.Delay(link[0], link[1], w.latency(link[0], link[1]))
+	for _, node := range w.o.names() {
+		if node != host {
+			w.Net.Delay(host, node, w.latency(host, node))
+			w.Net.Delay(node, host, w.latency(node, host))
 		}
 	}
-	w.hosts[host] = true
 }
 
 // latency is that of one link while nothing is wrong.
@@ -269,7 +270,7 @@ func (w *world) dial(name, node string, opts ...grpc.DialOption) (*grpc.ClientCo
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 3 * time.Second,
 		}),
-		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10), // There are many connections, and they say little.
+		grpc.WithReadBufferSize(4 << 10), grpc.WithWriteBufferSize(4 << 10), // There are many connections, and they say little.
 		w.from(host),
 	}, opts...)...)
 }
