@@ -298,15 +298,15 @@ func TestWhoIsAheadMissesNothingOfASnapshot(t *testing.T) {
 	bubble(t, func(t *testing.T, ctx context.Context, r *rig) {
 		other := newRig(t)
 		for round := range 200 {
-			ctx, end := context.WithCancel(ctx)
+			inRound, end := context.WithCancel(ctx)
 			defer end()
 			id := fmt.Sprint(round)
 			come, stay, gone := registration(t, instance("web", id)), registration(t, instance("db", id)), removal("web", id)
 			other.node.mustApply(t, come)
-			f := newFollower(ctx, t, other.registry)
+			f := newFollower(inRound, t, other.registry)
 			f.subscribe(subscribe(1, "web"))
 			f.until(other.node.feed.State().Revision())
-			g := newFollower(ctx, t, r.registry)
+			g := newFollower(inRound, t, r.registry)
 			g.subscribe(&apiv1.Subscribe{SubscriptionId: 1, Filter: f.subs[1].filter, Resume: f.subs[1].resume()}, f.subs[1])
 			synctest.Wait()
 			for _, c := range []*raftlogv1.Command{stay, gone} {
