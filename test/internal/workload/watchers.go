@@ -30,7 +30,7 @@ type watcher struct {
 	single bool       // it uses WatchService, with one subscription
 	fickle *rand.Rand // decides about changes of mind
 
-	mu   sync.Mutex // guards the fields below
+	mu   latch // guards the fields below
 	subs map[uint32]*subscription
 	made uint32 // subscriptions so far
 	// cluster and epoch are those of the last header.
@@ -38,6 +38,18 @@ type watcher struct {
 	epoch   uint64
 	stream  watchStream // nil: none is open
 }
+
+// latch is a mutex that may be held while a stream is opened or written to. In a testing/synctest bubble time goes on while
+// somebody waits for it, as it does not for a sync.Mutex. Made by newLatch.
+type latch chan struct{}
+
+func newLatch() latch { return make(latch, 1) }
+
+// Lock implements sync.Locker.
+func (l latch) Lock() { l <- struct{}{} }
+
+// Unlock implements sync.Locker.
+func (l latch) Unlock() { <-l }
 
 // subscription is one that is open, or will be on the next stream.
 type subscription struct {
@@ -83,7 +95,9 @@ func (w *Workload) watch(ctx context.Context, n int) {
 			node = w.node(i / 2)
 		}
 		role := fmt.Sprintf("watcher%d", i)
-		r := &watcher{caller: w.newCaller(role, node), fickle: w.random(role + "'s mind"), subs: map[uint32]*subscription{}}
+		r := &watcher{
+			caller: w.newCaller(role, node), fickle: w.random(role + "'s mind"), mu: newLatch(), subs: map[uint32]*subscription{},
+		}
 		r.single = i%4 == 3
 		r.add()
 		for !r.single && r.rng.IntN(2) == 0 {
