@@ -67,7 +67,9 @@ fuzz: ## Fuzz every target for FUZZTIME (20s), one after the other (narrow: PKG=
 		done; \
 	done
 
+# First the tools that it relies on are tested themselves.
 chaos: ## Torture five processes for some minutes, as root with all faults (again: SEED=7; report in .chaos)
+	CHAOS=1 $(GO) test ./test/chaos/internal/... -count=1 -timeout 5m
 	CHAOS=1 CHAOS_SEED=$(SEED) CHAOS_REPORT=$(CURDIR)/.chaos $(GO) test ./test/chaos/deck -run 'TestDeck$$' -count=1 -v -timeout 20m
 	CHAOS=1 $(GO) test ./test/chaos -run Hostile -count=1 -v -timeout 5m
 

@@ -44,9 +44,7 @@ const (
 // little more memory, and in the end no more connections and goroutines, than before (G8). It runs when CHAOS=1: it judges
 // how long calls take, which is worth nothing while other tests share the processors.
 func TestHostileClientsHurtOnlyThemselves(t *testing.T) {
-	if os.Getenv("CHAOS") != "1" {
-		t.Skip("needs the machine for itself: make chaos")
-	}
+	nodes.Alone(t)
 	c := nodes.Start(t, 3, "--heartbeat-timeout", "1s") // The attackers share the processors with the nodes.
 	s := &siege{c: c, target: c.Leader()}
 	s.neighbour = dwell(t, s.target)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/regd-io/regd/fsm"
 	"github.com/regd-io/regd/test/chaos/internal/build"
+	"github.com/regd-io/regd/test/chaos/internal/nodes"
 	"github.com/regd-io/regd/test/chaos/internal/report"
 	"github.com/regd-io/regd/test/internal/check"
 	"github.com/regd-io/regd/test/internal/history"
@@ -62,9 +63,7 @@ func whole() profile {
 // TestDeck deals the whole deck. CHAOS_SEED chooses the seed, CHAOS_REPORT a folder for the report as JSON and text. It runs
 // when CHAOS=1: it takes many minutes.
 func TestDeck(t *testing.T) {
-	if os.Getenv("CHAOS") != "1" {
-		t.Skip("takes many minutes: make chaos")
-	}
+	nodes.Alone(t)
 	seed := rand.Uint64N(1_000_000)
 	if s := os.Getenv("CHAOS_SEED"); s != "" {
 		var err error

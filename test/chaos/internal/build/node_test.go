@@ -116,6 +116,7 @@ func written(t *testing.T, timeline *oracle.Timeline, id string) time.Time {
 
 // A node of three settings: the clock is moved while it runs, and it is killed once it has taken a snapshot.
 func TestAnInstrumentedNodeShowsWhatItAppliesAndGoesByItsOwnClock(t *testing.T) {
+	nodes.Alone(t)
 	dir := t.TempDir()
 	applied, clockFile := filepath.Join(dir, "applied"), filepath.Join(dir, "clock")
 	clock := NewClock(t, clockFile)
@@ -172,6 +173,7 @@ func TestAnInstrumentedNodeShowsWhatItAppliesAndGoesByItsOwnClock(t *testing.T) 
 }
 
 func TestAKeptHistoryIsAsLongAsIsSaid(t *testing.T) {
+	nodes.Alone(t)
 	for events, want := range map[string]bool{"": true, "100": false} {
 		c := nodes.StartWith(t, 1, nodes.Options{
 			Binary: Build(t), Env: func(*nodes.Node) []string { return []string{EnvFeedEvents + "=" + events} },
@@ -209,6 +211,7 @@ func TestAKeptHistoryIsAsLongAsIsSaid(t *testing.T) {
 }
 
 func TestASettingThatCannotBeReadEndsTheNode(t *testing.T) {
+	nodes.Alone(t)
 	c := nodes.StartWith(t, 0, nodes.Options{
 		Binary: Build(t), Env: func(*nodes.Node) []string { return []string{EnvTrailingLogs + "=many"} },
 	})

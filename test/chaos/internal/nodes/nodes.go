@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -158,14 +159,28 @@ func (c *Cluster) place() *Node {
 	return n
 }
 
+// nextPort is where the search for a free port goes on. Each process begins elsewhere, as several may test at once.
+var nextPort = rand.IntN(lastPort - firstPort)
+
+// Ports that nodes get. They lie below those that the system gives to connections, so that a port that is free stays so
+// while its node is down.
+const firstPort, lastPort = 10_000, 32_000
+
+// freeAddress is a local address on which nobody listens, and that no other node of this process has been given.
 func freeAddress(tb testing.TB) string {
 	tb.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
+	for range lastPort - firstPort {
+		address := fmt.Sprintf("127.0.0.1:%d", firstPort+nextPort)
+		nextPort = (nextPort + 1) % (lastPort - firstPort)
+		lis, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		_ = lis.Close()
+		return address
 	}
-	defer lis.Close()
-	return lis.Addr().String()
+	tb.Fatal("no port is free")
+	return ""
 }
 
 // tell shows how the nodes of a test that failed have fared.

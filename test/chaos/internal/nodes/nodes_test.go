@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 // start starts a cluster on a network and disks of its own.
 func start(t *testing.T, count int) (*nodes.Cluster, *netsim.Network) {
 	t.Helper()
+	nodes.Alone(t)
 	nodes.Require(t, netsim.Probe(), disksim.Probe(), disksim.ProbePowerLoss())
 	nodes.Binary(t) // Not what is timed.
 	began := time.Now()
@@ -152,6 +153,7 @@ func TestANodeThatCantStartSaysWhy(t *testing.T) {
 }
 
 func TestAStarvedProcessIsHeldBack(t *testing.T) {
+	nodes.Alone(t)
 	c := nodes.Start(t, 1)
 	n := c.Nodes()[0]
 	busy := func() (stop func()) {
