@@ -61,7 +61,7 @@ type txn struct {
 func begin(s *State, e Entry, timeMs int64) *txn {
 	st := *s
 	st.index, st.term = e.Index, e.Term
-	st.time = max(st.time, timeMs)
+	st.advance(timeMs)
 	t := &txn{st: &st, mark: new(mark)}
 	t.scratch = t.scratchArray[:0]
 	t.spec.tags = t.tags[:0]

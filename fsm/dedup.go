@@ -13,7 +13,7 @@ import (
 // client is what is remembered of a client's requests, at one time.
 type client struct {
 	id            string
-	last          int64        // log time of its last use, to the grain of ClientTouchMs
+	last          int64        // idleTime of its last use, to the grain of ClientTouchMs
 	answeredBelow uint64       // smaller sequences are forgotten
 	outcomes      []remembered // by growing sequence, at most MaxOutcomes
 }
@@ -119,7 +119,7 @@ func (t *txn) remember(old *client, known bool, r remembered, at int, answeredBe
 	next := &client{id: old.id, last: old.last, answeredBelow: answeredBelow, outcomes: outcomes}
 	if !known {
 		t.makeRoomForClient()
-		next.last = t.st.time
+		next.last = t.st.idleTime()
 		t.st.idle.set(t.mark, next.idleKey(), struct{}{})
 	} else {
 		t.subClientHead(old)
@@ -131,7 +131,7 @@ func (t *txn) remember(old *client, known bool, r remembered, at int, answeredBe
 
 // touchClient notes that a client was heard of.
 func (t *txn) touchClient(old *client) {
-	if t.st.time-old.last < ClientTouchMs {
+	if t.st.idleTime()-old.last < ClientTouchMs {
 		return
 	}
 	next := *old
@@ -143,10 +143,10 @@ func (t *txn) touchClient(old *client) {
 
 // moveIdle moves a client to its new place in the order of last use, once a grain.
 func (t *txn) moveIdle(old, next *client) {
-	if t.st.time-old.last < ClientTouchMs {
+	if t.st.idleTime()-old.last < ClientTouchMs {
 		return
 	}
-	next.last = t.st.time
+	next.last = t.st.idleTime()
 	t.st.idle.delete(t.mark, old.idleKey())
 	t.st.idle.set(t.mark, next.idleKey(), struct{}{})
 }
@@ -162,7 +162,7 @@ func (t *txn) makeRoomForClient() {
 func (t *txn) forgetIdleClients() {
 	for range MaxForgotten {
 		c := t.oldestClient()
-		if c == nil || t.st.time-c.last <= ClientIdleMs {
+		if c == nil || t.st.idleTime()-c.last <= ClientIdleMs {
 			return
 		}
 		t.forgetClient(c)

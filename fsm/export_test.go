@@ -9,7 +9,7 @@ import (
 // Audit recomputes everything that a State keeps incrementally or twice, from its records alone, and says what differs.
 func Audit(s *State) error {
 	want := State{
-		index: s.index, term: s.term, revision: s.revision, epoch: s.epoch, number: s.number, time: s.time,
+		index: s.index, term: s.term, revision: s.revision, epoch: s.epoch, number: s.number, time: s.time, leaps: s.leaps,
 		clusterID: s.clusterID, chain: s.chain,
 	}
 	a := audit{s: s, want: &want}
@@ -183,6 +183,9 @@ func WithClients(n int, last int64) *State {
 	}
 	return l.st
 }
+
+// Leaps returns how much of the log time does not count as silence.
+func Leaps(s *State) int64 { return s.leaps }
 
 // LastNumber returns the last incarnation or token given.
 func LastNumber(s *State) uint64 { return s.number }

@@ -40,6 +40,7 @@ func (s *State) claim(payload []byte) {
 	}
 	s.index, s.term, s.revision, s.epoch = h.GetIndex(), h.GetTerm(), h.GetRevision(), h.GetEpoch()
 	s.number, s.time, s.clusterID = h.GetLastNumber(), h.GetTimeUnixMs(), h.GetClusterId()
+	s.leaps = h.GetLeapsMs()
 }
 
 func appendBlock(b, payload []byte) []byte {

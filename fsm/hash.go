@@ -70,7 +70,7 @@ func hashRecord(id tableID, encoded []byte) sum {
 }
 
 // Hash is the hash of the whole state but for the index that it stands at and the chain that led to it: all tables,
-// revision, epoch, numbers, time and cluster id. States that are equal have equal hashes; it finds divergence and
+// revision, epoch, numbers, time, leaps and cluster id. States that are equal have equal hashes; it finds divergence and
 // damage, not forgery.
 func (s *State) Hash() [16]byte {
 	b := make([]byte, 0, 256)
@@ -81,6 +81,9 @@ func (s *State) Hash() [16]byte {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	b = append(b, s.clusterID...)
+	if s.leaps > 0 { // States without leaps keep the hashes that they had before there was this field.
+		b = binary.BigEndian.AppendUint64(b, uint64(s.leaps))
+	}
 	return hashBytes(b, seedState).bytes()
 }
 

@@ -112,6 +112,15 @@ type machine struct {
 
 func newMachine(t failer) *machine { return &machine{t: t, st: fsm.New(), term: 1, time: 1_000_000} }
 
+// pass lets time pass as it does in a cluster that is in use: with many entries.
+func (m *machine) pass(ms int64) {
+	m.t.Helper()
+	for end := m.time + ms; m.time < end; {
+		m.time = min(end, m.time+fsm.MaxStepMs)
+		m.apply()
+	}
+}
+
 // apply applies the commands as one entry, checks the new state through and returns what it led to.
 func (m *machine) apply(commands ...*raftlogv1.Command) fsm.Result {
 	m.t.Helper()

@@ -27,8 +27,13 @@ const (
 	MaxOutcomes = 64
 	// MaxClients is the number of clients whose outcomes are remembered.
 	MaxClients = 100_000
-	// ClientIdleMs is the log time, in milliseconds, after which the outcomes of a silent client are forgotten.
+	// ClientIdleMs is the log time, in milliseconds, after which the outcomes of a silent client are forgotten. Leaps of
+	// the log time don't count.
 	ClientIdleMs = 10 * 60 * 1000
+	// MaxStepMs is how far, in milliseconds, one entry moves the time that counts for ClientIdleMs. What the log time
+	// moves beyond it is a leap: nobody wrote for a while, or a clock was set forward, and that must not make the state
+	// forget what a retry under way relies on.
+	MaxStepMs = 10_000
 	// ClientTouchMs is the grain, in milliseconds, of a client's last use: a busy client moves in the order of last use
 	// once a grain, not once a request.
 	ClientTouchMs = 1000

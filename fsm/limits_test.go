@@ -101,7 +101,8 @@ func TestClientsAreBounded(t *testing.T) {
 		t.Fatalf("%d clients, first %s, %s", len(clients), clients[0].ID, clients[1].ID)
 	}
 	// One entry forgets a bounded number of idle clients, the next ones the rest.
-	m.time += fsm.ClientIdleMs + 1
+	m.pass(fsm.ClientIdleMs - fsm.ClientTouchMs)
+	m.time++
 	m.one(closeSession("nobody"))
 	if n := m.st.Counts().Clients; n != fsm.MaxClients-fsm.MaxForgotten {
 		t.Fatalf("%d clients left after an entry", n)

@@ -25,11 +25,11 @@ func ReadSnapshot(r io.Reader) (*State, error) {
 	}
 	l := &loader{mark: new(mark), st: &State{
 		index: h.GetIndex(), term: h.GetTerm(), revision: h.GetRevision(), epoch: h.GetEpoch(),
-		number: h.GetLastNumber(), time: h.GetTimeUnixMs(), clusterID: h.GetClusterId(),
+		number: h.GetLastNumber(), time: h.GetTimeUnixMs(), leaps: h.GetLeapsMs(), clusterID: h.GetClusterId(),
 		chain: sum{binary.BigEndian.Uint64(h.GetChain()), binary.BigEndian.Uint64(h.GetChain()[8:])},
 	}}
-	if l.st.time < 0 {
-		return nil, br.bad("negative time")
+	if l.st.time < 0 || l.st.leaps < 0 || l.st.leaps > l.st.time {
+		return nil, br.bad("time %d with leaps of %d", l.st.time, l.st.leaps)
 	}
 	for {
 		payload, err := br.next()
@@ -378,6 +378,7 @@ func Rebase(snapshot, onto *State) *State {
 	next.revision = max(snapshot.revision, onto.revision) + 1
 	next.number = max(snapshot.number, onto.number)
 	next.time = max(snapshot.time, onto.time)
+	next.leaps = next.time - onto.idleTime() // The clients are onto's, and have been silent for as long as before.
 	next.members, next.clients, next.idle = onto.members, onto.clients, onto.idle
 	next.sums[tableMembers] = onto.sums[tableMembers]
 	next.sums[tableClients] = onto.sums[tableClients]

@@ -105,6 +105,8 @@ func (s *script) run(line string) {
 	switch word {
 	case "time":
 		s.time += s.number(rest)
+	case "pass":
+		s.pass(s.number(rest))
 	case "term":
 		s.term = uint64(s.number(rest))
 	case "query":

@@ -90,6 +90,7 @@ func (s *State) header() *raftlogv1.SnapshotHeader {
 		Revision:   s.revision,
 		Epoch:      s.epoch,
 		TimeUnixMs: s.time,
+		LeapsMs:    s.leaps,
 		LastNumber: s.number,
 		StateHash:  hash[:],
 		Chain:      chain[:],

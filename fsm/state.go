@@ -11,6 +11,7 @@ type State struct {
 	revision, epoch uint64
 	number          uint64 // last incarnation or token given
 	time            int64  // largest time of an entry, unix ms
+	leaps           int64  // how much of the time was leapt over, ms
 	clusterID       string
 	chain           sum
 
@@ -51,6 +52,20 @@ func (s *State) ClusterID() string { return s.clusterID }
 
 // Time returns the largest time of an entry so far, in milliseconds since the Unix epoch.
 func (s *State) Time() int64 { return s.time }
+
+// idleTime is the log time without its leaps: what silence is measured by.
+func (s *State) idleTime() int64 { return s.time - s.leaps }
+
+// advance moves the log time on. The first entry's way from the epoch is no leap.
+func (s *State) advance(timeMs int64) {
+	if timeMs <= s.time {
+		return
+	}
+	if s.time > 0 {
+		s.leaps += max(0, timeMs-s.time-MaxStepMs)
+	}
+	s.time = timeMs
+}
 
 // Counts are the sizes of the tables.
 type Counts struct {

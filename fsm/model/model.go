@@ -31,6 +31,7 @@ const (
 	maxOutcomes   = 64
 	maxClients    = 100_000
 	clientIdleMs  = 600_000
+	maxStepMs     = 10_000
 	clientTouchMs = 1000
 	maxForgotten  = 128
 )
@@ -51,7 +52,7 @@ type Instance struct {
 
 // Client is what is remembered of a client.
 type Client struct {
-	// Last is the log time of its last use, to the grain of one second.
+	// Last is the log time of its last use without the leaps until then, to the grain of one second.
 	Last int64
 	// AnsweredBelow is the sequence below which all is forgotten.
 	AnsweredBelow uint64
@@ -63,6 +64,7 @@ type Client struct {
 type Registry struct {
 	Index, Term, Revision, Epoch, Number uint64
 	Time                                 int64
+	Leaps                                int64 // sum of what single entries moved Time by beyond maxStepMs
 	ClusterID                            string
 
 	Instances map[Key]*Instance
@@ -124,7 +126,11 @@ func (m *Registry) Apply(index, term uint64, entry *raftlogv1.Entry) ([]*raftlog
 		return nil, fmt.Errorf("entry %d of term %d does not follow %d of term %d", index, term, m.Index, m.Term)
 	}
 	m.Index, m.Term = index, term
-	m.Time = max(m.Time, entry.GetTimeUnixMs())
+	before := m.Time
+	m.Time = max(before, entry.GetTimeUnixMs())
+	if before > 0 {
+		m.Leaps += max(0, m.Time-before-maxStepMs)
+	}
 	var outcomes []*raftlogv1.Outcome
 	for _, cmd := range entry.GetCommands() {
 		outcomes = append(outcomes, m.command(cmd))
@@ -188,8 +194,8 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 }
 
 func (m *Registry) touch(c *Client) {
-	if c.Last < 0 || m.Time-c.Last >= clientTouchMs {
-		c.Last = m.Time
+	if now := m.Time - m.Leaps; c.Last < 0 || now-c.Last >= clientTouchMs {
+		c.Last = now
 	}
 }
 
@@ -202,7 +208,7 @@ func (m *Registry) clientsByAge() []string {
 
 func (m *Registry) forgetIdle() {
 	for i, id := range m.clientsByAge() {
-		if i < maxForgotten && m.Time-m.Clients[id].Last > clientIdleMs {
+		if i < maxForgotten && m.Time-m.Leaps-m.Clients[id].Last > clientIdleMs {
 			delete(m.Clients, id)
 		}
 	}

@@ -1774,7 +1774,9 @@ type SnapshotHeader struct {
 	// Records of each table, in table order.
 	TableCounts []uint64 `protobuf:"varint,11,rep,packed,name=table_counts,json=tableCounts,proto3" json:"table_counts,omitempty"`
 	// Chain over applied entries, 16 bytes.
-	Chain         []byte `protobuf:"bytes,12,opt,name=chain,proto3" json:"chain,omitempty"`
+	Chain []byte `protobuf:"bytes,12,opt,name=chain,proto3" json:"chain,omitempty"`
+	// How much of the time stamps was leapt over, milliseconds: it does not count as silence of clients.
+	LeapsMs       int64 `protobuf:"varint,13,opt,name=leaps_ms,json=leapsMs,proto3" json:"leaps_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1891,6 +1893,13 @@ func (x *SnapshotHeader) GetChain() []byte {
 		return x.Chain
 	}
 	return nil
+}
+
+func (x *SnapshotHeader) GetLeapsMs() int64 {
+	if x != nil {
+		return x.LeapsMs
+	}
+	return 0
 }
 
 // InstanceRecord is an instance in a snapshot.
@@ -2327,7 +2336,7 @@ type ClientRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Client id.
 	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
-	// Time stamp of its last entry.
+	// Time stamp of its last entry, less what was leapt over until then.
 	LastUnixMs int64 `protobuf:"varint,2,opt,name=last_unix_ms,json=lastUnixMs,proto3" json:"last_unix_ms,omitempty"`
 	// Sequences below this are forgotten.
 	AnsweredBelow uint64 `protobuf:"varint,3,opt,name=answered_below,json=answeredBelow,proto3" json:"answered_below,omitempty"`
@@ -2581,7 +2590,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\achanged\x18\x03 \x01(\bR\achanged\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\tR\x02id\x12\x16\n" +
 	"\x06number\x18\x05 \x01(\x04R\x06number\x12\x18\n" +
-	"\asubject\x18\x06 \x01(\tR\asubject\"\xe3\x02\n" +
+	"\asubject\x18\x06 \x01(\tR\asubject\"\xfe\x02\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -2599,7 +2608,8 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\ftable_hashes\x18\n" +
 	" \x03(\fR\vtableHashes\x12!\n" +
 	"\ftable_counts\x18\v \x03(\x04R\vtableCounts\x12\x14\n" +
-	"\x05chain\x18\f \x01(\fR\x05chain\"<\n" +
+	"\x05chain\x18\f \x01(\fR\x05chain\x12\x19\n" +
+	"\bleaps_ms\x18\r \x01(\x03R\aleapsMs\"<\n" +
 	"\x0eInstanceRecord\x12\x12\n" +
 	"\x04spec\x18\x01 \x01(\fR\x04spec\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\fR\x06status\"]\n" +

@@ -216,6 +216,7 @@ func TestAKilledHarnessTakesItsNodesAlongAndTheNextCleansUp(t *testing.T) {
 		fmt.Printf("node %d %s\n", n.PID(), n.Disk.Dir)
 		select {} // Until it is killed.
 	}
+	nodes.Alone(t)
 	nodes.Require(t, netsim.Probe(), disksim.Probe(), disksim.ProbePowerLoss())
 	harness := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
 	harness.Env = append(os.Environ(), killMe+"="+nodes.Binary(t), "TMPDIR="+t.TempDir())
