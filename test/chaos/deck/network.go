@@ -3,6 +3,7 @@ package deck
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/regd-io/regd/test/chaos/internal/netsim"
@@ -21,8 +22,9 @@ func networkFaults() []fault {
 			return w.rules(func() { w.net.Cut(names(few), names(w.others(few...))) }, few...)
 		}},
 		{kind: "bridge", begin: func(w *world) undo {
-			all := w.shuffled()
-			return w.rules(func() { w.net.Cut(names(all[:2]), names(all[2:4])) }, all[4]) // The fifth sees both halves.
+			both := w.follower() // Followers talk to nobody but the leader: if that saw both halves, nothing would be cut.
+			halves := slices.DeleteFunc(w.shuffled(), func(n *nodes.Node) bool { return n == both })
+			return w.rules(func() { w.net.Cut(names(halves[:2]), names(halves[2:])) }, both)
 		}},
 		{kind: "deaf leader", begin: func(w *world) undo {
 			n := w.c.Leader()
