@@ -35,12 +35,15 @@ const (
 	recovery = 20 * time.Second
 	// grace is how late an expiry may be while nothing is wrong.
 	grace = 2 * time.Second
+	// outage is how long writes may fail while a majority can work.
+	outage = 5 * time.Second
 )
 
 // profile is the size of a run.
 type profile struct {
 	name     string
 	nodes    int
+	args     []string // of the nodes
 	episodes int
 	kinds    []string      // of faults; none: all
 	last     time.Duration // the least that a fault lasts
@@ -109,7 +112,7 @@ func keep(t *testing.T, dir string, r *report.Report, text string) {
 func deal(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *report.Report {
 	t.Helper()
 	begun := time.Now()
-	w := newWorld(t, seed, p.nodes, mutants...)
+	w := newWorld(t, seed, p, mutants...)
 	var names []string
 	for _, n := range w.c.Nodes() {
 		names = append(names, n.Name)
@@ -177,6 +180,7 @@ func (w *world) play(e episode) {
 	if err != nil {
 		w.fault("live", "after %v: %v", e, err)
 	}
+	w.verify()
 	for _, f := range faults {
 		if err == nil {
 			f.Recovered = w.rec.Now()
@@ -196,6 +200,9 @@ func (w *world) judge(settled time.Duration) *report.Report {
 	r := &report.Report{Commit: commit(w.t), Violations: w.broken, Skipped: w.skipped}
 	timeline, err := log.Replay(fsm.New())
 	if err != nil {
+		for _, clash := range log.Clashes() {
+			r.Violations = append(r.Violations, check.Violation{Rule: "replica-clash", Detail: clash})
+		}
 		r.Violations = append(r.Violations, check.Violation{Rule: "replay", Detail: err.Error()})
 		r.Fill(h, nil)
 		return r
@@ -204,6 +211,13 @@ func (w *world) judge(settled time.Duration) *report.Report {
 		History: h, Timeline: timeline, Clashes: log.Clashes(), Grace: grace, Terms: w.terms, Recovery: recovery, Settled: settled,
 	})
 	r.Violations = append(r.Violations, found...)
+	for _, f := range w.faults {
+		if gap := figures.Gaps[f.kind].Longest; gap > outage && !f.stops {
+			r.Violations = append(r.Violations, check.Violation{
+				Rule: "outage", Detail: fmt.Sprintf("no write was acknowledged for %v around %q, want at most %v", gap, f.kind, outage),
+			})
+		}
+	}
 	r.Fill(h, figures.Gaps)
 	r.Checks = time.Since(begun)
 	r.Facts = []report.Fact{

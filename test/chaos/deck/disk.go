@@ -35,7 +35,7 @@ func diskFaults() []fault {
 	}
 	return []fault{
 		{kind: "power loss of the leader", begin: func(w *world) undo { return loss(w.c.Leader()) }},
-		{kind: "power loss of all", alone: true, begin: func(w *world) undo { return loss(w.c.Nodes()...) }},
+		{kind: "power loss of all", alone: true, stops: true, begin: func(w *world) undo { return loss(w.c.Nodes()...) }},
 		{kind: "stalled disk of the leader", begin: func(w *world) undo { return w.stall(w.c.Leader()) }},
 		{kind: "stalled disk of a follower", begin: func(w *world) undo { return w.stall(w.follower()) }},
 		{kind: "slow disk of the leader", begin: func(w *world) undo { return w.slowDisk(w.c.Leader()) }},

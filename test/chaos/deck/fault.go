@@ -15,6 +15,8 @@ type fault struct {
 	gentle bool
 	// alone keeps other faults away: with them, more would be broken than a cluster promises to stand.
 	alone bool
+	// stops leaves no majority that can work: nothing is written until it is undone.
+	stops bool
 	// begin does it, to nodes of its choice, and returns what undoes it.
 	begin func(w *world) undo
 }
@@ -63,11 +65,13 @@ func processFaults() []fault {
 		}
 		return restarting(list...)
 	}
-	pause := func(n *nodes.Node) undo {
-		n.Pause() // It returns once the kernel says so.
+	pause := func(w *world, n *nodes.Node) undo {
+		answered := w.read(n) // What lies in its sockets is served by a leader that does not know yet what it missed.
+		n.Pause()             // It returns once the kernel says so.
 		since := time.Now()
 		return func() done {
 			n.Resume()
+			answered()
 			return to(fmt.Sprintf("process state T for %v", time.Since(since).Round(time.Millisecond)), n)
 		}
 	}
@@ -75,9 +79,9 @@ func processFaults() []fault {
 		{kind: "kill follower", begin: func(w *world) undo { return kill(w.follower()) }},
 		{kind: "kill leader", begin: func(w *world) undo { return kill(w.c.Leader()) }},
 		{kind: "kill two, the leader too", alone: true, begin: func(w *world) undo { return kill(w.c.Leader(), w.follower()) }},
-		{kind: "kill all", alone: true, begin: func(w *world) undo { return kill(w.c.Nodes()...) }},
-		{kind: "pause leader", begin: func(w *world) undo { return pause(w.c.Leader()) }},
-		{kind: "pause follower", begin: func(w *world) undo { return pause(w.follower()) }},
+		{kind: "kill all", alone: true, stops: true, begin: func(w *world) undo { return kill(w.c.Nodes()...) }},
+		{kind: "pause leader", begin: func(w *world) undo { return pause(w, w.c.Leader()) }},
+		{kind: "pause follower", begin: func(w *world) undo { return pause(w, w.follower()) }},
 		{kind: "starve leader", begin: func(w *world) undo { return starve(w.c.Leader()) }},
 		{kind: "rolling restart", alone: true, begin: rollingRestart},
 		{kind: "transfer leadership", gentle: true, begin: transfer},

@@ -47,16 +47,16 @@ type world struct {
 // legs are the addresses from which clients come: a server lets each have a number of connections.
 const legs = 4
 
-// newWorld starts n nodes on a network and disks of their own, as far as the machine allows.
-func newWorld(t *testing.T, seed uint64, n int, mutants ...build.Mutant) *world {
+// newWorld starts the nodes of a run on a network and disks of their own, as far as the machine allows.
+func newWorld(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *world {
 	t.Helper()
 	w := &world{
 		t: t, rng: rand.New(rand.NewPCG(seed, 0)), rec: history.NewRecorder(), clocks: map[string]*build.Clock{}, dir: t.TempDir(),
 	}
-	o := nodes.Options{Binary: build.Build(t, mutants...), Env: w.environment}
+	o := nodes.Options{Args: p.args, Binary: build.Build(t, mutants...), Env: w.environment}
 	w.faults = slices.Concat(processFaults(), memberFaults(), clockFaults())
 	if w.allowed("a network of its own for each node", netsim.Probe()) {
-		w.net = netsim.New(t, n, legs, seed)
+		w.net = netsim.New(t, p.nodes, legs, seed)
 		o.Net = w.net
 		w.faults = append(w.faults, networkFaults()...)
 	}
@@ -65,11 +65,11 @@ func newWorld(t *testing.T, seed uint64, n int, mutants ...build.Mutant) *world 
 		o.DiskSize = disksim.DefaultSize
 		w.faults = append(w.faults, diskFaults()...)
 	}
-	for i := range n {
+	for i := range p.nodes {
 		name := fmt.Sprintf("n%d", i+1)
 		w.clocks[name] = build.NewClock(t, filepath.Join(w.dir, name+".clock"))
 	}
-	w.c = nodes.StartWith(t, n, o)
+	w.c = nodes.StartWith(t, p.nodes, o)
 	return w
 }
 
@@ -147,6 +147,49 @@ func (w *world) dial(client, node string, opts ...grpc.DialOption) (*grpc.Client
 		opts = append(opts, grpc.WithContextDialer(legs[int(h.Sum32()%uint32(len(legs)))].Dial))
 	}
 	return grpc.NewClient("passthrough:///"+w.c.Node(node).GRPC, opts...)
+}
+
+// readers is how many read from a node that is paused.
+const readers = 12
+
+// read has clients make linearizable reads at one node, over and over, each for a short time. What it returns lets those
+// under way come to an end, and waits for them.
+func (w *world) read(n *nodes.Node) (stop func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	var under sync.WaitGroup
+	begun := w.rec.Now()
+	for i := range readers {
+		under.Go(func() {
+			name := fmt.Sprintf("reader%d of %v", i, begun)
+			conn, err := w.dial(name, n.Name, w.rec.DialOptions(name, n.Name)...)
+			if err != nil {
+				return // It only fails for a malformed address.
+			}
+			defer conn.Close()
+			for ctx.Err() == nil {
+				callCtx, done := context.WithTimeout(w.t.Context(), time.Second)
+				_, _ = apiv1.NewRegistryServiceClient(conn).ListServices(callCtx, &apiv1.ListServicesRequest{
+					Namespace: "harness", Freshness: &apiv1.Freshness{Mode: apiv1.Mode_MODE_LINEARIZABLE},
+				}) // Judged from the history.
+				done()
+			}
+		})
+	}
+	return func() {
+		cancel()
+		under.Wait()
+	}
+}
+
+// verify has a node compare the replicas. What it says is judged from the history.
+func (w *world) verify() {
+	node := w.shuffled()[0].Name
+	conn, err := w.dial("verifier", node, w.rec.DialOptions("verifier", node)...)
+	w.must(err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+	defer cancel()
+	_, _ = apiv1.NewClusterServiceClient(conn).Verify(ctx, &apiv1.VerifyRequest{})
 }
 
 // observeLeaders notes each leader that is ready, until ctx ends.

@@ -1,6 +1,7 @@
 package check_test
 
 import (
+	"strconv"
 	"testing"
 
 	"github.com/regd-io/regd/fsm"
@@ -51,9 +52,10 @@ func TestOnceSeesEachBrokenRule(t *testing.T) {
 		{"done twice", "once-log", func(w *world) {
 			req := &apiv1.DeregisterRequest{RequestId: &apiv1.RequestID{ClientId: "z", Sequence: 1}, Key: key("web", "3")}
 			w.call("z", req)
-			w.pass((fsm.ClientIdleMs + 1000) * 1e6) // It is forgotten.
-			w.register("y", "5", "1")
-			w.register("y", "6", "1")
+			for sequence := range fsm.ClientIdleMs/fsm.MaxStepMs + 2 { // It is forgotten.
+				w.pass(fsm.MaxStepMs * 1e6)
+				w.register("y", strconv.Itoa(5+sequence), "1")
+			}
 			w.lost("z", req)
 		}},
 	} {
