@@ -152,33 +152,40 @@ func (w *world) dial(client, node string, opts ...grpc.DialOption) (*grpc.Client
 // readers is how many read from a node that is paused.
 const readers = 12
 
-// read has clients make linearizable reads at one node, over and over, each for a short time. What it returns lets those
-// under way come to an end, and waits for them.
+// read has clients make linearizable reads at one node, over and over, each for a short time. It returns when each has
+// made one, so that their connections stand. What it returns lets those under way come to an end, and waits for them.
 func (w *world) read(n *nodes.Node) (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
-	var under sync.WaitGroup
+	var first, all sync.WaitGroup
 	begun := w.rec.Now()
+	first.Add(readers)
 	for i := range readers {
-		under.Go(func() {
-			name := fmt.Sprintf("reader%d of %v", i, begun)
-			conn, err := w.dial(name, n.Name, w.rec.DialOptions(name, n.Name)...)
-			if err != nil {
-				return // It only fails for a malformed address.
-			}
+		name := fmt.Sprintf("reader%d of %v", i, begun)
+		conn, err := w.dial(name, n.Name, w.rec.DialOptions(name, n.Name)...)
+		w.must(err)
+		all.Go(func() {
 			defer conn.Close()
+			w.readOnce(conn)
+			first.Done()
 			for ctx.Err() == nil {
-				callCtx, done := context.WithTimeout(w.t.Context(), time.Second)
-				_, _ = apiv1.NewRegistryServiceClient(conn).ListServices(callCtx, &apiv1.ListServicesRequest{
-					Namespace: "harness", Freshness: &apiv1.Freshness{Mode: apiv1.Mode_MODE_LINEARIZABLE},
-				}) // Judged from the history.
-				done()
+				w.readOnce(conn)
 			}
 		})
 	}
+	first.Wait()
 	return func() {
 		cancel()
-		under.Wait()
+		all.Wait()
 	}
+}
+
+// readOnce makes a linearizable read, which is judged from the history.
+func (w *world) readOnce(conn *grpc.ClientConn) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
+	defer cancel()
+	_, _ = apiv1.NewRegistryServiceClient(conn).ListServices(ctx, &apiv1.ListServicesRequest{
+		Namespace: "harness", Freshness: &apiv1.Freshness{Mode: apiv1.Mode_MODE_LINEARIZABLE},
+	})
 }
 
 // verify has a node compare the replicas. What it says is judged from the history.
