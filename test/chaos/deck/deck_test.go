@@ -35,6 +35,8 @@ const (
 	recovery = 20 * time.Second
 	// grace is how late an expiry may be while nothing is wrong.
 	grace = 2 * time.Second
+	// minTTL is the least TTL of sessions and leases, and half of the largest.
+	minTTL = 3 * time.Second
 	// outage is how long writes may fail while a majority can work.
 	outage = 5 * time.Second
 )
@@ -119,7 +121,7 @@ func deal(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *report
 	}
 	load, err := workload.New(workload.Config{
 		Dial: w.dial, Nodes: names, Address: func(node string) string { return w.c.Node(node).GRPC }, Recorder: w.rec, Seed: seed,
-		Pause: p.pause, MinTTL: 3 * time.Second, MaxTTL: 6 * time.Second, Counts: p.counts,
+		Pause: p.pause, MinTTL: minTTL, MaxTTL: 2 * minTTL, Counts: p.counts,
 	})
 	w.must(err)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -66,8 +66,8 @@ func processFaults() []fault {
 		return restarting(list...)
 	}
 	pause := func(w *world, n *nodes.Node) undo {
-		answered := w.read(n) // What lies in its sockets is served by a leader that does not know yet what it missed.
-		n.Pause()             // It returns once the kernel says so.
+		answered := w.loyals(n) // What lies in its sockets is served by a leader that does not know yet what it missed.
+		n.Pause()               // It returns once the kernel says so.
 		since := time.Now()
 		return func() done {
 			n.Resume()

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
@@ -149,26 +150,30 @@ func (w *world) dial(client, node string, opts ...grpc.DialOption) (*grpc.Client
 	return grpc.NewClient("passthrough:///"+w.c.Node(node).GRPC, opts...)
 }
 
-// readers is how many read from a node that is paused.
-const readers = 12
-
-// read has clients make linearizable reads at one node, over and over, each for a short time. It returns when each has
-// made one, so that their connections stand. What it returns lets those under way come to an end, and waits for them.
-func (w *world) read(n *nodes.Node) (stop func()) {
+// loyals are clients that ask nobody but one node, each over and over: some read, some renew a session. It returns when
+// each has been answered once. What it returns lets the calls under way come to an end, and waits for them.
+func (w *world) loyals(n *nodes.Node) (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	var first, all sync.WaitGroup
 	begun := w.rec.Now()
-	first.Add(readers)
-	for i := range readers {
-		name := fmt.Sprintf("reader%d of %v", i, begun)
+	for i := range 24 {
+		name := fmt.Sprintf("loyal%d.%d", i, begun.Milliseconds())
 		conn, err := w.dial(name, n.Name, w.rec.DialOptions(name, n.Name)...)
 		w.must(err)
+		ask := readServices
+		if i%2 == 0 {
+			ask = w.openSession(name, conn)
+		}
+		first.Add(1)
 		all.Go(func() {
 			defer conn.Close()
-			w.readOnce(conn)
-			first.Done()
-			for ctx.Err() == nil {
-				w.readOnce(conn)
+			for round := 0; round == 0 || ctx.Err() == nil; round++ {
+				callCtx, done := context.WithTimeout(w.t.Context(), time.Second)
+				ask(callCtx, conn)
+				done()
+				if round == 0 {
+					first.Done()
+				}
 			}
 		})
 	}
@@ -179,13 +184,27 @@ func (w *world) read(n *nodes.Node) (stop func()) {
 	}
 }
 
-// readOnce makes a linearizable read, which is judged from the history.
-func (w *world) readOnce(conn *grpc.ClientConn) {
-	ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
-	defer cancel()
+// readServices makes a linearizable read, which is judged from the history.
+func readServices(ctx context.Context, conn *grpc.ClientConn) {
 	_, _ = apiv1.NewRegistryServiceClient(conn).ListServices(ctx, &apiv1.ListServicesRequest{
 		Namespace: "harness", Freshness: &apiv1.Freshness{Mode: apiv1.Mode_MODE_LINEARIZABLE},
 	})
+}
+
+// openSession opens a session of the least TTL. What it returns renews it, which is judged from the history.
+func (w *world) openSession(client string, conn *grpc.ClientConn) (renew func(context.Context, *grpc.ClientConn)) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
+	defer cancel()
+	resp, err := apiv1.NewSessionServiceClient(conn).Open(ctx, &apiv1.OpenRequest{
+		RequestId: &apiv1.RequestID{ClientId: client, Sequence: 1}, ClientName: client, Ttl: durationpb.New(minTTL),
+	})
+	if err != nil {
+		w.t.Logf("open a session through the node that is to be paused: %v", err)
+		return readServices
+	}
+	return func(ctx context.Context, conn *grpc.ClientConn) {
+		_, _ = apiv1.NewSessionServiceClient(conn).Renew(ctx, &apiv1.RenewRequest{SessionIds: []string{resp.GetSession().GetId()}})
+	}
 }
 
 // verify has a node compare the replicas. What it says is judged from the history.

@@ -120,11 +120,7 @@ func (c *caller) live(ctx context.Context, k kind) *life {
 		return nil
 	}
 	c.lives++
-	node := "" // Any.
-	if c.rng.IntN(3) == 0 {
-		node = c.w.cfg.Nodes[c.rng.IntN(len(c.w.cfg.Nodes))] // It waits there, whatever happens to the node.
-	}
-	l.c = c.w.newNamed(fmt.Sprintf("%s.life%d", c.role, c.lives), node)
+	l.c = c.w.newNamed(fmt.Sprintf("%s.life%d", c.role, c.lives), "")
 	l.speak(ctx)
 	return l
 }

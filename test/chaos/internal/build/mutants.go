@@ -103,9 +103,9 @@ func shortGrace() Mutant {
 	}
 }
 
-// renewWithoutRound has a leader take renewals without asking whether it leads. Shown by a pause of the leader that is
-// longer than a TTL, if there are clients that ask no other node: renewals that were sent to it meanwhile are
-// acknowledged as soon as it goes on, for what its successor has expired.
+// renewWithoutRound has a leader take renewals without asking whether it leads. Shown by a pause of the leader, if there
+// are clients that ask no other node: renewals that were sent to it meanwhile are acknowledged as soon as it goes on, and
+// its successor, which never hears of them, ends what they were for. Only some pauses show it.
 func renewWithoutRound() Mutant {
 	return Mutant{
 		Name: "M8", Promise: "G5: an acknowledged renewal holds", Rule: "lease-early",
