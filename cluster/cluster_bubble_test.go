@@ -446,11 +446,14 @@ func TestRenewalsAreAcknowledgedOnlyByAProvenLeader(t *testing.T) {
 			}
 		}
 		old := c.Leader()
-		c.Net.Isolate(old.Info().Name)
-		c.Leader(old.Info().Name)
 		for len(calls) > 0 {
 			<-calls
 		}
+		c.Net.Isolate(old.Info().Name)
+		if _, err := old.Renew(within(t, 50*time.Millisecond), peerv1.RenewKind_RENEW_KIND_SESSION, []string{"a"}); err == nil {
+			t.Error("the leader that was just cut off, and does not know it yet, acknowledged a renewal")
+		}
+		c.Leader(old.Info().Name)
 		if _, err := old.Renew(within(t, 5*time.Second), peerv1.RenewKind_RENEW_KIND_SESSION, []string{"a"}); err == nil {
 			t.Error("the leader that was cut off acknowledged a renewal")
 		}
