@@ -17,24 +17,41 @@ import (
 // nobody knows what is on disk, so a later success would mean nothing.
 type guard struct {
 	dir     string
-	onFatal func(error)
+	onFatal func(error) // may be nil
 	onFull  func()
-	failed  atomic.Pointer[error] // the first fatal error; set once
+
+	failed atomic.Pointer[failure] // the first fatal error; set once
 }
 
-// fail records the error that ends this node, reports the first one, and returns it.
+// failure is an error that ends this node.
+type failure struct {
+	err  error
+	told chan struct{} // closed when onFatal has returned
+}
+
+// fail records the first error that ends this node and reports it. Whoever fails later waits until that is done. It
+// returns the caller's error.
 func (g *guard) fail(err error) error {
-	if g.failed.CompareAndSwap(nil, &err) && g.onFatal != nil {
+	f := &failure{err: err, told: make(chan struct{})}
+	if !g.failed.CompareAndSwap(nil, f) {
+		_ = g.failure()
+		return err
+	}
+	if g.onFatal != nil {
 		g.onFatal(err)
 	}
+	close(f.told)
 	return err
 }
 
+// failure returns the error that ended this node, when that has been reported.
 func (g *guard) failure() error {
-	if err := g.failed.Load(); err != nil {
-		return *err
+	f := g.failed.Load()
+	if f == nil {
+		return nil
 	}
-	return nil
+	<-f.told
+	return f.err
 }
 
 // damaged is fail for damage found in the database.

@@ -57,9 +57,10 @@ type Config struct {
 	Logger *slog.Logger
 	// OnFatal, if set, is called once, with the first error after which the node
 	// must not go on: a failed write or fsync (ErrSync), or damage found while
-	// running (ErrCorrupt). It runs on the goroutine that met the error, before
-	// raft learns of it. raft panics on some of these errors, so a program that
-	// wants an exit code of its own ends itself inside the callback.
+	// running (ErrCorrupt). It runs on the goroutine that met the error. raft
+	// learns of that error, and of any later one, when it has returned: raft
+	// panics on some of them, so a program that wants an exit code of its own
+	// ends itself inside the callback. It must not use the storage.
 	OnFatal func(error)
 }
 

@@ -35,24 +35,9 @@ const (
 	recovery = 20 * time.Second
 	// grace is how late an expiry may be while nothing is wrong.
 	grace = 2 * time.Second
-	// minTTL is the least TTL of sessions and leases, and half of the largest.
-	minTTL = 3 * time.Second
 	// outage is how long writes may fail while a majority can work.
 	outage = 5 * time.Second
 )
-
-// profile is the size of a run.
-type profile struct {
-	name     string
-	nodes    int
-	args     []string // of the nodes
-	episodes int
-	kinds    []string      // of faults; none: all
-	last     time.Duration // the least that a fault lasts
-	counts   workload.Counts
-	pause    time.Duration
-	least    report.Minimum
-}
 
 // whole is the run of make chaos, and smoke that of make test: the deck's faults on processes, a few of them.
 func whole() profile {

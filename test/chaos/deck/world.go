@@ -24,8 +24,10 @@ import (
 	"github.com/regd-io/regd/test/chaos/internal/disksim"
 	"github.com/regd-io/regd/test/chaos/internal/netsim"
 	"github.com/regd-io/regd/test/chaos/internal/nodes"
+	"github.com/regd-io/regd/test/chaos/internal/report"
 	"github.com/regd-io/regd/test/internal/check"
 	"github.com/regd-io/regd/test/internal/history"
+	"github.com/regd-io/regd/test/internal/workload"
 )
 
 // world is a cluster with what is around it. The test's goroutine owns it, but for what is said to be safe.
@@ -44,6 +46,22 @@ type world struct {
 	mu    sync.Mutex // guards terms
 	terms []check.Term
 }
+
+// profile is the size of a run.
+type profile struct {
+	name     string
+	nodes    int
+	args     []string // of the nodes
+	episodes int
+	kinds    []string      // of faults; none: all
+	last     time.Duration // the least that a fault lasts
+	counts   workload.Counts
+	pause    time.Duration
+	least    report.Minimum
+}
+
+// minTTL is the least TTL of sessions and leases, and half of the largest.
+const minTTL = 3 * time.Second
 
 // legs are the addresses from which clients come: a server lets each have a number of connections.
 const legs = 4
