@@ -2,13 +2,14 @@
 # tools/, so Go and make are enough. The race detector needs a C compiler too.
 
 GO      ?= go
-LINT    := $(GO) tool -modfile=tools/lint.mod golangci-lint
+LINT    := $(GO) tool -modfile=$(CURDIR)/tools/lint.mod golangci-lint
 BUF     := $(GO) tool -modfile=tools/buf.mod buf
 
 # What to narrow on the command line: make test PKG=./fsm/... TESTFLAGS='-run Expire -v'
 PKG       ?= ./...
 TESTFLAGS ?=
 BENCH     ?= .
+BENCHFLAGS ?=
 COUNT     ?= 5
 SEED      ?=
 MUTANT    ?= 1
@@ -25,8 +26,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race e2e bench fuzz chaos chaos-mutants lint fmt generate check \
-	check-generated check-breaking check-format check-tidy vet clean
+.PHONY: help build run test race e2e bench microbench fuzz chaos chaos-mutants lint fmt generate check \
+	check-generated check-breaking check-format check-tidy check-bench vet clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +48,11 @@ race: ## Run the tests COUNT times (5), to hunt rare races
 e2e: ## Run only the tests that start real processes, uncached and verbose
 	$(GO) test $(RACE) -timeout 10m -count=1 -v $(TESTFLAGS) ./cmd/... $(if $(wildcard test),./test/...)
 
-bench: ## Run the benchmarks (narrow: PKG=./fsm BENCH=Apply)
+bench: build ## Measure regd beside etcd, three processes each (narrow: BENCHFLAGS='-only read -rounds 1'; report in .bench)
+	$(GO) build -modfile=tools/etcd.mod -trimpath -o bin/etcd go.etcd.io/etcd/server/v3
+	cd test/bench && $(GO) run . -regd ../../bin/regd -etcd ../../bin/etcd -out ../../.bench -commit '$(VERSION)' $(BENCHFLAGS)
+
+microbench: ## Run the benchmarks of single functions (narrow: PKG=./fsm BENCH=Apply)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m $(TESTFLAGS) $(PKG)
 
 # The targets are found, so that none is forgotten. Each input costs 10 tries to make it smaller at most, else that may
@@ -91,7 +96,7 @@ generate: ## Rewrite the generated code from proto/
 	@find proto -name '*.pb.go' -exec rm -f {} +
 	@cp -R .gen/proto/. proto/ && rm -rf .gen
 
-check: check-generated check-breaking check-tidy check-format lint vet build ## Verify what CI verifies, apart from the tests
+check: check-generated check-breaking check-tidy check-format lint vet check-bench build ## Verify what CI verifies, apart from the tests
 
 check-generated: generate
 	@git diff --exit-code --stat -- 'proto/*.pb.go' && \
@@ -113,5 +118,9 @@ check-tidy:
 vet:
 	$(GO) vet ./...
 
+# A module of its own: what it needs of etcd stays out of regd's.
+check-bench:
+	cd test/bench && $(GO) mod tidy -diff && $(GO) vet ./... && $(LINT) run && $(LINT) fmt --diff && $(GO) test ./...
+
 clean: ## Remove what the other targets made, the .regd-dev cluster included
-	rm -rf bin .gen .regd-dev .chaos
+	rm -rf bin .gen .regd-dev .chaos .bench

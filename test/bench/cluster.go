@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// cluster is three processes of a system.
+type cluster struct {
+	system
+	addresses []addresses
+	dir       string
+	processes []*exec.Cmd
+	conns     []*grpc.ClientConn // one to each node
+}
+
+// newCluster starts the processes and waits until one leads.
+func newCluster(ctx context.Context, s system, dir string) (*cluster, error) {
+	free, err := freeAddresses(3*nodes, 10_000+rand.IntN(20_000)) //nolint:gosec // It need not be hard to guess.
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{system: s, dir: dir, processes: make([]*exec.Cmd, nodes)}
+	for i := range nodes {
+		c.addresses = append(c.addresses, addresses{free[3*i], free[3*i+1], free[3*i+2]})
+		conn, err := dial(free[3*i])
+		if err != nil {
+			return nil, err
+		}
+		c.conns = append(c.conns, conn)
+	}
+	for i := range nodes {
+		if err := c.start(i); err != nil {
+			c.stop()
+			return nil, err
+		}
+	}
+	waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if _, err := c.leader(waiting); err != nil {
+		c.stop()
+		return nil, fmt.Errorf("%w; last of the first node's log: %s", err, c.log(0))
+	}
+	return c, nil
+}
+
+// start starts a node, anew or again.
+func (c *cluster) start(i int) error {
+	args := c.command(i, c.addresses, filepath.Join(c.dir, strconv.Itoa(i)))
+	log, err := os.OpenFile(c.logFile(i), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // As the user says; it is ended by stop.
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	c.processes[i] = cmd
+	return nil
+}
+
+func (c *cluster) logFile(i int) string { return filepath.Join(c.dir, strconv.Itoa(i)+".log") }
+
+// log is the end of a node's log.
+func (c *cluster) log(i int) string {
+	text, _ := os.ReadFile(c.logFile(i))
+	return string(text[max(0, len(text)-2000):])
+}
+
+// kill ends a node at once.
+func (c *cluster) kill(i int) {
+	if p := c.processes[i]; p != nil {
+		_ = p.Process.Kill()
+		_ = p.Wait() // It was killed.
+		c.processes[i] = nil
+	}
+}
+
+func (c *cluster) stop() {
+	for _, conn := range c.conns {
+		_ = conn.Close()
+	}
+	for i := range c.processes {
+		c.kill(i)
+	}
+}
+
+// leader waits until a node leads, and returns which.
+func (c *cluster) leader(ctx context.Context) (int, error) {
+	for ctx.Err() == nil {
+		for i, conn := range c.conns {
+			callCtx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+			leads := c.leads(callCtx, conn)
+			cancel()
+			if leads {
+				return i, nil
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return 0, fmt.Errorf("no node leads: %w", ctx.Err())
+}
+
+// dialled opens connections, spread over the given nodes.
+func (c *cluster) dialled(n int, at ...int) ([]*grpc.ClientConn, func(), error) {
+	var list []*grpc.ClientConn
+	closeAll := func() {
+		for _, conn := range list {
+			_ = conn.Close()
+		}
+	}
+	for i := range n {
+		conn, err := dial(c.addresses[at[i%len(at)]].client)
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		list = append(list, conn)
+	}
+	return list, closeAll, nil
+}
+
+// used is what the processes have taken.
+type used struct {
+	cpu    time.Duration // since they were started
+	memory int64         // bytes that are resident, of all
+}
+
+func (c *cluster) usage() used {
+	var u used
+	for _, p := range c.processes {
+		if p == nil {
+			continue
+		}
+		cpu, memory, err := usageOf(p.Process.Pid)
+		if err != nil {
+			continue // It has ended.
+		}
+		u.cpu += cpu
+		u.memory += memory
+	}
+	return u
+}
+
+// usageOf reads what Linux tells of a process.
+func usageOf(pid int) (cpu time.Duration, memory int64, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	_, rest, found := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if !found || len(fields) < 22 {
+		return 0, 0, errors.New("unexpected /proc/<pid>/stat")
+	}
+	user, err1 := strconv.ParseInt(fields[11], 10, 64)
+	system, err2 := strconv.ParseInt(fields[12], 10, 64)
+	pages, err3 := strconv.ParseInt(fields[21], 10, 64)
+	const ticks = 100 // A second, on all that Go runs on.
+	return time.Duration(user+system) * time.Second / ticks, pages * int64(os.Getpagesize()), errors.Join(err1, err2, err3)
+}

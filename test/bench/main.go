@@ -1,0 +1,109 @@
+// Command bench measures regd beside etcd: three processes of each on this machine, the same load on both, one system
+// after the other in each round, so that a machine that drifts drifts for both. Only ratios of one run mean anything.
+// Start at jobs.go for what is measured, and at system.go for what a registry must be able to do.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+// options are those of the command line.
+type options struct {
+	regd, etcd string // binaries
+	rounds     int
+	last       time.Duration // of each measurement
+	only       *regexp.Regexp
+	out        string // folder of the report
+	commit     string
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	var o options
+	only := flag.String("only", ".", "measure only the jobs whose names match this regular expression")
+	flag.StringVar(&o.regd, "regd", "", "binary of regd (required)")
+	flag.StringVar(&o.etcd, "etcd", "", "binary of etcd (none: regd alone)")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each job is measured on each system, 1 to 20")
+	flag.DurationVar(&o.last, "last", 3*time.Second, "how long a measurement takes, 100ms to 1m")
+	flag.StringVar(&o.out, "out", ".bench", "folder for the report")
+	flag.StringVar(&o.commit, "commit", "unknown", "what is measured, for the report")
+	flag.Parse()
+	switch {
+	case flag.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	case o.regd == "":
+		return errors.New("-regd is missing: the binary to measure")
+	case o.rounds < 1 || o.rounds > 20:
+		return fmt.Errorf("-rounds %d: must be 1 to 20", o.rounds)
+	case o.last < 100*time.Millisecond || o.last > time.Minute:
+		return fmt.Errorf("-last %v: must be 100ms to 1m", o.last)
+	}
+	var err error
+	if o.only, err = regexp.Compile(*only); err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	r, err := measure(ctx, o)
+	if err != nil {
+		return err
+	}
+	return r.write(o.out)
+}
+
+// measure runs all jobs.
+func measure(ctx context.Context, o options) (*report, error) {
+	r := newReport(o)
+	for _, j := range jobs() {
+		if !o.only.MatchString(j.name) {
+			continue
+		}
+		for round := range o.rounds {
+			for _, create := range systems(o) {
+				figure, err := once(ctx, create, j, o.last)
+				if err != nil {
+					return nil, fmt.Errorf("%s, round %d: %w", j.name, round+1, err)
+				}
+				r.add(j, figure)
+				fmt.Fprintf(os.Stderr, "%-40s %-5s round %d: %s\n", j.name, figure.System, round+1, j.text(figure.Value))
+			}
+		}
+	}
+	return r, nil
+}
+
+// once measures a job on a fresh cluster.
+func once(ctx context.Context, create func() system, j job, last time.Duration) (figure, error) {
+	dir, err := os.MkdirTemp("", "regd-bench-")
+	if err != nil {
+		return figure{}, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	s := create()
+	c, err := newCluster(ctx, s, dir)
+	if err != nil {
+		return figure{}, fmt.Errorf("start %s: %w", s.name(), err)
+	}
+	defer c.stop()
+	before := c.usage()
+	value, err := j.run(ctx, c, last)
+	if err != nil {
+		return figure{}, fmt.Errorf("%s: %w", s.name(), err)
+	}
+	after := c.usage()
+	return figure{System: s.name(), Value: value, CPU: after.cpu - before.cpu, Memory: after.memory}, nil
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// regd is what is measured.
+type regd struct {
+	binary string
+	asked  atomic.Uint64 // sequences of requests
+}
+
+func (*regd) name() string { return "regd" }
+
+func (s *regd) command(node int, all []addresses, dir string) []string {
+	peers := ""
+	for i, a := range all {
+		if i > 0 {
+			peers += ","
+		}
+		peers += a.peer
+	}
+	a := all[node]
+	return []string{
+		s.binary, "serve", "--name", "n" + strconv.Itoa(node), "--data-dir", filepath.Join(dir, "data"), "--grpc-listen", a.client,
+		"--peer-listen", a.peer, "--http-listen", a.metrics, "--initial-peers", peers,
+	}
+}
+
+func (*regd) leads(ctx context.Context, conn *grpc.ClientConn) bool {
+	s, err := apiv1.NewClusterServiceClient(conn).Status(ctx, &apiv1.StatusRequest{Local: true})
+	return err == nil && s.GetHeader().GetLeader() != "" && "passthrough:///"+s.GetHeader().GetLeader() == conn.Target()
+}
+
+// request is the id of the next request of a client that makes one at a time.
+func (s *regd) request(client int) *apiv1.RequestID {
+	n := s.asked.Add(1)
+	return &apiv1.RequestID{ClientId: "bench-" + strconv.Itoa(client), Sequence: n, AnsweredBelow: n}
+}
+
+func (s *regd) open(ctx context.Context, conn *grpc.ClientConn) (owner, error) {
+	reply, err := apiv1.NewSessionServiceClient(conn).Open(ctx, &apiv1.OpenRequest{ClientName: "bench", Ttl: durationpb.New(time.Hour)})
+	return owner{id: reply.GetSession().GetId()}, err
+}
+
+func (s *regd) register(ctx context.Context, conn *grpc.ClientConn, who owner, in instance) error {
+	_, err := apiv1.NewRegistryServiceClient(conn).Register(ctx, &apiv1.RegisterRequest{
+		RequestId: s.request(in.client),
+		Instance: &registryv1.Instance{
+			Service: in.service, Id: in.id, SessionId: who.id, Address: "10.1.2.3", Zone: "eu-central-1a", Region: "eu-central-1",
+			Ports: []*registryv1.Port{{Name: "http", Number: 8080}}, Tags: []string{"v2", "canary"},
+			Metadata: map[string]string{"version": "2.14.3", "commit": in.version(), "team": "payments", "lang": "go"},
+		},
+	})
+	return err
+}
+
+func (*regd) read(ctx context.Context, conn *grpc.ClientConn, service string, linearizable bool) (int, error) {
+	mode := apiv1.Mode_MODE_STALE
+	if linearizable {
+		mode = apiv1.Mode_MODE_LINEARIZABLE
+	}
+	reply, err := apiv1.NewRegistryServiceClient(conn).ListInstances(ctx, &apiv1.ListInstancesRequest{
+		Filter: &apiv1.Filter{Service: service}, Freshness: &apiv1.Freshness{Mode: mode},
+	})
+	return len(reply.GetInstances()), err
+}
+
+func (*regd) renew(ctx context.Context, conn *grpc.ClientConn) (renewals, error) {
+	stream, err := apiv1.NewSessionServiceClient(conn).Attach(ctx)
+	return &regdRenewals{stream: stream}, err
+}
+
+type regdRenewals struct {
+	stream       grpc.BidiStreamingClient[apiv1.AttachRequest, apiv1.AttachResponse]
+	asked, acked uint64
+}
+
+func (r *regdRenewals) ask(who owner) error {
+	r.asked++
+	return r.stream.Send(&apiv1.AttachRequest{SessionIds: []string{who.id}, Sequence: r.asked})
+}
+
+func (r *regdRenewals) answer() (int, error) {
+	reply, err := r.stream.Recv()
+	switch {
+	case err != nil:
+		return 0, err
+	case len(reply.GetEnded()) > 0:
+		return 0, fmt.Errorf("sessions have ended: %v", reply.GetEnded())
+	}
+	n := int(reply.GetSequence() - r.acked) //nolint:gosec // Some of those under way.
+	r.acked = reply.GetSequence()
+	return n, nil
+}
+
+func (*regd) watch(ctx context.Context, conn *grpc.ClientConn, service string) (changes, error) {
+	stream, err := apiv1.NewRegistryServiceClient(conn).WatchService(ctx, &apiv1.WatchServiceRequest{
+		Filter: &apiv1.Filter{Service: service},
+	})
+	if err != nil {
+		return nil, err
+	}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if m.GetSynced() != nil {
+			return regdChanges{stream}, nil
+		}
+	}
+}
+
+type regdChanges struct {
+	stream grpc.ServerStreamingClient[apiv1.WatchServiceResponse]
+}
+
+func (c regdChanges) next() ([]string, error) {
+	for {
+		m, err := c.stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if m.GetCut() != nil || m.GetEnded() != nil {
+			return nil, errors.New("the watch fell behind")
+		}
+		var versions []string
+		for _, e := range m.GetEvents().GetEvents() {
+			versions = append(versions, e.GetEvent().GetInstance().GetMetadata()["commit"])
+		}
+		if len(versions) > 0 {
+			return versions, nil
+		}
+	}
+}

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestTheTableHasMediansAndTheRatioThatIsBetter(t *testing.T) {
+	r := newReport(options{rounds: 3, commit: "abc"})
+	rate := job{name: "write", unit: "/s", goal: 2}
+	delay := job{name: "fail over", unit: "ms", goal: 1.4, less: true}
+	for _, v := range []float64{3000, 1000, 2000} {
+		r.add(rate, figure{System: "regd", Value: v})
+		r.add(rate, figure{System: "etcd", Value: v / 4})
+	}
+	r.add(delay, figure{System: "regd", Value: 50})
+	r.add(delay, figure{System: "etcd", Value: 100})
+	var text strings.Builder
+	r.table(&text)
+	for _, want := range []string{
+		"| write | 2000 /s (1000 /s to 3000 /s) | 500 /s (250 /s to 750 /s) | 4.00x | 2x |",
+		"| fail over | 50 ms (50 ms to 50 ms) | 100 ms (100 ms to 100 ms) | 2.00x | 1.4x |",
+	} {
+		if !strings.Contains(text.String(), want+"\n") {
+			t.Errorf("no line %q in\n%s", want, text.String())
+		}
+	}
+}
+
+func TestAJobWithoutEtcdHasNoRatio(t *testing.T) {
+	r := newReport(options{rounds: 1})
+	r.add(job{name: "write", unit: "/s"}, figure{System: "regd", Value: 1})
+	if got := r.Rows[0].ratio(); got != 0 {
+		t.Errorf("ratio %v", got)
+	}
+}
