@@ -110,7 +110,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
 		},
 		groupOperate: {newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newVerifyCmd(a), newSessionsCmd(a)},
-		groupTools:   {newVersionCmd(a), newCompletionCmd(a)},
+		groupTools:   {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},
 	}
 	for group, commands := range groups {
 		for _, cmd := range commands {
