@@ -166,14 +166,20 @@ func (n *Node) startRaft(notify chan<- bool) error {
 	if err != nil {
 		return err
 	}
+	var started atomic.Pointer[raft.Raft]
+	following := func(term uint64) bool {
+		r := started.Load()
+		return r != nil && r.State() == raft.Follower && r.CurrentTerm() == term
+	}
 	t := peer.NewTransport(n.port.mux, peer.TransportConfig{
-		HighestTerm: voted, Gate: n.gate, AddressProvider: addressProvider{n}, Timeout: transportTimeout, MaxPool: 3, Logger: newRaftLogger(n.log.With("component", "transport")),
+		HighestTerm: voted, Gate: n.gate, Following: following, AddressProvider: addressProvider{n}, Timeout: transportTimeout, MaxPool: 3, Logger: newRaftLogger(n.log.With("component", "transport")),
 	})
 	n.port.transport.Store(t)
 	r, err := raft.NewRaft(n.raftConfig(notify), n.fsm, n.disk.Logs(), n.disk.Stable(), n.store.Snapshots(), t)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft: %w", err), t.Close())
 	}
+	started.Store(r)
 	n.pilot = newPilot(n, r)
 	n.raft.Store(r)
 	return nil

@@ -34,7 +34,7 @@ func BenchmarkHandshake(b *testing.B) {
 func BenchmarkAppendEntries(b *testing.B) {
 	from := onTCP(b, peer.TCP(), "from")
 	to := onTCP(b, peer.TCP(), "to")
-	sender, receiver := peer.NewTransport(from, peer.TransportConfig{}), peer.NewTransport(to, peer.TransportConfig{})
+	sender, receiver := peer.NewTransport(from, peer.TransportConfig{}), peer.NewTransport(to, peer.TransportConfig{Following: always})
 	b.Cleanup(func() { sender.Close(); receiver.Close() })
 	receiver.SetHeartbeatHandler(func(rpc raft.RPC) { rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil) })
 	respond(b, receiver, func(any) any { return &raft.AppendEntriesResponse{Success: true} })

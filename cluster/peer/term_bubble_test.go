@@ -1,6 +1,7 @@
 package peer_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,13 +12,59 @@ import (
 	"github.com/regd-io/regd/cluster/peer"
 )
 
+// always has all heartbeats handled beside Raft's main loop.
+func always(uint64) bool { return true }
+
+// A leader hears the first heartbeat of its successor, and the next thing that it hears is a write. It must not append
+// that as an entry of its successor's term, who has another one with this index.
+func TestALeaderAppendsNothingInTheTermOfItsSuccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		stores := map[string]*raft.InmemStore{}
+		var ms []*member
+		for _, name := range names {
+			m, store := new(atomic.Pointer[member]), raft.NewInmemStore()
+			stores[name] = store
+			m.Store(start(t, n, name, store, peer.TransportConfig{Following: func(term uint64) bool {
+				r := m.Load()
+				return r != nil && r.raft.State() == raft.Follower && r.raft.CurrentTerm() == term
+			}}))
+			ms = append(ms, m.Load())
+		}
+		old := leader(t, 10*time.Second, ms...)
+		if err := old.raft.Barrier(time.Second).Error(); err != nil {
+			t.Fatal(err)
+		}
+		next := peer.NewTransport(listen(t, n, "next", "c1"), peer.TransportConfig{})
+		defer next.Close()
+		term := old.raft.CurrentTerm() + 1
+		header := raft.RPCHeader{ProtocolVersion: 3, ID: []byte("next"), Addr: []byte("next:7401")}
+		var resp raft.AppendEntriesResponse
+		if err := next.AppendEntries(raft.ServerID(old.name), raft.ServerAddress(old.name+":7401"),
+			&raft.AppendEntriesRequest{RPCHeader: header, Term: term}, &resp); err != nil || !resp.Success {
+			t.Fatalf("heartbeat: %+v, %v", resp, err)
+		}
+		if err := old.raft.Apply([]byte("late"), time.Second).Error(); err == nil {
+			t.Error("the write succeeded")
+		}
+		last, err := stores[old.name].LastIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var entry raft.Log
+		if err := stores[old.name].GetLog(last, &entry); err != nil || entry.Term >= term {
+			t.Errorf("%v: the last entry of %s is %q of term %d, which is its successor's", err, old.name, entry.Data, entry.Term)
+		}
+	})
+}
+
 // A heartbeat of term 2 is being handled, and hangs on the disk, while Raft takes entries of term 3 from its successor,
 // for whom this node never voted.
 func TestNothingIsTakenFromTheTermBeforeEntries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := clustertest.NewNet()
 		store := raft.NewInmemStore()
-		start(t, n, "n1", slowTerm{store, 2}, peer.TransportConfig{}, func(c *raft.Config) {
+		start(t, n, "n1", slowTerm{store, 2}, peer.TransportConfig{Following: always}, func(c *raft.Config) {
 			c.HeartbeatTimeout, c.ElectionTimeout = time.Hour, time.Hour
 		})
 		old := peer.NewTransport(listen(t, n, "n2", "c1"), peer.TransportConfig{})

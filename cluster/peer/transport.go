@@ -28,6 +28,9 @@ type TransportConfig struct {
 	// loses its followers, and does not win the election that follows. It must not block. Answers and leadership
 	// transfers to others always pass.
 	Gate func() error
+	// Following tells whether Raft follows in a term. Heartbeats of that term are handled beside Raft's main loop, and all
+	// others in it; see SetHeartbeatHandler. It must not block. Nil: it never does.
+	Following func(term uint64) bool
 	// AddressProvider finds the address of a node by its id. Nil, or an error from it: the address that Raft has.
 	AddressProvider raft.ServerAddressProvider
 	// Timeout bounds connecting, and one exchange; snapshots get more by size. 0: DefaultTimeout.
@@ -45,6 +48,9 @@ type TransportConfig struct {
 func (c TransportConfig) withDefaults() TransportConfig {
 	if c.Gate == nil {
 		c.Gate = func() error { return nil }
+	}
+	if c.Following == nil {
+		c.Following = func(uint64) bool { return false }
 	}
 	if c.Timeout <= 0 {
 		c.Timeout = DefaultTimeout
@@ -204,12 +210,20 @@ func (t *Transport) overtaken(rpc raft.RPC) bool {
 	return false
 }
 
-// SetHeartbeatHandler implements raft.Transport. Heartbeats do not go through Consumer: they must not wait behind
-// what waits for a disk.
+// SetHeartbeatHandler implements raft.Transport. Heartbeats of a leader that is followed do not go through Consumer: they
+// must not wait behind what waits for a disk. All others do. Raft's handler sets term and state, and beside the main loop
+// that is a data race with it: a leader whose main loop appends an entry just then would give it the term of its
+// successor, and the log of that has another entry there with the same index and term. Both would be taken for equal, and
+// applied. (Seen with leaders that go on after a pause, when heartbeats and writes have gathered.)
 func (t *Transport) SetHeartbeatHandler(handle func(raft.RPC)) {
 	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
-		if !t.overtaken(rpc) {
+		beat, ok := rpc.Command.(*raft.AppendEntriesRequest)
+		switch {
+		case t.overtaken(rpc):
+		case ok && t.cfg.Following(beat.Term):
 			handle(rpc)
+		default:
+			t.handOver(rpc) // When it is closed nobody waits for the answer.
 		}
 	})
 }

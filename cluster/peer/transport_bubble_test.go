@@ -434,12 +434,12 @@ func TestHighestTermNeverFallsAndIgnoresRefusedVotes(t *testing.T) {
 	})
 }
 
-func TestHeartbeatsTakeTheFastPath(t *testing.T) {
+func TestHeartbeatsOfTheLeaderThatIsFollowedTakeTheFastPath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := clustertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 		defer a.Close()
-		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{Following: func(term uint64) bool { return term == 1 }})
 		defer b.Close()
 		b.SetHeartbeatHandler(func(rpc raft.RPC) { rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil) })
 		// Nobody reads b's Consumer, as when Raft's main loop waits for a disk.
@@ -447,6 +447,20 @@ func TestHeartbeatsTakeTheFastPath(t *testing.T) {
 		req := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{Addr: []byte("a:7401")}, Term: 1}
 		if err := a.AppendEntries("b", "b:7401", req, &resp); err != nil || !resp.Success {
 			t.Errorf("%+v, %v", resp, err)
+		}
+		// One of another term goes to the main loop.
+		answered := make(chan error)
+		go func() {
+			req := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{Addr: []byte("a:7401")}, Term: 2}
+			answered <- a.AppendEntries("b", "b:7401", req, &raft.AppendEntriesResponse{})
+		}()
+		rpc := <-b.Consumer()
+		if beat, ok := rpc.Command.(*raft.AppendEntriesRequest); !ok || beat.Term != 2 {
+			t.Errorf("Raft got %+v", rpc.Command)
+		}
+		rpc.Respond(&raft.AppendEntriesResponse{}, nil)
+		if err := <-answered; err != nil {
+			t.Error(err)
 		}
 	})
 }
@@ -469,7 +483,7 @@ func (s slowTerm) SetUint64(key []byte, v uint64) error {
 func TestNothingIsTakenFromTheTermBeforeAVote(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := clustertest.NewNet()
-		m := start(t, n, "n1", slowTerm{raft.NewInmemStore(), 2}, peer.TransportConfig{}, func(c *raft.Config) {
+		m := start(t, n, "n1", slowTerm{raft.NewInmemStore(), 2}, peer.TransportConfig{Following: always}, func(c *raft.Config) {
 			c.HeartbeatTimeout, c.ElectionTimeout = time.Hour, time.Hour
 		})
 		old := peer.NewTransport(listen(t, n, "n2", "c1"), peer.TransportConfig{})
@@ -561,7 +575,7 @@ func TestCloseWaitsForHandlersAndLeavesNoneHanging(t *testing.T) {
 		n := clustertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 		defer a.Close()
-		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{Following: always})
 		var handled atomic.Bool
 		b.SetHeartbeatHandler(func(rpc raft.RPC) {
 			time.Sleep(time.Second) // a slow disk
