@@ -463,6 +463,22 @@ func TestRenewalsAreAcknowledgedOnlyByAProvenLeader(t *testing.T) {
 	})
 }
 
+// The first attempt ends with the leadership, and may have been applied. The next ones find no leader, which alone would
+// mean that nothing was done.
+func TestAWriteWhoseOutcomeIsUnknownStaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clustertest.New(t, 3)
+		c.Ready()
+		cmd := clustertest.Register("web", "a")
+		cmd.Request = &raftlogv1.RequestID{ClientId: "c", Sequence: 1, BodyHash: 7}
+		old := c.Leader()
+		c.Net.Isolate(old.Info().Name)
+		if _, err := old.Propose(within(t, time.Minute), cmd); !errors.Is(err, cluster.ErrUnknownOutcome) {
+			t.Errorf("a write at a leader that is cut off: %v, want ErrUnknownOutcome", err)
+		}
+	})
+}
+
 func TestARetriedWriteIsAppliedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := clustertest.New(t, 3)

@@ -229,10 +229,16 @@ func (n *Node) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome
 		again = func(err error) bool { return leaderless(err) || errors.Is(err, ErrUnknownOutcome) }
 	}
 	var a answer
+	var unknown error // of an attempt: whatever the next ones meet, the command may have been applied
 	err = n.untilLed(ctx, again, func() (err error) {
-		a, err = n.proposeOnce(ctx, data, urgent)
+		if a, err = n.proposeOnce(ctx, data, urgent); errors.Is(err, ErrUnknownOutcome) {
+			unknown = err
+		}
 		return err
 	})
+	if err != nil && unknown != nil && !errors.Is(err, ErrUnknownOutcome) {
+		err = fmt.Errorf("%w; trying again: %w", unknown, err)
+	}
 	return a.outcome, err
 }
 
