@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/regd-io/regd/cluster"
@@ -26,60 +28,145 @@ type renewed struct {
 	leader      string
 }
 
-// renewStream answers renewals one after the other until the client ends the stream or this node leaves.
+// renewStream answers renewals in their order until the client ends the stream or this node leaves.
 //
-// One renewal is under way at a time. What goes wrong on the way to the leader (there is none, it is overloaded) does
-// not end the stream: the renewal is tried again until it is answered. That costs nothing while there is no leader, and
-// spares all clients a reconnection just when there is one again. A client that would rather try another node ends the
-// stream; it has a third of the TTL for each answer.
+// Those that come while some are under way are renewed together next, so that a client that sends single ids, many at a
+// time, waits for few rounds. What goes wrong on the way to the leader (there is none, it is overloaded) does not end the
+// stream: the renewals are tried again until they are answered. That costs nothing while there is no leader, and spares all
+// clients a reconnection just when there is one again. A client that would rather try another node ends the stream; it has
+// a third of the TTL for each answer.
 func (c *core) renewStream(ctx context.Context, s renewStream) error {
-	type request struct {
-		ids      []string
-		sequence uint64
-	}
-	requests, broken, done := make(chan request), make(chan error, 1), make(chan struct{})
-	defer close(done)
+	pending := newPendingRenewals()
+	defer close(pending.done)
 	// It ends with the stream, which ends after this function: only Shutdown can wait for it.
-	c.tasks.Go(func() {
-		for {
-			ids, sequence, err := s.recv()
-			if err != nil {
-				broken <- err
-				return
-			}
-			select {
-			case requests <- request{ids, sequence}:
-			case <-done:
-				return
-			}
-		}
-	})
+	c.tasks.Go(func() { pending.gather(s) })
 	for {
 		select {
 		case <-c.leaving:
 			return s.send(c.farewell())
-		case err := <-broken:
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		case r := <-requests:
-			var f faults
-			f.ids(s.field, r.ids)
-			if err := f.err(); err != nil {
-				return err
-			}
-			ended, err := c.renewUntilAnswered(ctx, s.kind, r.ids)
+		case <-pending.come:
+		}
+		list, end := pending.take()
+		if len(list) > 0 {
+			ended, err := c.renewUntilAnswered(ctx, s.kind, idsOf(list))
 			if errors.Is(err, cluster.ErrClosed) || errors.Is(err, cluster.ErrRemoved) {
 				return s.send(c.farewell())
+			}
+			if err == nil {
+				err = s.answer(list, ended)
 			}
 			if err != nil {
 				return err
 			}
-			if err := s.send(renewed{sequence: r.sequence, ended: ended}); err != nil {
-				return err
-			}
 		}
+		if errors.Is(end, io.EOF) {
+			return nil
+		}
+		if end != nil {
+			return end
+		}
+	}
+}
+
+// answer answers each of the renewals that were made together.
+func (s renewStream) answer(list []renewal, ended []string) error {
+	for _, r := range list {
+		mine := ended
+		if len(list) > 1 && len(ended) > 0 {
+			mine = slices.DeleteFunc(slices.Clone(r.ids), func(id string) bool { return !slices.Contains(ended, id) })
+		}
+		if err := s.send(renewed{sequence: r.sequence, ended: mine}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func idsOf(list []renewal) []string {
+	if len(list) == 1 {
+		return list[0].ids
+	}
+	var ids []string
+	for _, r := range list {
+		ids = append(ids, r.ids...)
+	}
+	return ids
+}
+
+// renewal is one message of a client.
+type renewal struct {
+	ids      []string
+	sequence uint64
+}
+
+// pendingRenewals are those of a stream that have come and were not yet renewed.
+type pendingRenewals struct {
+	come chan struct{} // holds a token when there is something to take
+	room chan struct{} // holds a token when there may be room again
+	done chan struct{} // closed when nobody takes any more
+
+	mu   sync.Mutex
+	list []renewal
+	size int   // messages and ids
+	end  error // why no more come
+}
+
+// maxPending bounds the messages and ids of a stream that wait to be renewed together. The last message may exceed it.
+const maxPending = 512
+
+func newPendingRenewals() *pendingRenewals {
+	return &pendingRenewals{come: make(chan struct{}, 1), room: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+// gather receives until the stream breaks, a message is malformed, or nobody takes any more.
+func (p *pendingRenewals) gather(s renewStream) {
+	for {
+		ids, sequence, err := s.recv()
+		if err == nil {
+			var f faults
+			f.ids(s.field, ids)
+			err = f.err()
+		}
+		p.mu.Lock()
+		if err == nil {
+			p.list = append(p.list, renewal{ids: ids, sequence: sequence})
+			p.size += 1 + len(ids)
+		}
+		p.end = err
+		full := p.size >= maxPending
+		p.mu.Unlock()
+		signal(p.come)
+		if err != nil {
+			return
+		}
+		for full {
+			select {
+			case <-p.room:
+			case <-p.done:
+				return
+			}
+			p.mu.Lock()
+			full = p.size >= maxPending
+			p.mu.Unlock()
+		}
+	}
+}
+
+// take returns what has come, and why no more will, if so.
+func (p *pendingRenewals) take() (list []renewal, end error) {
+	p.mu.Lock()
+	list, end = p.list, p.end
+	p.list, p.size = nil, 0
+	p.mu.Unlock()
+	signal(p.room)
+	return list, end
+}
+
+// signal puts a token into a channel of one, unless there is one.
+func signal(tokens chan<- struct{}) {
+	select {
+	case tokens <- struct{}{}:
+	default:
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -51,6 +52,71 @@ func TestAttachAnswersInOrder(t *testing.T) {
 		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 			t.Errorf("after the last request: %v, want the end", err)
 		}
+	})
+}
+
+// What comes while a renewal is under way is renewed at once, and each message gets its own answer.
+func TestRenewalsThatWaitAreMadeTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		var calls [][]string
+		free := make(chan struct{})
+		r.node.set(func() {
+			r.node.onRenew = func(_ context.Context, _ peerv1.RenewKind, ids []string) ([]string, error) {
+				calls = append(calls, ids)
+				if len(calls) == 1 {
+					<-free
+				}
+				return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return id != "gone" }), nil
+			}
+		})
+		stream := r.attach(t)
+		sent := [][]string{{"first"}, {"a", "gone"}, {"b"}, {"gone"}, {}}
+		for i, ids := range sent {
+			if err := stream.Send(&apiv1.AttachRequest{SessionIds: ids, Sequence: uint64(i)}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if err := stream.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		close(free)
+		for i, ended := range [][]string{nil, {"gone"}, nil, {"gone"}, nil} {
+			resp, err := stream.Recv()
+			if err != nil || resp.GetSequence() != uint64(i) || !slices.Equal(resp.GetEnded(), ended) {
+				t.Fatalf("answer %d: %v, %v; want %q as ended", i, resp, err, ended)
+			}
+		}
+		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Errorf("after the last answer: %v, want the end", err)
+		}
+		if want := [][]string{{"first"}, {"a", "gone", "b", "gone"}}; !cmp.Equal(calls, want) {
+			t.Errorf("renewed %q, want %q", calls, want)
+		}
+	})
+}
+
+// A client that sends and never reads must not fill the node's memory.
+func TestFewRenewalsOfAStreamWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pending := newPendingRenewals()
+		received := 0
+		go pending.gather(renewStream{recv: func() ([]string, uint64, error) {
+			received++
+			return []string{"a"}, uint64(received), nil
+		}})
+		synctest.Wait()
+		if received != maxPending/2 {
+			t.Errorf("%d messages of an id each wait, want %d", received, maxPending/2)
+		}
+		list, _ := pending.take()
+		synctest.Wait()
+		if len(list) != maxPending/2 || received != maxPending {
+			t.Errorf("after %d were taken %d have been received, want %d", len(list), received, maxPending)
+		}
+		close(pending.done)
 	})
 }
 
