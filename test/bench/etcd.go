@@ -89,6 +89,12 @@ func (*etcd) read(ctx context.Context, conn *grpc.ClientConn, service string, li
 	if err != nil {
 		return 0, err
 	}
+	for _, kv := range reply.Kvs { // What regd's answer needs no further decoding for.
+		var v value
+		if err := json.Unmarshal(kv.Value, &v); err != nil {
+			return 0, err
+		}
+	}
 	return len(reply.Kvs), nil
 }
 
