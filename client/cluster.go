@@ -19,7 +19,7 @@ type Cluster struct {
 // Cluster returns the operator's calls.
 func (c *Client) Cluster() *Cluster { return &Cluster{c: c} }
 
-// cluster makes a stub for one connection.
+// stub is the ClusterService at the other end of a connection.
 func stub(conn grpc.ClientConnInterface) apiv1.ClusterServiceClient {
 	return apiv1.NewClusterServiceClient(conn)
 }

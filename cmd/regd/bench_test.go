@@ -44,7 +44,7 @@ func TestBenchRefusesWhatIsNoLoad(t *testing.T) {
 	}
 }
 
-func TestBenchWhoseEveryCallFailsFails(t *testing.T) {
+func TestBenchThatReachesNobodyFails(t *testing.T) {
 	t.Parallel()
 	r := newShell(t).run("bench", "--endpoint", freeAddress(t), "--timeout", "300ms", "--duration", "1s")
 	if r.code != exitUnreachable {

@@ -108,13 +108,22 @@ func atLeader(ctx context.Context, c *cluster) ([]*grpc.ClientConn, func(), erro
 	return c.dialled(connections, leader)
 }
 
-func registering(clients int) func(context.Context, *cluster, time.Duration) (float64, error) {
+// connected opens the connections of a job to the leader, and closes them after it.
+func connected(
+	run func(context.Context, *cluster, []*grpc.ClientConn, time.Duration) (float64, error),
+) func(context.Context, *cluster, time.Duration) (float64, error) {
 	return func(ctx context.Context, c *cluster, last time.Duration) (float64, error) {
 		conns, done, err := atLeader(ctx, c)
 		if err != nil {
 			return 0, err
 		}
 		defer done()
+		return run(ctx, c, conns, last)
+	}
+}
+
+func registering(clients int) func(context.Context, *cluster, time.Duration) (float64, error) {
+	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (float64, error) {
 		who, err := c.open(ctx, conns[0])
 		if err != nil {
 			return 0, err
@@ -124,16 +133,11 @@ func registering(clients int) func(context.Context, *cluster, time.Duration) (fl
 				client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("i%d", client),
 			})
 		})
-	}
+	})
 }
 
 func registeringAlone(clients int) func(context.Context, *cluster, time.Duration) (float64, error) {
-	return func(ctx context.Context, c *cluster, last time.Duration) (float64, error) {
-		conns, done, err := atLeader(ctx, c)
-		if err != nil {
-			return 0, err
-		}
-		defer done()
+	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (float64, error) {
 		return closed(ctx, clients, last, func(ctx context.Context, client, k int) error {
 			conn := conns[client%len(conns)]
 			who, err := c.open(ctx, conn)
@@ -144,17 +148,12 @@ func registeringAlone(clients int) func(context.Context, *cluster, time.Duration
 				client: client, sequence: k, service: fmt.Sprintf("s%d", k%1000), id: fmt.Sprintf("i%d-%d", client, k),
 			})
 		})
-	}
+	})
 }
 
 func reading(clients int, linearizable bool) func(context.Context, *cluster, time.Duration) (float64, error) {
 	const instances = 10
-	return func(ctx context.Context, c *cluster, last time.Duration) (float64, error) {
-		conns, done, err := atLeader(ctx, c)
-		if err != nil {
-			return 0, err
-		}
-		defer done()
+	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (float64, error) {
 		who, err := c.open(ctx, conns[0])
 		if err != nil {
 			return 0, err
@@ -171,7 +170,7 @@ func reading(clients int, linearizable bool) func(context.Context, *cluster, tim
 			}
 			return err
 		})
-	}
+	})
 }
 
 // renewing renews with 64 streams, spread over all nodes, 16 renewals under way on each.
@@ -436,15 +435,10 @@ func failingOver(ctx context.Context, c *cluster, _ time.Duration) (float64, err
 
 // filling registers many instances, each with its own session, and returns what memory each costs.
 func filling(instances int) func(context.Context, *cluster, time.Duration) (float64, error) {
-	return func(ctx context.Context, c *cluster, _ time.Duration) (float64, error) {
-		conns, done, err := atLeader(ctx, c)
-		if err != nil {
-			return 0, err
-		}
-		defer done()
+	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, _ time.Duration) (float64, error) {
 		empty := c.usage().memory
 		var next atomic.Int64
-		err = each(64, func(worker int) error {
+		err := each(64, func(worker int) error {
 			for {
 				i := int(next.Add(1)) - 1
 				if i >= instances {
@@ -466,5 +460,5 @@ func filling(instances int) func(context.Context, *cluster, time.Duration) (floa
 		})
 		wait(ctx, 2*time.Second)
 		return float64(c.usage().memory-empty) / nodes / float64(instances) / 1024, err
-	}
+	})
 }
