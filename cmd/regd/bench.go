@@ -170,13 +170,17 @@ type call struct {
 	due    time.Time
 }
 
-// dispatch hands out calls when they are due, or late when all clients are busy, until ctx ends.
+// dispatch hands out calls when they are due, or late when all clients are busy, until ctx ends or none is due before b.last.
 func (b *bench) dispatch(ctx context.Context, due chan<- call) {
 	begun := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for k := 0; ; k++ {
-		c := call{number: k, due: begun.Add(time.Duration(k) * time.Second / time.Duration(b.rate))}
+		after := time.Duration(k) * time.Second / time.Duration(b.rate)
+		if after >= b.last {
+			return
+		}
+		c := call{number: k, due: begun.Add(after)}
 		if early := time.Until(c.due); early > 0 {
 			timer.Reset(early)
 			select {
