@@ -41,6 +41,7 @@ run: build ## Run a local cluster of three processes with demo services, data in
 test: ## Run all tests, with the race detector (narrow: PKG=./fsm TESTFLAGS='-run Expire')
 	@test -n '$(RACE)' || echo 'no C compiler: testing without the race detector' >&2
 	$(GO) test $(RACE) -timeout 5m $(TESTFLAGS) $(PKG)
+	$(if $(RACE),$(if $(filter ./...,$(PKG)),$(GO) test -timeout 5m $(TESTFLAGS) ./test/sim))
 
 race: ## Run the tests COUNT times (5), to hunt rare races
 	$(GO) test $(RACE) -timeout 30m -count=$(COUNT) $(TESTFLAGS) $(PKG)

@@ -32,6 +32,19 @@ func TestANewMemberServesBeforeItHasTheLog(t *testing.T) {
 	})
 }
 
+// What a node has only begun to start has to end with it, or the bubble complains.
+func TestANodeCanBeClosedWhileItStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clustertest.New(t, 3)
+		c.Ready()
+		for range 10 {
+			c.Stop("n1")
+			c.Start("n1")
+		}
+		c.Wait("the node to serve", func() bool { return c.Node("n1").Ready() == nil })
+	})
+}
+
 // A removed node still runs, and is still among the initial peers of the others.
 func TestALostDiskIsReplacedBesideARemovedNode(t *testing.T) {
 	for _, removed := range []string{"n1", "n4"} {

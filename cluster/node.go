@@ -54,8 +54,10 @@ type Node struct {
 
 // lifecycle is how a node starts and stops.
 type lifecycle struct {
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	// formed is closed once Raft has been started, or never will be.
+	formed   chan struct{}
 	stopping atomic.Bool
 	removed  atomic.Bool
 	// waiting says what an empty node waits for.
@@ -83,6 +85,7 @@ func Open(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("configuration of node %q: %w", cfg.Name, err)
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), started: time.Now()}
+	n.formed = make(chan struct{})
 	var once sync.Once
 	n.fatal = func(err error) {
 		once.Do(func() {
@@ -141,17 +144,18 @@ const maxPeerMessage = 8 << 20
 
 // run takes the node from an empty or old folder to a working member, and keeps it so until ctx ends.
 func (n *Node) run(ctx context.Context) {
-	if err := n.form(ctx); err != nil {
+	notify := make(chan bool, 8)
+	err := n.form(ctx)
+	if err == nil {
+		n.port.mux.DropAnonymous()
+		n.port.peers.reset()
+		err = n.startRaft(notify)
+	}
+	close(n.formed)
+	if err != nil {
 		if ctx.Err() == nil {
 			n.fatal(err)
 		}
-		return
-	}
-	n.port.mux.DropAnonymous()
-	n.port.peers.reset()
-	notify := make(chan bool, 8)
-	if err := n.startRaft(notify); err != nil {
-		n.fatal(err)
 		return
 	}
 	n.wg.Go(func() { n.announce(ctx) })
@@ -365,6 +369,7 @@ func (n *Node) shutdown() error {
 	n.stopping.Store(true)
 	n.proposer.finish()
 	n.cancel()
+	<-n.formed // It is either forming, which ends with the context, or starting Raft, which has to be stopped then.
 	var errs []error
 	if r := n.raft.Load(); r != nil {
 		errs = append(errs, r.Shutdown().Error())

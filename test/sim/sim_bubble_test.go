@@ -20,14 +20,11 @@ import (
 var (
 	oneSeed    = flag.Uint64("seed", 0, "run only this `seed`")
 	mostSeeds  = flag.Int("seeds", 60, "run at most this `number` of seeds")
-	budget     = flag.Duration("budget", time.Minute, "begin no further run after this `time`, once the least number was run")
+	budget     = flag.Duration("budget", lasting, "begin no further run after this `time`, once the least number was run")
 	callsEvery = flag.Duration("every", 500*time.Millisecond, "mean `time` between two calls of all clients together")
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// leastSeeds is the number of seeds that are run however long that takes.
-const leastSeeds = 6
 
 // regressions are seeds that once found something, and what that was. As a seed does not decide everything, each found it
 // in some of its runs only.

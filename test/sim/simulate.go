@@ -228,7 +228,7 @@ func (w *world) judge(h *history.History, start *fsm.State, settled time.Duratio
 	}
 	h = spell(h, w.lives, timeline)
 	found, figures := check.Judge(&check.Run{
-		History: h, Timeline: timeline, Clashes: w.log.Clashes(), Grace: grace, Terms: w.led(), Settled: settled,
+		History: h, Timeline: timeline, Clashes: w.log.Clashes(), Grace: grace, Settled: settled,
 	})
 	for _, v := range found {
 		w.fault(v.Rule, "%s\n%s", v.Detail, evidence(v.Detail, h, timeline))

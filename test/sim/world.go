@@ -29,7 +29,6 @@ import (
 	"github.com/regd-io/regd/health"
 	peerv1 "github.com/regd-io/regd/proto/peer/v1"
 	"github.com/regd-io/regd/rpc"
-	"github.com/regd-io/regd/test/internal/check"
 	"github.com/regd-io/regd/test/internal/history"
 	"github.com/regd-io/regd/test/internal/oracle"
 )
@@ -49,10 +48,10 @@ type world struct {
 	struck   map[string]int // faults by kind
 	broken   []string       // promises, as "rule: detail"
 
-	mu    sync.Mutex // guards the fields below
-	hosts map[string]bool
-	terms []check.Term
-	trace strings.Builder
+	mu      sync.Mutex // guards the fields below
+	hosts   map[string]bool
+	leaders []string // of each term that had one
+	trace   strings.Builder
 }
 
 // server is what runs on a node besides it.
@@ -193,23 +192,23 @@ func (w *world) leads(name string, term uint64) {
 	w.note("%s leads term %d", name, term)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.terms = append(w.terms, check.Term{Number: term, Node: name, At: w.recorder.Now()})
+	w.leaders = append(w.leaders, name)
 }
 
 // led is who has led so far.
-func (w *world) led() []check.Term {
+func (w *world) led() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Clone(w.terms)
+	return slices.Clone(w.leaders)
 }
 
 // leader is who leads now, of those that believe to the one that began last; empty: nobody.
 func (w *world) leader() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, term := range slices.Backward(w.terms) {
-		if n := w.Node(term.Node); n != nil && n.Info().Leading {
-			return term.Node
+	for _, name := range slices.Backward(w.leaders) {
+		if n := w.Node(name); n != nil && n.Info().Leading {
+			return name
 		}
 	}
 	return ""

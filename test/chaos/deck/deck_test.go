@@ -110,12 +110,8 @@ func deal(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *report
 	})
 	w.must(err)
 	ctx, cancel := context.WithCancel(t.Context())
-	loaded, observed := make(chan error, 1), make(chan struct{})
+	loaded := make(chan error, 1)
 	go func() { loaded <- load.Run(ctx) }()
-	go func() {
-		defer close(observed)
-		w.observeLeaders(ctx)
-	}()
 	for i, e := range schedule(w.rng, w.deck(p.kinds), p.episodes, p.last) {
 		t.Logf("%v: episode %d: %v", time.Since(begun).Round(time.Second), i+1, e)
 		w.play(e)
@@ -123,7 +119,6 @@ func deal(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *report
 	time.Sleep(2 * time.Second)
 	cancel()
 	w.must(<-loaded)
-	<-observed
 	settling, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	settled, err := load.Settle(settling, names)
@@ -195,7 +190,7 @@ func (w *world) judge(settled time.Duration) *report.Report {
 		return r
 	}
 	found, figures := check.Judge(&check.Run{
-		History: h, Timeline: timeline, Clashes: log.Clashes(), Grace: grace, Terms: w.terms, Recovery: recovery, Settled: settled,
+		History: h, Timeline: timeline, Clashes: log.Clashes(), Grace: grace, Recovery: recovery, Settled: settled,
 	})
 	r.Violations = append(r.Violations, found...)
 	for _, f := range w.faults {
@@ -208,7 +203,7 @@ func (w *world) judge(settled time.Duration) *report.Report {
 	r.Fill(h, figures.Gaps)
 	r.Checks = time.Since(begun)
 	r.Facts = []report.Fact{
-		{What: "leaders", Count: len(w.terms), Least: 5},
+		{What: "leaders that wrote", Count: len(timeline.Terms()), Least: 5},
 		{What: "expiries of sessions and leases", Count: figures.Lease.Expired, Least: 50},
 		{What: "acknowledged renewals", Count: figures.Lease.Renewals, Least: 500},
 		{What: "locks handed over", Count: figures.Lock.Handovers, Least: 50},

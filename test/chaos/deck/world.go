@@ -42,9 +42,6 @@ type world struct {
 	faults  []fault                 // that the machine allows
 	skipped []string                // why others are not
 	broken  []check.Violation       // what the nodes themselves did wrong
-
-	mu    sync.Mutex // guards terms
-	terms []check.Term
 }
 
 // profile is the size of a run.
@@ -234,54 +231,6 @@ func (w *world) verify() {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
 	defer cancel()
 	_, _ = apiv1.NewClusterServiceClient(conn).Verify(ctx, &apiv1.VerifyRequest{})
-}
-
-// observeLeaders notes each leader that is ready, until ctx ends.
-func (w *world) observeLeaders(ctx context.Context) {
-	seen := map[uint64]bool{}
-	var conns []*grpc.ClientConn
-	for _, n := range w.c.Nodes() {
-		conn, err := w.dial("observer", n.Name)
-		if err != nil {
-			return // It only fails for a malformed address.
-		}
-		defer conn.Close()
-		conns = append(conns, conn)
-	}
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		for i, n := range w.c.Nodes() {
-			term, leads := leads(ctx, conns[i], n.GRPC)
-			if leads && !seen[term] {
-				seen[term] = true
-				w.mu.Lock()
-				w.terms = append(w.terms, check.Term{Number: term, Node: n.Name, At: w.rec.Now()})
-				w.mu.Unlock()
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// leads asks a node whether it leads, and in which term.
-func leads(ctx context.Context, conn *grpc.ClientConn, address string) (term uint64, yes bool) {
-	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	defer cancel()
-	s, err := apiv1.NewClusterServiceClient(conn).Status(ctx, &apiv1.StatusRequest{Local: true})
-	if err != nil || s.GetHeader().GetLeader() != address {
-		return 0, false
-	}
-	for _, m := range s.GetMembers() {
-		if m.GetMember().GetGrpcAddress() == address {
-			return m.GetTerm(), true
-		}
-	}
-	return 0, false
 }
 
 // recover waits until each node serves a write and all voters answer. A node that has ended by itself is started, and

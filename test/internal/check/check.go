@@ -25,8 +25,6 @@ type Run struct {
 	Clashes []string
 	// Grace is how late an expiry may be beyond the TTL, on a cluster whose leader did not change meanwhile.
 	Grace time.Duration
-	// Terms are when each leader was first seen to be ready, by term, in order of time. They excuse late expiries.
-	Terms []Term
 	// Recovery is how soon after a fault was undone the cluster must serve again. 0: that is not judged.
 	Recovery time.Duration
 	// Settled is when, since the start of the run, all faults were undone, nobody wrote any more and nothing was left to
@@ -35,16 +33,6 @@ type Run struct {
 	Settled time.Duration
 
 	seen *facts
-}
-
-// Term is a leader that was seen.
-type Term struct {
-	// Number is the Raft term.
-	Number uint64
-	// Node is who led.
-	Node string
-	// At is when it was first seen, since the start of the run.
-	At time.Duration
 }
 
 // Violation is a broken promise.

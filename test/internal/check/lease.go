@@ -7,6 +7,7 @@ import (
 	"github.com/regd-io/regd/fsm"
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+	"github.com/regd-io/regd/test/internal/oracle"
 )
 
 // LeaseFigures say what Lease judged.
@@ -27,12 +28,12 @@ type LeaseFigures struct {
 // from when the renewal was sent; nobody knows more than that.
 //
 //   - lease-early: one expired before the end of what was guaranteed.
-//   - lease-late: one lived on for longer than its TTL and the grace, after its last renewal, the last change of leader,
-//     and not counting faults.
+//   - lease-late: one lived on for longer than its TTL and the grace, after its last renewal, the first sight of anything
+//     that the last leader before its end did, and not counting faults.
 //   - lease-resurrection: after its end had been seen, one was renewed, or something was hung on it.
 //   - lease-told-ended: a renewal was told that it had ended, and it never did.
 func Lease(r *Run) ([]Violation, LeaseFigures) {
-	l := &leasing{facts: r.facts(), holders: map[holderKey]*holder{}}
+	l := &leasing{facts: r.facts(), holders: map[holderKey]*holder{}, terms: r.Timeline.Terms()}
 	l.readLog()
 	l.readHistory()
 	for _, h := range l.order {
@@ -51,6 +52,7 @@ type leasing struct {
 	verdict
 	holders map[holderKey]*holder
 	order   []*holder // as they came to be
+	terms   []oracle.Step
 	figures LeaseFigures
 }
 
@@ -186,9 +188,9 @@ func (l *leasing) late(h *holder) {
 	if since < lived {
 		l.figures.Lateness = max(l.figures.Lateness, lived-since-h.ttl)
 	}
-	for _, t := range l.run.Terms {
-		if t.At <= lived+l.run.Grace { // It led before it was seen.
-			since = max(since, t.At)
+	for _, step := range l.terms {
+		if at, seen := l.observedAt(step.State.Revision()); seen && step.Result.Events[0].Revision <= h.ended {
+			since = max(since, at)
 		}
 	}
 	if late := lived - since - h.ttl - l.run.Grace; late > 0 && late > l.faulty(since, lived) {

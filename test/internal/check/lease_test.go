@@ -121,15 +121,6 @@ func TestWhatExcusesALateEnd(t *testing.T) {
 		broken bool
 	}{
 		{"nothing", func(*world, time.Duration) {}, true},
-		{"a new leader in between", func(w *world, opened time.Duration) {
-			w.run.Terms = []check.Term{{Number: 1, At: 0}, {Number: 2, At: opened + time.Second}}
-		}, false},
-		{"a new leader long ago", func(w *world, opened time.Duration) {
-			w.run.Terms = []check.Term{{Number: 1, At: 0}, {Number: 2, At: opened}}
-		}, true},
-		{"a leader that was seen only later", func(w *world, opened time.Duration) {
-			w.run.Terms = []check.Term{{Number: 2, At: opened + late + 100*time.Millisecond}}
-		}, false},
 		{"a fault of that length", func(w *world, opened time.Duration) {
 			w.h.Faults = []history.Fault{{From: opened + time.Second, To: opened + 1800*time.Millisecond, Recovered: opened + 2*time.Second}}
 		}, false},
@@ -162,6 +153,45 @@ func TestWhatExcusesALateEnd(t *testing.T) {
 			opened := w.now
 			w.upTo(opened + late)
 			tt.excuse(w, opened)
+			if tt.broken {
+				expect(t, leases(w), "lease-late")
+			} else {
+				expect(t, leases(w))
+			}
+		})
+	}
+}
+
+func TestANewLeaderExcusesALateEnd(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		led       time.Duration // after this time another leader writes
+		expiredBy uint64        // term; 0: never
+		broken    bool
+	}{
+		{"in between", time.Second, 0, false},
+		{"long ago", 2 * time.Millisecond, 0, true},
+		{"first seen by the end that it made", time.Hour, 2, false},
+		{"after the end", time.Hour, 1, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			const late = ttl + 1500*time.Millisecond // one second too late
+			w := newWorld(t)
+			id := w.session("a")
+			opened := w.now
+			if tt.led < late {
+				w.upTo(opened + tt.led)
+				w.term = 2
+				w.register("b", "1", "1")
+			}
+			w.upTo(opened + late)
+			if tt.expiredBy != 0 {
+				w.term = tt.expiredBy
+				w.expire([]string{id}, nil)
+				w.call("b", &apiv1.ListRequest{})
+				w.term = 2
+				w.register("b", "1", "1")
+			}
 			if tt.broken {
 				expect(t, leases(w), "lease-late")
 			} else {

@@ -20,6 +20,8 @@ type Timeline struct {
 
 // Step is one log entry and what it led to.
 type Step struct {
+	// Term is Raft's.
+	Term uint64
 	// Entry is the log entry, decoded.
 	Entry *raftlogv1.Entry
 	// State is the state after it.
@@ -61,7 +63,7 @@ func (l *Log) Replay(start *fsm.State) (*Timeline, error) {
 		if err != nil {
 			return nil, fmt.Errorf("replay entry %d: %w", e.Index, err)
 		}
-		t.steps = append(t.steps, Step{Entry: &decoded, State: next, Result: result})
+		t.steps = append(t.steps, Step{Term: e.Term, Entry: &decoded, State: next, Result: result})
 		for i, cmd := range decoded.GetCommands() {
 			if id := cmd.GetRequest(); id.GetClientId() != "" {
 				key := request{id.GetClientId(), id.GetSequence()}
@@ -75,6 +77,19 @@ func (l *Log) Replay(start *fsm.State) (*Timeline, error) {
 
 // Steps are all entries in order. The slice must not be changed.
 func (t *Timeline) Steps() []Step { return t.steps }
+
+// Terms are the first steps of each term that have events, in order: what its leader is first known to have done.
+func (t *Timeline) Terms() []Step {
+	var list []Step
+	term := uint64(0)
+	for _, step := range t.steps {
+		if step.Term != term && len(step.Result.Events) > 0 {
+			term = step.Term
+			list = append(list, step)
+		}
+	}
+	return list
+}
 
 // Final is the state after the last entry.
 func (t *Timeline) Final() *fsm.State {
