@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -39,7 +40,7 @@ const (
 	outage = 5 * time.Second
 )
 
-// whole is the run of make chaos, and smoke that of make test: the deck's faults on processes, a few of them.
+// whole has all faults.
 func whole() profile {
 	return profile{
 		name: "whole", nodes: 5, episodes: 26, last: 2500 * time.Millisecond, pause: 60 * time.Millisecond,
@@ -47,11 +48,40 @@ func whole() profile {
 			Pinned: 5, Roaming: 5, Duplicates: 3, Sessions: 8, Leases: 6, Lockers: 6, Watchers: 12, Programs: 2,
 		},
 		least: report.Minimum{Operations: 20_000, Share: 0.1, Faults: 26},
+		facts: map[string]int{
+			factLeaders: 5, factExpiries: 50, factRenewals: 500, factHandovers: 50, factRepeated: 10, factEvents: 10_000,
+			factResumed: 20, factInstalled: 3, factAccesses: 2_000, factHashes: 5,
+		},
 	}
 }
 
-// TestDeck deals the whole deck. CHAOS_SEED chooses the seed, CHAOS_REPORT a folder for the report as JSON and text. It runs
-// when CHAOS=1: it takes many minutes.
+// rapid replaces the leader over and over, on timers as short as can be: what goes wrong when terms overlap shows in few
+// of many pauses.
+func rapid() profile {
+	p := whole()
+	p.name, p.nodes, p.args = "rapid", 3, []string{"--heartbeat-timeout", "250ms"}
+	p.kinds, p.episodes, p.last = []string{"pause leader"}, 30, 700*time.Millisecond
+	p.least = report.Minimum{Operations: 10_000, Share: 0.1, Faults: 30}
+	p.facts = map[string]int{factLeaders: 20, factAccesses: 2_000, factHashes: 20}
+	return p
+}
+
+// What a run is to meet.
+const (
+	factLeaders   = "leaders that wrote"
+	factExpiries  = "expiries of sessions and leases"
+	factRenewals  = "acknowledged renewals"
+	factHandovers = "locks handed over"
+	factRepeated  = "requests repeated in the log"
+	factEvents    = "watch events checked"
+	factResumed   = "watches resumed"
+	factInstalled = "watches told of an installed snapshot"
+	factAccesses  = "accesses in linearizability checks"
+	factHashes    = "state hashes compared"
+)
+
+// TestDeck deals the deck. CHAOS_SEED chooses the seed, CHAOS_REPORT a folder for the reports as JSON and text, and for
+// what the nodes applied and logged when a promise was broken. It runs when CHAOS=1: it takes many minutes.
 func TestDeck(t *testing.T) {
 	nodes.Alone(t)
 	seed := rand.Uint64N(1_000_000)
@@ -62,18 +92,21 @@ func TestDeck(t *testing.T) {
 		}
 	}
 	t.Logf("seed %d", seed)
-	p := whole()
-	r := deal(t, seed, p)
-	var text strings.Builder
-	if err := r.WriteText(&text, p.least); err != nil {
-		t.Fatal(err)
-	}
-	t.Log("\n" + text.String())
-	if dir := os.Getenv("CHAOS_REPORT"); dir != "" {
-		keep(t, dir, r, text.String())
-	}
-	if len(r.Violations) > 0 || len(r.Invalid(p.least)) > 0 {
-		t.Fail()
+	for _, p := range []profile{whole(), rapid()} {
+		t.Run(p.name, func(t *testing.T) {
+			r := deal(t, seed, p)
+			var text strings.Builder
+			if err := r.WriteText(&text, p.least); err != nil {
+				t.Fatal(err)
+			}
+			t.Log("\n" + text.String())
+			if dir := os.Getenv("CHAOS_REPORT"); dir != "" {
+				keep(t, filepath.Join(dir, p.name), r, text.String())
+			}
+			if len(r.Violations) > 0 || len(r.Invalid(p.least)) > 0 {
+				t.Fail()
+			}
+		})
 	}
 }
 
@@ -133,7 +166,26 @@ func deal(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *report
 	}
 	r.Seed, r.Profile, r.Nodes, r.Took = int64(seed), p.name, p.nodes, time.Since(begun) //nolint:gosec // Below a million, or the user's.
 	r.Replay = fmt.Sprintf("make chaos SEED=%d", seed)
+	if dir := os.Getenv("CHAOS_REPORT"); dir != "" && len(r.Violations) > 0 {
+		w.keepEvidence(filepath.Join(dir, p.name))
+	}
 	return r
+}
+
+// keepEvidence copies what each node applied and logged into a folder.
+func (w *world) keepEvidence(dir string) {
+	w.t.Helper()
+	w.must(os.MkdirAll(dir, 0o750))
+	for _, n := range w.c.Nodes() {
+		applied, err := os.ReadFile(w.appliedFile(n.Name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, n.Name+".applied"), applied, 0o600)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, n.Name+".log"), []byte(n.Log(math.MaxInt)), 0o600)
+		}
+		w.must(err)
+	}
 }
 
 // deck is the faults of the given kinds, or all.
@@ -203,16 +255,19 @@ func (w *world) judge(settled time.Duration) *report.Report {
 	r.Fill(h, figures.Gaps)
 	r.Checks = time.Since(begun)
 	r.Facts = []report.Fact{
-		{What: "leaders that wrote", Count: len(timeline.Terms()), Least: 5},
-		{What: "expiries of sessions and leases", Count: figures.Lease.Expired, Least: 50},
-		{What: "acknowledged renewals", Count: figures.Lease.Renewals, Least: 500},
-		{What: "locks handed over", Count: figures.Lock.Handovers, Least: 50},
-		{What: "requests repeated in the log", Count: figures.Once.Repeated, Least: 10},
-		{What: "watch events checked", Count: figures.Watch.Events, Least: 10_000},
-		{What: "watches resumed", Count: figures.Watch.Resumed, Least: 20},
-		{What: "watches told of an installed snapshot", Count: figures.Watch.Cuts["SNAPSHOT_INSTALLED"], Least: 3},
-		{What: "accesses in linearizability checks", Count: figures.Linear.Accesses, Least: 2_000},
-		{What: "state hashes compared", Count: figures.Replica.Hashes, Least: 5},
+		{What: factLeaders, Count: len(timeline.Terms())},
+		{What: factExpiries, Count: figures.Lease.Expired},
+		{What: factRenewals, Count: figures.Lease.Renewals},
+		{What: factHandovers, Count: figures.Lock.Handovers},
+		{What: factRepeated, Count: figures.Once.Repeated},
+		{What: factEvents, Count: figures.Watch.Events},
+		{What: factResumed, Count: figures.Watch.Resumed},
+		{What: factInstalled, Count: figures.Watch.Cuts["SNAPSHOT_INSTALLED"]},
+		{What: factAccesses, Count: figures.Linear.Accesses},
+		{What: factHashes, Count: figures.Replica.Hashes},
+	}
+	for i := range r.Facts {
+		r.Facts[i].Least = w.least[r.Facts[i].What]
 	}
 	r.Notes = []string{
 		fmt.Sprintf("least time between the end of a guarantee and its expiry: %v; longest life after a TTL, faults included: %v",

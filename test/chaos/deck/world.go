@@ -42,6 +42,7 @@ type world struct {
 	faults  []fault                 // that the machine allows
 	skipped []string                // why others are not
 	broken  []check.Violation       // what the nodes themselves did wrong
+	least   map[string]int          // how often what has to be met
 }
 
 // profile is the size of a run.
@@ -55,6 +56,7 @@ type profile struct {
 	counts   workload.Counts
 	pause    time.Duration
 	least    report.Minimum
+	facts    map[string]int // how often it has to meet what, at least
 }
 
 // minTTL is the least TTL of sessions and leases, and half of the largest.
@@ -67,7 +69,7 @@ const legs = 4
 func newWorld(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *world {
 	t.Helper()
 	w := &world{
-		t: t, rng: rand.New(rand.NewPCG(seed, 0)), rec: history.NewRecorder(), clocks: map[string]*build.Clock{}, dir: t.TempDir(),
+		t: t, rng: rand.New(rand.NewPCG(seed, 0)), rec: history.NewRecorder(), clocks: map[string]*build.Clock{}, dir: t.TempDir(), least: p.facts,
 	}
 	o := nodes.Options{Args: p.args, Binary: build.Build(t, mutants...), Env: w.environment}
 	w.faults = slices.Concat(processFaults(), memberFaults(), clockFaults())
