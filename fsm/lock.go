@@ -146,6 +146,8 @@ func (t *txn) releaseLock(cmd *raftlogv1.ReleaseLock) Outcome {
 	switch {
 	case !ok:
 		return refuse(raftlogv1.Code_CODE_LOCK_NOT_HELD, "")
+	case l.SessionID == cmd.GetSessionId() && cmd.GetWaitingOnly():
+		return Outcome{Number: l.Token}
 	case l.SessionID == cmd.GetSessionId():
 		if cmd.GetToken() != 0 && cmd.GetToken() != l.Token {
 			return refuse(raftlogv1.Code_CODE_STALE, strconv.FormatUint(l.Token, 10))

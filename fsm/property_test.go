@@ -162,7 +162,7 @@ func (g *generator) lock() *raftlogv1.Command {
 			Value: []byte(pick(g.t, "value", "", "here")),
 		})
 	}
-	c := &raftlogv1.ReleaseLock{Namespace: namespace, Name: name, SessionId: g.session()}
+	c := &raftlogv1.ReleaseLock{Namespace: namespace, Name: name, SessionId: g.session(), WaitingOnly: g.chance(30)}
 	if lock := g.m.Locks[model.Name{Namespace: namespace, Name: name}]; lock != nil && g.chance(60) {
 		c.SessionId = lock.GetSessionId()
 		if g.chance(50) {

@@ -167,7 +167,7 @@ func parseArgs(line string) args {
 			a.checks = append(a.checks, value)
 		case ok:
 			a.options[key] = value
-		case word == "if-absent" || word == "wait":
+		case word == "if-absent" || word == "wait" || word == "waiting":
 			a.options[word] = "true"
 		default:
 			a.words = append(a.words, word)
@@ -272,6 +272,7 @@ func (s *script) owner(a args) *raftlogv1.Command {
 	case "lock release":
 		return release(&raftlogv1.ReleaseLock{
 			Namespace: lock.GetNamespace(), Name: lock.GetService(), SessionId: a.word(3), Token: a.uint(s, "token", 0),
+			WaitingOnly: a.options["waiting"] != "",
 		})
 	case "member set":
 		return &raftlogv1.Command{Kind: &raftlogv1.Command_SetMember{SetMember: &raftlogv1.SetMember{

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -56,9 +57,9 @@ type acquisition struct {
 	order *raftlogv1.AcquireLock
 }
 
-// run returns the token and the revision of the acquisition. When it fails after it queued, the place is given back.
-// When the outcome of the order itself is not known nothing is: the client may be asking again elsewhere by now, and would
-// lose what it is told it has.
+// run returns the token and the revision of the acquisition. When it fails after it queued, the place is given back, but
+// never the lock: the client may be asking again elsewhere by now, and would lose what it is told it has. For the same
+// reason nothing is given back when the outcome of the order itself is not known.
 func (a *acquisition) run(ctx context.Context, id *raftlogv1.RequestID) (token, revision uint64, err error) {
 	out, err := a.propose(ctx, id)
 	if err != nil || out.Number > 0 {
@@ -71,13 +72,10 @@ func (a *acquisition) run(ctx context.Context, id *raftlogv1.RequestID) (token, 
 	default:
 		err = ErrOverloaded
 	}
-	if err == nil {
-		err = ctx.Err() // Whoever is gone would never know that it owns the lock.
+	if err == nil || errors.Is(err, fsm.ErrSessionNotFound) {
+		return token, revision, err
 	}
-	if err != nil && !errors.Is(err, fsm.ErrSessionNotFound) {
-		a.giveUp(ctx, token)
-	}
-	return token, revision, err
+	return a.giveUp(ctx, err)
 }
 
 // propose asks for the lock. It is admitted here and not by the interceptor, as waiting is no work.
@@ -161,20 +159,25 @@ func (a *acquisition) tooLate(err error) error {
 	return explain(fsm.ErrLockHeld, "wait until the deadline", "owner", owner)
 }
 
-// giveUp gives back the lock with the token, or, with token 0, the session's place in the queue and the lock if it got
-// that in between. It outlives the call, whose context may have ended.
-func (a *acquisition) giveUp(ctx context.Context, token uint64) {
+// giveUp gives back the session's place in the queue, for a reason, which it returns; or the token, when the lock fell to
+// the session in between. It outlives the call, whose context may have ended.
+func (a *acquisition) giveUp(ctx context.Context, reason error) (token, revision uint64, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	_, err := a.core.propose(ctx, &raftlogv1.Command{Kind: &raftlogv1.Command_ReleaseLock{ReleaseLock: &raftlogv1.ReleaseLock{
-		Namespace: a.order.GetNamespace(), Name: a.order.GetName(), SessionId: a.order.GetSessionId(), Token: token,
+	out, err := a.core.propose(ctx, &raftlogv1.Command{Kind: &raftlogv1.Command_ReleaseLock{ReleaseLock: &raftlogv1.ReleaseLock{
+		Namespace: a.order.GetNamespace(), Name: a.order.GetName(), SessionId: a.order.GetSessionId(), WaitingOnly: true,
 	}}})
 	var refused *fsm.Error
-	if err != nil && !errors.As(err, &refused) {
-		a.log.WarnContext(ctx, "place in the queue of a lock was not given back",
-			slog.String("namespace", a.order.GetNamespace()), slog.String("lock", a.order.GetName()),
-			slog.String("session", a.order.GetSessionId()), slog.Any("err", err))
+	switch {
+	case err == nil && out.Number > 0:
+		return out.Number, out.Revision, nil
+	case err == nil || errors.As(err, &refused): // The place is given back, or was before.
+		return 0, 0, reason
 	}
+	a.log.WarnContext(ctx, "place in the queue of a lock was not given back",
+		slog.String("namespace", a.order.GetNamespace()), slog.String("lock", a.order.GetName()),
+		slog.String("session", a.order.GetSessionId()), slog.Any("err", err))
+	return 0, 0, fmt.Errorf("%w: the place in the queue was not given back: %w", cluster.ErrUnknownOutcome, err)
 }
 
 // Release gives a lock back.

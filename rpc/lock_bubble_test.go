@@ -2,10 +2,8 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -138,31 +136,66 @@ func TestWhoGivesUpLeavesTheQueue(t *testing.T) {
 	})
 }
 
-func TestLockThatComesTooLateIsReleased(t *testing.T) {
+// whenGivingUp has a lock fall to the next in its queue just as b's call gives up its place in it.
+func (r *rig) whenGivingUp(b, owner string, token uint64) {
+	r.node.set(func() {
+		r.node.onPropose = func(_ context.Context, cmd *raftlogv1.Command) error {
+			if !cmd.GetReleaseLock().GetWaitingOnly() || cmd.GetReleaseLock().GetSessionId() != b {
+				return nil
+			}
+			_, err := r.node.apply(&raftlogv1.Command{Kind: &raftlogv1.Command_ReleaseLock{ReleaseLock: &raftlogv1.ReleaseLock{
+				Namespace: "default", Name: "l", SessionId: owner, Token: token,
+			}}})
+			return err
+		}
+	})
+}
+
+func TestLockThatComesAtTheDeadlineIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		a, b := r.openSession(t), r.openSession(t)
+		token := r.mustAcquire(t, a)
+		ctx, cancel := context.WithTimeout(bg, 5*time.Second)
+		defer cancel()
+		waiting := r.acquire(ctx, b, nil)
+		synctest.Wait()
+		r.whenGivingUp(b, a, token)
+		if got := <-waiting; got.err != nil || got.token <= token {
+			t.Errorf("Acquire: %+v, want a token above %d: nobody else has the lock", got, token)
+		}
+	})
+}
+
+// A client that was cut off asks again at another node, and has the lock there before the first node gives up.
+func TestGivingUpTakesNoLockThatTheSessionHas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
 		a, b := r.openSession(t), r.openSession(t)
 		token := r.mustAcquire(t, a)
 		ctx, cancel := context.WithCancel(bg)
-		waiting := r.acquire(ctx, b, nil)
+		first := r.acquire(ctx, b, &apiv1.RequestID{ClientId: "c", Sequence: 1})
 		synctest.Wait()
-		// The lock falls to b just as b's release is on its way.
+		var second acquired
 		r.node.set(func() {
 			r.node.onPropose = func(_ context.Context, cmd *raftlogv1.Command) error {
-				if cmd.GetReleaseLock().GetSessionId() == b {
-					_, err := r.node.apply(&raftlogv1.Command{Kind: &raftlogv1.Command_ReleaseLock{ReleaseLock: &raftlogv1.ReleaseLock{
-						Namespace: "default", Name: "l", SessionId: a, Token: token,
-					}}})
-					return err
+				if cmd.GetReleaseLock().GetSessionId() != b {
+					return nil
 				}
+				r.node.set(func() { r.node.onPropose = nil })
+				r.release(t, a, token)
+				second = <-r.acquire(bg, b, &apiv1.RequestID{ClientId: "c", Sequence: 2})
 				return nil
 			}
 		})
 		cancel()
-		<-waiting
+		<-first
 		synctest.Wait()
-		if got := r.queue(); got != nil {
-			t.Errorf("the lock is held by %v, though nobody knows it", got)
+		if second.err != nil || second.token <= token {
+			t.Fatalf("second attempt: %+v", second)
+		}
+		if diff := cmp.Diff([]string{b}, r.queue()); diff != "" {
+			t.Errorf("owner (-want +got):\n%s", diff)
 		}
 	})
 }
@@ -284,51 +317,13 @@ func TestWaitingCostsNoPlaceAmongCalls(t *testing.T) {
 	})
 }
 
-// endingContext is a context that can end without waking anybody, as one does that ends a moment later.
-type endingContext struct {
-	context.Context
-	ended atomic.Bool
-}
-
-func (c *endingContext) Err() error {
-	if c.ended.Load() {
-		return context.Canceled
-	}
-	return nil
-}
-
-func TestLockForAClientThatHasGoneIsReleased(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		a, b := r.openSession(t), r.openSession(t)
-		token := r.mustAcquire(t, a)
-		ctx := &endingContext{Context: bg}
-		done := make(chan error, 1)
-		go func() {
-			order := &raftlogv1.AcquireLock{Namespace: "default", Name: "l", SessionId: b, Wait: true}
-			_, _, err := (&acquisition{core: r.server.core, order: order}).run(ctx, nil)
-			done <- err
-		}()
-		synctest.Wait()
-		ctx.ended.Store(true)
-		r.release(t, a, token)
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("the acquisition ended with %v", err)
-		}
-		if got := r.queue(); got != nil {
-			t.Errorf("the lock is held by %v, though nobody knows it", got)
-		}
-	})
-}
-
-func TestPlaceThatIsNotGivenBackIsLogged(t *testing.T) {
+func TestPlaceThatIsNotGivenBackIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &lockedLog{}
 		r := newRig(t, func(cfg *Config) { cfg.Logger = logTo(log) })
 		a, b := r.openSession(t), r.openSession(t)
 		r.mustAcquire(t, a)
-		ctx, cancel := context.WithCancel(bg)
-		waiting := r.acquire(ctx, b, nil)
+		waiting := r.acquire(bg, b, nil)
 		synctest.Wait()
 		r.node.set(func() {
 			r.node.onPropose = func(ctx context.Context, _ *raftlogv1.Command) error {
@@ -338,9 +333,10 @@ func TestPlaceThatIsNotGivenBackIsLogged(t *testing.T) {
 				return cluster.ErrNoLeader
 			}
 		})
-		cancel()
-		<-waiting
-		synctest.Wait()
+		if err := r.server.Shutdown(bg); err != nil {
+			t.Fatal(err)
+		}
+		wantReason(t, (<-waiting).err, codes.Aborted, apiv1.Reason_REASON_OUTCOME_UNKNOWN)
 		if log.String() == "" {
 			t.Error("nothing was logged")
 		}

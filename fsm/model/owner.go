@@ -96,6 +96,9 @@ func (m *Registry) release(c *raftlogv1.ReleaseLock) (bool, *raftlogv1.Outcome) 
 		return false, fail(raftlogv1.Code_CODE_LOCK_NOT_HELD, "")
 	}
 	owner := lock.GetSessionId() == c.GetSessionId()
+	if owner && c.GetWaitingOnly() {
+		return false, &raftlogv1.Outcome{Number: lock.GetToken()}
+	}
 	if owner && c.GetToken() != 0 && c.GetToken() != lock.GetToken() {
 		return false, fail(raftlogv1.Code_CODE_STALE, strconv.FormatUint(lock.GetToken(), 10))
 	}

@@ -33,7 +33,8 @@ const (
 // where the leader is.
 type LockServiceClient interface {
 	// Acquire takes the lock. With wait it queues, first come first served, until its deadline; whoever gives up leaves
-	// the queue. A session that holds the lock already gets its token again.
+	// the queue. A session that holds the lock already gets its token again. A call that ends without an answer, cancelled or
+	// cut off, may have taken the lock: ask again, or release it; at the latest it ends with the session.
 	Acquire(ctx context.Context, in *AcquireRequest, opts ...grpc.CallOption) (*AcquireResponse, error)
 	// Release gives the lock back; the next in the queue owns it at once.
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
@@ -99,7 +100,8 @@ func (c *lockServiceClient) ListLocks(ctx context.Context, in *ListLocksRequest,
 // where the leader is.
 type LockServiceServer interface {
 	// Acquire takes the lock. With wait it queues, first come first served, until its deadline; whoever gives up leaves
-	// the queue. A session that holds the lock already gets its token again.
+	// the queue. A session that holds the lock already gets its token again. A call that ends without an answer, cancelled or
+	// cut off, may have taken the lock: ask again, or release it; at the latest it ends with the session.
 	Acquire(context.Context, *AcquireRequest) (*AcquireResponse, error)
 	// Release gives the lock back; the next in the queue owns it at once.
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)

@@ -1401,7 +1401,9 @@ type ReleaseLock struct {
 	// Session that gives it back.
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Only when this is the token. 0: any.
-	Token         uint64 `protobuf:"varint,4,opt,name=token,proto3" json:"token,omitempty"`
+	Token uint64 `protobuf:"varint,4,opt,name=token,proto3" json:"token,omitempty"`
+	// Only a place in the queue: an owner keeps the lock, and the outcome has its token.
+	WaitingOnly   bool `protobuf:"varint,5,opt,name=waiting_only,json=waitingOnly,proto3" json:"waiting_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1462,6 +1464,13 @@ func (x *ReleaseLock) GetToken() uint64 {
 		return x.Token
 	}
 	return 0
+}
+
+func (x *ReleaseLock) GetWaitingOnly() bool {
+	if x != nil {
+		return x.WaitingOnly
+	}
+	return false
 }
 
 // SetMember records where a node is reached and what it can do.
@@ -2565,13 +2574,14 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\x12\x12\n" +
 	"\x04wait\x18\x04 \x01(\bR\x04wait\x12\x14\n" +
-	"\x05value\x18\x05 \x01(\fR\x05value\"t\n" +
+	"\x05value\x18\x05 \x01(\fR\x05value\"\x97\x01\n" +
 	"\vReleaseLock\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\x12\x14\n" +
-	"\x05token\x18\x04 \x01(\x04R\x05token\"=\n" +
+	"\x05token\x18\x04 \x01(\x04R\x05token\x12!\n" +
+	"\fwaiting_only\x18\x05 \x01(\bR\vwaitingOnly\"=\n" +
 	"\tSetMember\x120\n" +
 	"\x06member\x18\x01 \x01(\v2\x18.regd.registry.v1.MemberR\x06member\"\x1e\n" +
 	"\fRemoveMember\x12\x0e\n" +

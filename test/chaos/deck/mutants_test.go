@@ -55,7 +55,7 @@ func TestMutantsAreCaught(t *testing.T) {
 				}
 			}
 			if found[m.Rule] == 0 {
-				t.Fatalf("%s was not caught by %s", m.Name, m.Rule)
+				t.Fatalf("%s was not caught by %s; found in all: %v", m.Name, m.Rule, found)
 			}
 			t.Logf("%s, which breaks %q, was caught by %s; found in all: %v", m.Name, m.Promise, m.Rule, found)
 		})
