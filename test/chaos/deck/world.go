@@ -167,6 +167,10 @@ func (w *world) dial(client, node string, opts ...grpc.DialOption) (*grpc.Client
 	return grpc.NewClient("passthrough:///"+w.c.Node(node).GRPC, opts...)
 }
 
+// patience is how long a loyal client waits for an answer. It is much less than a pause lasts: what is asked before a pause,
+// and answered after it, may be old.
+const patience = 200 * time.Millisecond
+
 // loyals are clients that ask nobody but one node, each over and over: some read, some renew a session. It returns when
 // each has been answered once. What it returns lets the calls under way come to an end, and waits for them.
 func (w *world) loyals(n *nodes.Node) (stop func()) {
@@ -185,7 +189,7 @@ func (w *world) loyals(n *nodes.Node) (stop func()) {
 		all.Go(func() {
 			defer conn.Close()
 			for round := 0; round == 0 || ctx.Err() == nil; round++ {
-				callCtx, done := context.WithTimeout(w.t.Context(), time.Second)
+				callCtx, done := context.WithTimeout(w.t.Context(), patience)
 				ask(callCtx, conn)
 				done()
 				if round == 0 {
