@@ -25,7 +25,7 @@ type cluster struct {
 	conns     []*grpc.ClientConn // one to each node
 }
 
-// newCluster starts the processes and waits until one leads.
+// newCluster starts the processes and waits until all can be reached and one leads.
 func newCluster(ctx context.Context, s system, dir string) (*cluster, error) {
 	free, err := freeAddresses(3*nodes, 10_000+rand.IntN(20_000)) //nolint:gosec // It need not be hard to guess.
 	if err != nil {
@@ -48,11 +48,21 @@ func newCluster(ctx context.Context, s system, dir string) (*cluster, error) {
 	}
 	waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if _, err := c.leader(waiting); err != nil {
+	if err := c.ready(waiting); err != nil {
 		c.stop()
 		return nil, fmt.Errorf("%w; last of the first node's log: %s", err, c.log(0))
 	}
 	return c, nil
+}
+
+func (c *cluster) ready(ctx context.Context) error {
+	for _, conn := range c.conns {
+		if err := connect(ctx, conn); err != nil {
+			return err
+		}
+	}
+	_, err := c.leader(ctx)
+	return err
 }
 
 // start starts a node, anew or again.
@@ -134,6 +144,9 @@ func (c *cluster) dialled(n int, at ...int) ([]*grpc.ClientConn, func(), error) 
 	return list, closeAll, nil
 }
 
+// everywhere opens connections, spread over all nodes.
+func (c *cluster) everywhere(n int) ([]*grpc.ClientConn, func(), error) { return c.dialled(n, 0, 1, 2) }
+
 // used is what the processes have taken.
 type used struct {
 	cpu    time.Duration // since they were started
@@ -155,6 +168,8 @@ func (c *cluster) usage() used {
 	}
 	return u
 }
+
+func (c *cluster) cpu() time.Duration { return c.usage().cpu }
 
 // usageOf reads what Linux tells of a process.
 func usageOf(pid int) (cpu time.Duration, memory int64, err error) {

@@ -59,31 +59,40 @@ func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	r, err := measure(ctx, o)
-	if err != nil {
-		return err
-	}
-	return r.write(o.out)
+	return errors.Join(err, r.write(o.out))
 }
 
-// measure runs all jobs.
+// measure runs all jobs. One that fails is left, and the others go on: the report has what could be measured.
 func measure(ctx context.Context, o options) (*report, error) {
 	r := newReport(o)
+	var failed error
 	for _, j := range jobs() {
 		if !o.only.MatchString(j.name) {
 			continue
 		}
-		for round := range o.rounds {
-			for _, create := range systems(o) {
-				figure, err := once(ctx, create, j, o.last)
-				if err != nil {
-					return nil, fmt.Errorf("%s, round %d: %w", j.name, round+1, err)
-				}
-				r.add(j, figure)
-				fmt.Fprintf(os.Stderr, "%-40s %-5s round %d: %s\n", j.name, figure.System, round+1, j.text(figure.Value))
-			}
+		if err := rounds(ctx, o, j, r); err != nil {
+			failed = errors.Join(failed, err)
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	return r, nil
+	return r, failed
+}
+
+// rounds measures a job on each system in turn, as often as asked for.
+func rounds(ctx context.Context, o options, j job, r *report) error {
+	for round := range o.rounds {
+		for _, create := range systems(o) {
+			f, err := once(ctx, create, j, o.last)
+			if err != nil {
+				return fmt.Errorf("%s, round %d: %w", j.name, round+1, err)
+			}
+			r.add(j, f)
+			fmt.Fprintf(os.Stderr, "%-40s %-5s round %d: %s\n", j.name, f.System, round+1, j.text(f.Value))
+		}
+	}
+	return nil
 }
 
 // once measures a job on a fresh cluster.
@@ -99,11 +108,9 @@ func once(ctx context.Context, create func() system, j job, last time.Duration) 
 		return figure{}, fmt.Errorf("start %s: %w", s.name(), err)
 	}
 	defer c.stop()
-	before := c.usage()
-	value, err := j.run(ctx, c, last)
+	r, err := j.run(ctx, c, last)
 	if err != nil {
 		return figure{}, fmt.Errorf("%s: %w", s.name(), err)
 	}
-	after := c.usage()
-	return figure{System: s.name(), Value: value, CPU: after.cpu - before.cpu, Memory: after.memory}, nil
+	return newFigure(s.name(), r, c.usage().memory), nil
 }

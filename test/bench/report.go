@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,16 +8,36 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // figure is one measurement.
 type figure struct {
-	System string        `json:"system"`
-	Value  float64       `json:"value"`
-	CPU    time.Duration `json:"cpu_ns"`       // of the servers
-	Memory int64         `json:"memory_bytes"` // of the servers, at the end
+	System     string        `json:"system"`
+	Value      float64       `json:"value"`
+	Operations int64         `json:"operations,omitempty"` // in the measured time
+	CPU        time.Duration `json:"cpu_ns,omitempty"`     // of the servers, in the measured time
+	P50        float64       `json:"p50_ms,omitempty"`     // of the operations
+	P99        float64       `json:"p99_ms,omitempty"`
+	Memory     int64         `json:"memory_bytes"` // of the servers, at the end
+}
+
+func newFigure(system string, r result, memory int64) figure {
+	f := figure{System: system, Value: r.value, Operations: r.operations, CPU: r.cpu, Memory: memory}
+	if r.latency != nil {
+		f.P50, f.P99 = milliseconds(r.latency, 50), milliseconds(r.latency, 99)
+	}
+	return f
+}
+
+// cost is the CPU time of the servers for an operation, in µs; 0 if it is not known.
+func (f figure) cost() float64 {
+	if f.Operations == 0 {
+		return 0
+	}
+	return float64(f.CPU.Nanoseconds()) / 1000 / float64(f.Operations)
 }
 
 // row is all measurements of a job.
@@ -52,42 +71,52 @@ func (r *report) add(j job, f figure) {
 	last.Figures = append(last.Figures, f)
 }
 
-// of are a system's figures, smallest first.
-func (r *row) of(system string) []figure {
-	var list []figure
+// of is something of a system's figures, smallest first.
+func (r *row) of(system string, what func(figure) float64) []float64 {
+	var list []float64
 	for _, f := range r.Figures {
 		if f.System == system {
-			list = append(list, f)
+			list = append(list, what(f))
 		}
 	}
-	slices.SortFunc(list, func(a, b figure) int { return cmp.Compare(a.Value, b.Value) })
+	slices.Sort(list)
 	return list
 }
 
+// median is that of a system's figures, 0 if there are none.
+func (r *row) median(system string, what func(figure) float64) float64 {
+	list := r.of(system, what)
+	if len(list) == 0 {
+		return 0
+	}
+	return list[len(list)/2]
+}
+
+func valueOf(f figure) float64 { return f.Value }
+
 // cell is the median with the least and the greatest.
 func (r *row) cell(system string) string {
-	list := r.of(system)
+	list := r.of(system, valueOf)
 	if len(list) == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%s (%s to %s)", r.job.text(list[len(list)/2].Value), r.job.text(list[0].Value), r.job.text(list[len(list)-1].Value))
+	return fmt.Sprintf("%s (%s to %s)", r.job.text(list[len(list)/2]), r.job.text(list[0]), r.job.text(list[len(list)-1]))
 }
 
 // ratio is how many times better regd is than etcd, 0 if that is not known.
 func (r *row) ratio() float64 {
-	ours, theirs := r.of("regd"), r.of("etcd")
-	if len(ours) == 0 || len(theirs) == 0 {
-		return 0
-	}
-	a, b := ours[len(ours)/2].Value, theirs[len(theirs)/2].Value
+	a, b := r.median("regd", valueOf), r.median("etcd", valueOf)
 	if r.job.less {
 		a, b = b, a
+	}
+	if b == 0 {
+		return 0
 	}
 	return a / b
 }
 
-// table writes the report as Markdown.
-func (r *report) table(w io.Writer) {
+// markdown writes the report.
+func (r *report) markdown(w io.Writer) {
 	fmt.Fprintf(w, "%s, commit %s, %d cores for the servers and the clients, medians of %d (least to greatest)\n\n", r.Date, r.Commit, r.Cores, r.Rounds)
 	fmt.Fprintln(w, "| job | regd | etcd | ratio | goal |\n| --- | --- | --- | --- | --- |")
 	for _, row := range r.Rows {
@@ -100,12 +129,53 @@ func (r *report) table(w io.Writer) {
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", row.Job, row.cell("regd"), row.cell("etcd"), ratio, goal)
 	}
+	fmt.Fprint(w, "\nWhat it costs: CPU time of all servers for an operation (a call, a renewal, a delivery), time of an operation as its\n"+
+		"client sees it, p50 and p99, and what memory of all servers is resident at the end. Medians.\n\n")
+	fmt.Fprintln(w, "| job | CPU: regd | etcd | time: regd | etcd | memory: regd | etcd |\n| --- | --- | --- | --- | --- | --- | --- |")
+	for _, row := range r.Rows {
+		fmt.Fprintf(w, "| %s |", row.Job)
+		for _, cost := range []func(system string) string{row.cpu, row.latency, row.memory} {
+			fmt.Fprintf(w, " %s | %s |", cost("regd"), cost("etcd"))
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+func (r *row) cpu(system string) string { return known(r.median(system, figure.cost), "µs") }
+
+func (r *row) latency(system string) string {
+	p50 := r.median(system, func(f figure) float64 { return f.P50 })
+	p99 := r.median(system, func(f figure) float64 { return f.P99 })
+	if p99 == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%s, %s ms", number(p50), number(p99))
+}
+
+func (r *row) memory(system string) string {
+	return known(r.median(system, func(f figure) float64 { return float64(f.Memory) / (1 << 20) }), "MiB")
+}
+
+// known is a number with its unit, or a dash when it is 0: not known.
+func known(v float64, unit string) string {
+	if v == 0 {
+		return "-"
+	}
+	return number(v) + " " + unit
+}
+
+// number has three digits, and all before the point.
+func number(v float64) string {
+	if v >= 1000 {
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 3, 64)
 }
 
 // write writes the report as JSON and Markdown into a folder, and as Markdown to the standard output.
 func (r *report) write(dir string) error {
 	var text strings.Builder
-	r.table(&text)
+	r.markdown(&text)
 	fmt.Print(text.String())
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err

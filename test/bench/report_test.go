@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestTheTableHasMediansAndTheRatioThatIsBetter(t *testing.T) {
@@ -16,10 +17,34 @@ func TestTheTableHasMediansAndTheRatioThatIsBetter(t *testing.T) {
 	r.add(delay, figure{System: "regd", Value: 50})
 	r.add(delay, figure{System: "etcd", Value: 100})
 	var text strings.Builder
-	r.table(&text)
+	r.markdown(&text)
 	for _, want := range []string{
 		"| write | 2000 /s (1000 /s to 3000 /s) | 500 /s (250 /s to 750 /s) | 4.00x | 2x |",
 		"| fail over | 50 ms (50 ms to 50 ms) | 100 ms (100 ms to 100 ms) | 2.00x | 1.4x |",
+	} {
+		if !strings.Contains(text.String(), want+"\n") {
+			t.Errorf("no line %q in\n%s", want, text.String())
+		}
+	}
+}
+
+func TestTheTableHasMediansOfWhatAnOperationCosts(t *testing.T) {
+	r := newReport(options{rounds: 3})
+	read, kill := job{name: "read", unit: "/s"}, job{name: "kill", unit: "ms"}
+	took := newTimes()
+	for _, ms := range []int{1, 1, 1, 9} {
+		took.add(time.Duration(ms) * time.Millisecond)
+	}
+	latency := took.take()
+	for _, cpu := range []time.Duration{3, 1, 2} {
+		r.add(read, newFigure("regd", result{value: 1, operations: 1000, cpu: cpu * time.Second, latency: latency}, 64<<20))
+	}
+	r.add(kill, newFigure("etcd", result{value: 7}, 0))
+	var text strings.Builder
+	r.markdown(&text)
+	for _, want := range []string{
+		"| read | 2000 µs | - | 1, 9 ms | - | 64 MiB | - |",
+		"| kill | - | - | - | - | - | - |",
 	} {
 		if !strings.Contains(text.String(), want+"\n") {
 			t.Errorf("no line %q in\n%s", want, text.String())
