@@ -17,8 +17,10 @@ type measurement func(ctx context.Context, c *cluster, last time.Duration) (resu
 type job struct {
 	name string
 	unit string
-	// goal is how many times better than etcd regd is to be.
+	// goal is how many times better than etcd regd is to be; of a job that regd alone has, the value itself.
 	goal float64
+	// alone is a job that etcd does not have.
+	alone bool
 	// less is better than more: the ratio is turned round.
 	less bool
 	run  measurement
@@ -29,8 +31,8 @@ func (j job) text(v float64) string { return number(v) + " " + j.unit }
 // connections is how many connections the clients of a job share.
 const connections = 8
 
-// jobs are all that are measured.
-func jobs() []job {
+// jobs are all that are measured. The overload lasts as long as is said.
+func jobs(overload time.Duration) []job {
 	var list []job
 	for _, r := range []struct {
 		clients int
@@ -48,24 +50,26 @@ func jobs() []job {
 		job{name: "write to last delivery, 1000 streams, p50", unit: "ms", less: true, run: delivering(1000)},
 		job{name: "deliveries flat out, 1000 streams", unit: "/s", goal: 4, run: flooding(1000)},
 		job{name: "kill of the leader to next write", unit: "ms", goal: 1 / 0.7, less: true, run: failingOver},
+		job{name: "register at half of the capacity of 64 clients, p99", unit: "ms", less: true, run: halfLoaded},
+		job{name: "registrations at 3 times the peak, share of the peak", unit: "%", goal: 70, alone: true, run: overloading(overload)},
 		job{name: "memory of an instance with its own session, of 20000", unit: "kB a node", goal: 2.5 / 0.6, less: true, run: filling(20_000)},
 	)
 	return list
 }
 
-// atLeader opens the connections of a job to the leader.
-func atLeader(ctx context.Context, c *cluster) ([]*grpc.ClientConn, func(), error) {
+// atLeader opens connections to the leader.
+func atLeader(ctx context.Context, c *cluster, n int) ([]*grpc.ClientConn, func(), error) {
 	leader, err := c.leader(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	return c.dialled(connections, leader)
+	return c.dialled(n, leader)
 }
 
 // connected opens the connections of a job to the leader, and closes them after it.
 func connected(measure func(context.Context, *cluster, []*grpc.ClientConn, time.Duration) (result, error)) measurement {
 	return func(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-		conns, done, err := atLeader(ctx, c)
+		conns, done, err := atLeader(ctx, c, connections)
 		if err != nil {
 			return result{}, err
 		}

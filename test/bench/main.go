@@ -20,6 +20,7 @@ type options struct {
 	regd, etcd string // binaries
 	rounds     int
 	last       time.Duration // of each measurement
+	overload   time.Duration // of the overload
 	only       *regexp.Regexp
 	out        string // folder of the report
 	commit     string
@@ -39,6 +40,7 @@ func run() error {
 	flag.StringVar(&o.etcd, "etcd", "", "binary of etcd (none: regd alone)")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each job is measured on each system, 1 to 20")
 	flag.DurationVar(&o.last, "last", 3*time.Second, "how long a measurement takes, 100ms to 1m")
+	flag.DurationVar(&o.overload, "overload", 10*time.Second, "how long the overload takes, 1s to 10m")
 	flag.StringVar(&o.out, "out", ".bench", "folder for the report")
 	flag.StringVar(&o.commit, "commit", "unknown", "what is measured, for the report")
 	flag.Parse()
@@ -51,6 +53,8 @@ func run() error {
 		return fmt.Errorf("-rounds %d: must be 1 to 20", o.rounds)
 	case o.last < 100*time.Millisecond || o.last > time.Minute:
 		return fmt.Errorf("-last %v: must be 100ms to 1m", o.last)
+	case o.overload < time.Second || o.overload > 10*time.Minute:
+		return fmt.Errorf("-overload %v: must be 1s to 10m", o.overload)
 	}
 	var err error
 	if o.only, err = regexp.Compile(*only); err != nil {
@@ -66,7 +70,7 @@ func run() error {
 func measure(ctx context.Context, o options) (*report, error) {
 	r := newReport(o)
 	var failed error
-	for _, j := range jobs() {
+	for _, j := range jobs(o.overload) {
 		if !o.only.MatchString(j.name) {
 			continue
 		}
@@ -83,7 +87,7 @@ func measure(ctx context.Context, o options) (*report, error) {
 // rounds measures a job on each system in turn, as often as asked for.
 func rounds(ctx context.Context, o options, j job, r *report) error {
 	for round := range o.rounds {
-		for _, create := range systems(o) {
+		for _, create := range systems(o, j.alone) {
 			f, err := once(ctx, create, j, o.last)
 			if err != nil {
 				return fmt.Errorf("%s, round %d: %w", j.name, round+1, err)

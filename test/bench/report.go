@@ -22,10 +22,11 @@ type figure struct {
 	P50        float64       `json:"p50_ms,omitempty"`     // of the operations
 	P99        float64       `json:"p99_ms,omitempty"`
 	Memory     int64         `json:"memory_bytes"` // of the servers, at the end
+	Note       string        `json:"note,omitempty"`
 }
 
 func newFigure(system string, r result, memory int64) figure {
-	f := figure{System: system, Value: r.value, Operations: r.operations, CPU: r.cpu, Memory: memory}
+	f := figure{System: system, Value: r.value, Operations: r.operations, CPU: r.cpu, Memory: memory, Note: r.note}
 	if r.latency != nil {
 		f.P50, f.P99 = milliseconds(r.latency, 50), milliseconds(r.latency, 99)
 	}
@@ -44,7 +45,8 @@ func (f figure) cost() float64 {
 type row struct {
 	Job     string   `json:"job"`
 	Unit    string   `json:"unit"`
-	Goal    float64  `json:"goal,omitempty"` // ratio to etcd
+	Goal    float64  `json:"goal,omitempty"`  // ratio to etcd, or where etcd does not have the job, value
+	Alone   bool     `json:"alone,omitempty"` // etcd does not have the job
 	Figures []figure `json:"figures"`
 
 	job job
@@ -65,7 +67,7 @@ func newReport(o options) *report {
 
 func (r *report) add(j job, f figure) {
 	if n := len(r.Rows); n == 0 || r.Rows[n-1].Job != j.name {
-		r.Rows = append(r.Rows, &row{Job: j.name, Unit: j.unit, Goal: j.goal, job: j})
+		r.Rows = append(r.Rows, &row{Job: j.name, Unit: j.unit, Goal: j.goal, Alone: j.alone, job: j})
 	}
 	last := r.Rows[len(r.Rows)-1]
 	last.Figures = append(last.Figures, f)
@@ -124,7 +126,10 @@ func (r *report) markdown(w io.Writer) {
 		if v := row.ratio(); v > 0 {
 			ratio = fmt.Sprintf("%.2fx", v)
 		}
-		if row.Goal > 0 {
+		switch {
+		case row.job.alone:
+			goal = row.job.text(row.Goal)
+		case row.Goal > 0:
 			goal = fmt.Sprintf("%.2gx", row.Goal)
 		}
 		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", row.Job, row.cell("regd"), row.cell("etcd"), ratio, goal)
@@ -138,6 +143,13 @@ func (r *report) markdown(w io.Writer) {
 			fmt.Fprintf(w, " %s | %s |", cost("regd"), cost("etcd"))
 		}
 		fmt.Fprintln(w)
+	}
+	for _, row := range r.Rows {
+		for _, f := range row.Figures {
+			if f.Note != "" {
+				fmt.Fprintf(w, "\n%s, %s: %s\n", row.Job, f.System, f.Note)
+			}
+		}
 	}
 }
 

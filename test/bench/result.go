@@ -14,6 +14,7 @@ type result struct {
 	operations int64                   // done in the measured time; 0: the job is not about many
 	cpu        time.Duration           // of the servers, in the same time
 	latency    *hdrhistogram.Histogram // of the operations, in ns; nil: they are not calls
+	note       string                  // for the reader
 }
 
 // callTimeout is how long a call of a load may take.

@@ -71,7 +71,7 @@ func delivering(streams int) measurement {
 		if err != nil {
 			return result{}, err
 		}
-		conns, done, err := atLeader(ctx, c)
+		conns, done, err := atLeader(ctx, c, connections)
 		if err != nil {
 			return result{}, errors.Join(err, stop())
 		}
@@ -105,7 +105,7 @@ func flooding(streams int) measurement {
 		if err != nil {
 			return result{}, err
 		}
-		conns, done, err := atLeader(ctx, c)
+		conns, done, err := atLeader(ctx, c, connections)
 		if err != nil {
 			return result{}, errors.Join(err, stop())
 		}

@@ -11,16 +11,22 @@ import (
 
 func registering(clients int) measurement {
 	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (result, error) {
-		who, err := c.open(ctx, conns[0])
+		op, err := writing(ctx, c, conns)
 		if err != nil {
 			return result{}, err
 		}
-		return closed(ctx, c.cpu, clients, last, func(ctx context.Context, client, k int) error {
-			return c.register(ctx, conns[client%len(conns)], who, instance{
-				client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("i%d", client),
-			})
-		})
+		return closed(ctx, c.cpu, clients, last, op)
 	})
+}
+
+// writing registers on a live session, in turn in a thousand services.
+func writing(ctx context.Context, c *cluster, conns []*grpc.ClientConn) (operation, error) {
+	who, err := c.open(ctx, conns[0])
+	return func(ctx context.Context, client, k int) error {
+		return c.register(ctx, conns[client%len(conns)], who, instance{
+			client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("i%d", client),
+		})
+	}, err
 }
 
 func registeringAlone(clients int) measurement {
