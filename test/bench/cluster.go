@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// cluster is three processes of a system.
+// cluster is some processes of a system.
 type cluster struct {
 	system
 	addresses []addresses
@@ -26,7 +26,7 @@ type cluster struct {
 }
 
 // newCluster starts the processes and waits until all can be reached and one leads.
-func newCluster(ctx context.Context, s system, dir string) (*cluster, error) {
+func newCluster(ctx context.Context, s system, nodes int, dir string) (*cluster, error) {
 	free, err := freeAddresses(3*nodes, 10_000+rand.IntN(20_000)) //nolint:gosec // It need not be hard to guess.
 	if err != nil {
 		return nil, err
@@ -145,7 +145,13 @@ func (c *cluster) dialled(n int, at ...int) ([]*grpc.ClientConn, func(), error) 
 }
 
 // everywhere opens connections, spread over all nodes.
-func (c *cluster) everywhere(n int) ([]*grpc.ClientConn, func(), error) { return c.dialled(n, 0, 1, 2) }
+func (c *cluster) everywhere(n int) ([]*grpc.ClientConn, func(), error) {
+	all := make([]int, len(c.conns))
+	for i := range all {
+		all[i] = i
+	}
+	return c.dialled(n, all...)
+}
 
 // used is what the processes have taken.
 type used struct {

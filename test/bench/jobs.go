@@ -39,7 +39,7 @@ func jobs(overload time.Duration) []job {
 		goal    float64
 	}{{1, 1}, {16, 2}, {64, 2.5}, {256, 3}} {
 		list = append(list, job{
-			name: fmt.Sprintf("register on a live session, %d clients", r.clients), unit: "/s", goal: r.goal, run: registering(r.clients),
+			name: fmt.Sprintf("register on a live session, %d clients", r.clients), unit: "/s", goal: r.goal, run: registering(r.clients, 0),
 		})
 	}
 	list = append(list,

@@ -1,6 +1,7 @@
 // Command bench measures regd beside etcd: three processes of each on this machine, the same load on both, one system
 // after the other in each round, so that a machine that drifts drifts for both. Only ratios of one run mean anything.
-// Start at jobs.go for what is measured, and at system.go for what a registry must be able to do.
+// Start at jobs.go for what is measured, at curves.go for how regd does with its size, and at system.go for what a
+// registry must be able to do.
 package main
 
 import (
@@ -22,7 +23,9 @@ type options struct {
 	last       time.Duration // of each measurement
 	overload   time.Duration // of the overload
 	only       *regexp.Regexp
-	out        string // folder of the report
+	curves     *regexp.Regexp // nil: none
+	most       int            // of a curve's sizes
+	out        string         // folder of the report
 	commit     string
 }
 
@@ -35,7 +38,9 @@ func main() {
 
 func run() error {
 	var o options
-	only := flag.String("only", ".", "measure only the jobs whose names match this regular expression")
+	only := flag.String("only", ".", "measure only the jobs whose names match this regular expression; '^$' for none")
+	drawn := flag.String("curves", "", "measure the scale curves whose names match this regular expression, too; empty for none")
+	flag.IntVar(&o.most, "most", 1_000_000, "largest size on a curve, 1 to 1000000")
 	flag.StringVar(&o.regd, "regd", "", "binary of regd (required)")
 	flag.StringVar(&o.etcd, "etcd", "", "binary of etcd (none: regd alone)")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each job is measured on each system, 1 to 20")
@@ -53,6 +58,8 @@ func run() error {
 		return fmt.Errorf("-rounds %d: must be 1 to 20", o.rounds)
 	case o.last < 100*time.Millisecond || o.last > time.Minute:
 		return fmt.Errorf("-last %v: must be 100ms to 1m", o.last)
+	case o.most < 1 || o.most > 1_000_000:
+		return fmt.Errorf("-most %d: must be 1 to 1000000", o.most)
 	case o.overload < time.Second || o.overload > 10*time.Minute:
 		return fmt.Errorf("-overload %v: must be 1s to 10m", o.overload)
 	}
@@ -60,10 +67,19 @@ func run() error {
 	if o.only, err = regexp.Compile(*only); err != nil {
 		return fmt.Errorf("-only: %w", err)
 	}
+	if *drawn != "" {
+		if o.curves, err = regexp.Compile(*drawn); err != nil {
+			return fmt.Errorf("-curves: %w", err)
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	r, err := measure(ctx, o)
-	return errors.Join(err, r.write(o.out))
+	var drawErr error
+	if ctx.Err() == nil {
+		r.Curves, drawErr = draw(ctx, o)
+	}
+	return errors.Join(err, drawErr, r.write(o.out))
 }
 
 // measure runs all jobs. One that fails is left, and the others go on: the report has what could be measured.
@@ -101,20 +117,30 @@ func rounds(ctx context.Context, o options, j job, r *report) error {
 
 // once measures a job on a fresh cluster.
 func once(ctx context.Context, create func() system, j job, last time.Duration) (figure, error) {
+	s := create()
+	var f figure
+	err := onCluster(ctx, s, nodes, func(c *cluster) error {
+		r, err := j.run(ctx, c, last)
+		f = newFigure(s.name(), r, c.usage().memory)
+		return err
+	})
+	return f, err
+}
+
+// onCluster measures on a fresh cluster, of which nothing is left behind.
+func onCluster(ctx context.Context, s system, nodes int, measure func(c *cluster) error) error {
 	dir, err := os.MkdirTemp("", "regd-bench-")
 	if err != nil {
-		return figure{}, err
+		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	s := create()
-	c, err := newCluster(ctx, s, dir)
+	c, err := newCluster(ctx, s, nodes, dir)
 	if err != nil {
-		return figure{}, fmt.Errorf("start %s: %w", s.name(), err)
+		return fmt.Errorf("start %s: %w", s.name(), err)
 	}
 	defer c.stop()
-	r, err := j.run(ctx, c, last)
-	if err != nil {
-		return figure{}, fmt.Errorf("%s: %w", s.name(), err)
+	if err = measure(c); err != nil {
+		return fmt.Errorf("%s: %w", s.name(), err)
 	}
-	return newFigure(s.name(), r, c.usage().memory), nil
+	return nil
 }

@@ -24,7 +24,7 @@ func halfLoaded(ctx context.Context, c *cluster, last time.Duration) (result, er
 		return result{}, err
 	}
 	defer done()
-	op, err := writing(ctx, c, conns)
+	op, err := writing(ctx, c, conns, 0)
 	if err != nil {
 		return result{}, err
 	}
@@ -67,7 +67,7 @@ func overloading(last time.Duration) measurement {
 			return result{}, err
 		}
 		defer done()
-		op, err := writing(ctx, c, conns)
+		op, err := writing(ctx, c, conns, 0)
 		if err != nil {
 			return result{}, err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -57,14 +58,33 @@ func (s *regd) open(ctx context.Context, conn *grpc.ClientConn) (owner, error) {
 
 func (s *regd) register(ctx context.Context, conn *grpc.ClientConn, who owner, in instance) error {
 	_, err := apiv1.NewRegistryServiceClient(conn).Register(ctx, &apiv1.RegisterRequest{
-		RequestId: s.request(in.client),
-		Instance: &registryv1.Instance{
-			Service: in.service, Id: in.id, SessionId: who.id, Address: "10.1.2.3", Zone: "eu-central-1a", Region: "eu-central-1",
-			Ports: []*registryv1.Port{{Name: "http", Number: 8080}}, Tags: []string{"v2", "canary"},
-			Metadata: map[string]string{"version": "2.14.3", "commit": in.version(), "team": "payments", "lang": "go"},
-		},
+		RequestId: s.request(in.client), Instance: described(who, in),
 	})
 	return err
+}
+
+// described is an instance as regd has it.
+func described(who owner, in instance) *registryv1.Instance {
+	metadata := map[string]string{"version": "2.14.3", "commit": in.version(), "team": "payments", "lang": "go"}
+	pad(metadata, in.metadata)
+	return &registryv1.Instance{
+		Service: in.service, Id: in.id, SessionId: who.id, Address: "10.1.2.3", Zone: "eu-central-1a", Region: "eu-central-1",
+		Ports: []*registryv1.Port{{Name: "http", Number: 8080}}, Tags: []string{"v2", "canary"}, Metadata: metadata,
+	}
+}
+
+// pad fills metadata up to a size, all keys and values together, with values as long as the API takes.
+func pad(metadata map[string]string, size int) {
+	for key, v := range metadata {
+		size -= len(key) + len(v)
+	}
+	const longest = 512
+	for i := 0; size > 0; i++ {
+		key := "p" + strconv.Itoa(i)
+		n := min(longest, max(0, size-len(key)))
+		metadata[key] = strings.Repeat("x", n)
+		size -= len(key) + n
+	}
 }
 
 func (*regd) read(ctx context.Context, conn *grpc.ClientConn, service string, linearizable bool) (int, error) {

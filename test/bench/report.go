@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -35,10 +36,15 @@ func newFigure(system string, r result, memory int64) figure {
 
 // cost is the CPU time of the servers for an operation, in µs; 0 if it is not known.
 func (f figure) cost() float64 {
-	if f.Operations == 0 {
+	return microseconds(f.CPU, f.Operations)
+}
+
+// microseconds is the share of each of some operations in a time; 0 if there are none.
+func microseconds(d time.Duration, operations int64) float64 {
+	if operations == 0 {
 		return 0
 	}
-	return float64(f.CPU.Nanoseconds()) / 1000 / float64(f.Operations)
+	return float64(d.Nanoseconds()) / 1000 / float64(operations)
 }
 
 // row is all measurements of a job.
@@ -54,11 +60,12 @@ type row struct {
 
 // report is a run.
 type report struct {
-	Date   string `json:"date"`
-	Commit string `json:"commit"`
-	Cores  int    `json:"cores"`
-	Rounds int    `json:"rounds"`
-	Rows   []*row `json:"rows"`
+	Date   string  `json:"date"`
+	Commit string  `json:"commit"`
+	Cores  int     `json:"cores"`
+	Rounds int     `json:"rounds"`
+	Rows   []*row  `json:"rows"`
+	Curves []drawn `json:"curves,omitempty"`
 }
 
 func newReport(o options) *report {
@@ -119,8 +126,18 @@ func (r *row) ratio() float64 {
 
 // markdown writes the report.
 func (r *report) markdown(w io.Writer) {
-	fmt.Fprintf(w, "%s, commit %s, %d cores for the servers and the clients, medians of %d (least to greatest)\n\n", r.Date, r.Commit, r.Cores, r.Rounds)
-	fmt.Fprintln(w, "| job | regd | etcd | ratio | goal |\n| --- | --- | --- | --- | --- |")
+	fmt.Fprintf(w, "%s, commit %s, %d cores for the servers and the clients, jobs: medians of %d (least to greatest)\n", r.Date, r.Commit, r.Cores, r.Rounds)
+	if len(r.Rows) > 0 {
+		r.jobs(w)
+	}
+	for _, d := range r.Curves {
+		d.markdown(w)
+	}
+}
+
+// jobs writes the tables of jobs.
+func (r *report) jobs(w io.Writer) {
+	fmt.Fprintln(w, "\n| job | regd | etcd | ratio | goal |\n| --- | --- | --- | --- | --- |")
 	for _, row := range r.Rows {
 		ratio, goal := "-", "-"
 		if v := row.ratio(); v > 0 {
@@ -184,13 +201,39 @@ func number(v float64) string {
 	return strconv.FormatFloat(v, 'g', 3, 64)
 }
 
-// write writes the report as JSON and Markdown into a folder, and as Markdown to the standard output.
+// markdown writes a curve as a table.
+func (d drawn) markdown(w io.Writer) {
+	fmt.Fprintf(w, "\n%s\n\n| %s |", d.Name, d.Of)
+	for _, m := range d.Points[0].Values {
+		fmt.Fprintf(w, " %s |", m.Name)
+	}
+	fmt.Fprintln(w, "\n| --- |"+strings.Repeat(" --- |", len(d.Points[0].Values)))
+	for _, p := range d.Points {
+		fmt.Fprintf(w, "| %d |", p.Size)
+		for _, m := range p.Values {
+			fmt.Fprintf(w, " %s |", m.text())
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// write writes the report as JSON and Markdown into a folder, with a picture of each curve, and as Markdown to the
+// standard output.
 func (r *report) write(dir string) error {
 	var text strings.Builder
 	r.markdown(&text)
 	fmt.Print(text.String())
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
+	}
+	for _, d := range r.Curves {
+		var svg bytes.Buffer
+		if err := picture(&svg, d); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "curve-"+d.Name+".svg"), svg.Bytes(), 0o600); err != nil {
+			return err
+		}
 	}
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

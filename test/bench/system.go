@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// nodes is how many processes a cluster has.
+// nodes is how many processes a cluster has, where nothing else is said.
 const nodes = 3
 
 // addresses are where a node listens. All nodes know all.
@@ -46,10 +46,11 @@ type owner struct {
 	number int64
 }
 
-// instance is what is registered: about 230 bytes.
+// instance is what is registered: about 230 bytes, where nothing else is said.
 type instance struct {
 	client, sequence int // who writes it, and how often it has
 	service, id      string
+	metadata         int // bytes of its metadata, if more than usual; only of regd
 }
 
 // version is in the instance, so that each registration is a change.

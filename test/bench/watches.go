@@ -7,24 +7,40 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 // watchers opens streams on one service, spread over all nodes, and has heard called with each change that one sees, by
 // many goroutines at once.
-func watchers(ctx context.Context, c *cluster, streams int, heard func(version string)) (stop func() error, err error) {
+func watchers(ctx context.Context, c *cluster, streams int, heard func(version string)) (func() error, error) {
 	conns, done, err := c.everywhere(connections)
 	if err != nil {
 		return nil, err
 	}
+	stop, err := watching(ctx, c, conns, streams, func(int) string { return "web" }, heard)
+	if err != nil {
+		done()
+		return nil, err
+	}
+	return func() error {
+		defer done()
+		return stop()
+	}, nil
+}
+
+// watching opens streams on the given connections, each on a service.
+func watching(
+	ctx context.Context, c *cluster, conns []*grpc.ClientConn, streams int, service func(i int) string, heard func(version string),
+) (stop func() error, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	list := make([]changes, streams)
 	err = each(streams, func(_, i int) (watchErr error) {
-		list[i], watchErr = c.watch(ctx, conns[i%len(conns)], "web")
+		list[i], watchErr = c.watch(ctx, conns[i%len(conns)], service(i))
 		return watchErr
 	})
 	if err != nil {
 		cancel()
-		done()
 		return nil, err
 	}
 	errs := make([]error, streams)
@@ -48,7 +64,6 @@ func watchers(ctx context.Context, c *cluster, streams int, heard func(version s
 	return func() error {
 		cancel()
 		running.Wait()
-		done()
 		return errors.Join(errs...)
 	}, nil
 }

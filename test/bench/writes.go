@@ -9,9 +9,10 @@ import (
 	"google.golang.org/grpc"
 )
 
-func registering(clients int) measurement {
+// registering registers on a live session, with so many bytes of metadata, or what is usual if that is 0.
+func registering(clients, metadata int) measurement {
 	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (result, error) {
-		op, err := writing(ctx, c, conns)
+		op, err := writing(ctx, c, conns, metadata)
 		if err != nil {
 			return result{}, err
 		}
@@ -20,11 +21,11 @@ func registering(clients int) measurement {
 }
 
 // writing registers on a live session, in turn in a thousand services.
-func writing(ctx context.Context, c *cluster, conns []*grpc.ClientConn) (operation, error) {
+func writing(ctx context.Context, c *cluster, conns []*grpc.ClientConn, metadata int) (operation, error) {
 	who, err := c.open(ctx, conns[0])
 	return func(ctx context.Context, client, k int) error {
 		return c.register(ctx, conns[client%len(conns)], who, instance{
-			client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("i%d", client),
+			client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("i%d", client), metadata: metadata,
 		})
 	}, err
 }
@@ -45,25 +46,32 @@ func registeringAlone(clients int) measurement {
 }
 
 func reading(clients int, linearizable bool) measurement {
-	const instances = 10
 	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (result, error) {
 		who, err := c.open(ctx, conns[0])
 		if err != nil {
 			return result{}, err
 		}
-		for i := range instances {
+		for i := range ten {
 			if err := c.register(ctx, conns[0], who, instance{sequence: i, service: "web", id: strconv.Itoa(i)}); err != nil {
 				return result{}, err
 			}
 		}
-		return closed(ctx, c.cpu, clients, last, func(ctx context.Context, client, _ int) error {
-			n, err := c.read(ctx, conns[client%len(conns)], "web", linearizable)
-			if err == nil && n != instances {
-				err = fmt.Errorf("read %d instances, want %d", n, instances)
-			}
-			return err
-		})
+		return closed(ctx, c.cpu, clients, last, readingTen(c, conns, linearizable, func(int, int) string { return "web" }))
 	})
+}
+
+// ten is how many instances a service has that is read.
+const ten = 10
+
+// readingTen reads the service that is said for each time, and finds ten instances.
+func readingTen(c *cluster, conns []*grpc.ClientConn, linearizable bool, service func(client, k int) string) operation {
+	return func(ctx context.Context, client, k int) error {
+		n, err := c.read(ctx, conns[client%len(conns)], service(client, k), linearizable)
+		if err == nil && n != ten {
+			err = fmt.Errorf("read %d instances, want %d", n, ten)
+		}
+		return err
+	}
 }
 
 // failingOver kills the leader and takes the time until another node acknowledges a write.
