@@ -125,8 +125,8 @@ func (c *cluster) leader(ctx context.Context) (int, error) {
 	return 0, fmt.Errorf("no node leads: %w", ctx.Err())
 }
 
-// dialled opens connections, spread over the given nodes.
-func (c *cluster) dialled(n int, at ...int) ([]*grpc.ClientConn, func(), error) {
+// dialled opens connections, spread over the given nodes, and waits until they stand.
+func (c *cluster) dialled(ctx context.Context, n int, at ...int) ([]*grpc.ClientConn, func(), error) {
 	var list []*grpc.ClientConn
 	closeAll := func() {
 		for _, conn := range list {
@@ -140,17 +140,21 @@ func (c *cluster) dialled(n int, at ...int) ([]*grpc.ClientConn, func(), error) 
 			return nil, nil, err
 		}
 		list = append(list, conn)
+		if err := connect(ctx, conn); err != nil {
+			closeAll()
+			return nil, nil, err
+		}
 	}
 	return list, closeAll, nil
 }
 
 // everywhere opens connections, spread over all nodes.
-func (c *cluster) everywhere(n int) ([]*grpc.ClientConn, func(), error) {
+func (c *cluster) everywhere(ctx context.Context, n int) ([]*grpc.ClientConn, func(), error) {
 	all := make([]int, len(c.conns))
 	for i := range all {
 		all[i] = i
 	}
-	return c.dialled(n, all...)
+	return c.dialled(ctx, n, all...)
 }
 
 // used is what the processes have taken.

@@ -21,7 +21,7 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 	if err != nil {
 		return nil, err
 	}
-	conns, done, err := c.dialled(connections, leader)
+	conns, done, err := c.dialled(ctx, connections, leader)
 	if err != nil {
 		return nil, err
 	}

@@ -63,7 +63,7 @@ func atLeader(ctx context.Context, c *cluster, n int) ([]*grpc.ClientConn, func(
 	if err != nil {
 		return nil, nil, err
 	}
-	return c.dialled(n, leader)
+	return c.dialled(ctx, n, leader)
 }
 
 // connected opens the connections of a job to the leader, and closes them after it.

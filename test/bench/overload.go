@@ -53,7 +53,7 @@ const (
 	keptSessions   = 1000 // renewed once a second each
 	leavingPerSec  = 10   // deregistrations
 	overloadFactor = 3    // times the peak
-	// lossAllowed is the share of renewals and deregistrations that may fail.
+	// lossAllowed is the share of renewals and deregistrations that may fail. One of few may: it is no rate.
 	lossAllowed = 0.01
 )
 
@@ -139,7 +139,7 @@ func newBesides(ctx context.Context, c *cluster, last time.Duration) (*besides, 
 	if !ok {
 		return nil, errors.New("only regd is overloaded")
 	}
-	conns, done, err := c.everywhere(connections)
+	conns, done, err := c.everywhere(ctx, connections)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (b *besides) renew(ctx context.Context, client int, sessions ...string) err
 func (b *besides) check(ctx context.Context) error {
 	err := b.renew(ctx, 0, b.sessions...) // Says whether all are still there.
 	for what, t := range map[string]*tally{"renewals": b.renewals, "deregistrations": b.deregistrations} {
-		if float64(t.lost()) > lossAllowed*float64(t.due.Load()) {
+		if float64(t.lost()) > max(1, lossAllowed*float64(t.due.Load())) {
 			err = errors.Join(err, fmt.Errorf("too many %s were lost", what))
 		}
 	}

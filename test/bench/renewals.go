@@ -13,7 +13,7 @@ import (
 func renewing(owners int) measurement {
 	const streams, window = 64, 16
 	return func(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-		conns, done, err := c.everywhere(connections)
+		conns, done, err := c.everywhere(ctx, connections)
 		if err != nil {
 			return result{}, err
 		}

@@ -14,7 +14,7 @@ import (
 // watchers opens streams on one service, spread over all nodes, and has heard called with each change that one sees, by
 // many goroutines at once.
 func watchers(ctx context.Context, c *cluster, streams int, heard func(version string)) (func() error, error) {
-	conns, done, err := c.everywhere(connections)
+	conns, done, err := c.everywhere(ctx, connections)
 	if err != nil {
 		return nil, err
 	}
