@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -89,10 +90,12 @@ func failingOver(ctx context.Context, c *cluster, _ time.Duration) (result, erro
 	begun := time.Now()
 	c.kill(leader)
 	won := make(chan struct{}, len(others))
+	var trying sync.WaitGroup
+	defer trying.Wait() // After cancel.
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for i, conn := range others {
-		go func() {
+		trying.Go(func() {
 			for k := 0; ctx.Err() == nil; k++ {
 				callCtx, stop := context.WithTimeout(ctx, 250*time.Millisecond)
 				err := c.register(callCtx, conn, owner{}, instance{client: 100 + i, sequence: k, service: "web", id: "after"})
@@ -103,7 +106,7 @@ func failingOver(ctx context.Context, c *cluster, _ time.Duration) (result, erro
 				}
 				wait(ctx, 5*time.Millisecond)
 			}
-		}()
+		})
 	}
 	select {
 	case <-won:
