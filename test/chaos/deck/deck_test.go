@@ -142,6 +142,7 @@ func deal(t *testing.T, seed uint64, p profile, mutants ...build.Mutant) *report
 		Pause: p.pause, MinTTL: minTTL, MaxTTL: 2 * minTTL, Counts: p.counts,
 	})
 	w.must(err)
+	t.Cleanup(load.Close) // Its clients would find the next cluster, which has the same addresses.
 	ctx, cancel := context.WithCancel(t.Context())
 	loaded := make(chan error, 1)
 	go func() { loaded <- load.Run(ctx) }()
@@ -196,17 +197,16 @@ func (w *world) deck(kinds []string) []fault {
 	return slices.DeleteFunc(slices.Clone(w.faults), func(f fault) bool { return !slices.Contains(kinds, f.kind) })
 }
 
-// play makes one episode.
+// play makes one episode. What accompanies a fault begins first and ends last: the fault may hide from us who leads.
 func (w *world) play(e episode) {
 	time.Sleep(e.peace)
-	var undone []undo
-	faults := make([]history.Fault, len(e.faults))
-	for i, f := range e.faults {
+	undone, faults := make([]undo, len(e.faults)), make([]history.Fault, len(e.faults))
+	for i, f := range slices.Backward(e.faults) {
 		faults[i] = history.Fault{Kind: f.kind, From: w.rec.Now()}
-		undone = append(undone, f.begin(w))
+		undone[i] = f.begin(w)
 	}
 	time.Sleep(e.last)
-	for i := len(undone) - 1; i >= 0; i-- {
+	for i := range undone {
 		d := undone[i]()
 		faults[i].Nodes, faults[i].Evidence, faults[i].To = d.nodes, d.evidence, w.rec.Now()
 	}
