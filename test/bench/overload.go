@@ -17,21 +17,30 @@ import (
 // regd gives a connection 256.
 const crowded = 2 * crowd / 256
 
+// peaking opens the connections of an open loop to the leader, and finds what registrations as many clients can make in a
+// closed one. The caller calls done in the end.
+func peaking(ctx context.Context, c *cluster, clients int, last time.Duration) (op operation, peak result, done func(), err error) {
+	conns, done, err := atLeader(ctx, c, crowded)
+	if err != nil {
+		return nil, result{}, nil, err
+	}
+	if op, err = writing(ctx, c, conns, 0); err == nil {
+		peak, err = closed(ctx, c.cpu, clients, last, op)
+	}
+	if err != nil {
+		done()
+		return nil, result{}, nil, err
+	}
+	return op, peak, done, nil
+}
+
 // halfLoaded takes the time of registrations that come at half the rate at which 64 clients can make them.
 func halfLoaded(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-	conns, done, err := atLeader(ctx, c, crowded)
+	op, peak, done, err := peaking(ctx, c, 64, last)
 	if err != nil {
 		return result{}, err
 	}
 	defer done()
-	op, err := writing(ctx, c, conns, 0)
-	if err != nil {
-		return result{}, err
-	}
-	peak, err := closed(ctx, c.cpu, 64, last, op)
-	if err != nil {
-		return result{}, err
-	}
 	t := newTally()
 	stop := pacing(ctx, time.Now(), peak.value/2, crowd, op, t)
 	warmUp(ctx, last)
@@ -62,19 +71,11 @@ const (
 // regd keeps it up; but no session may be lost, renewals and deregistrations go on, and the leader leads on.
 func overloading(last time.Duration) measurement {
 	return func(ctx context.Context, c *cluster, short time.Duration) (result, error) {
-		conns, done, err := atLeader(ctx, c, crowded)
+		op, peak, done, err := peaking(ctx, c, 256, short)
 		if err != nil {
 			return result{}, err
 		}
 		defer done()
-		op, err := writing(ctx, c, conns, 0)
-		if err != nil {
-			return result{}, err
-		}
-		peak, err := closed(ctx, c.cpu, 256, short, op)
-		if err != nil {
-			return result{}, err
-		}
 		b, err := newBesides(ctx, c, last)
 		if err != nil {
 			return result{}, err
