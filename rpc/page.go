@@ -26,28 +26,28 @@ type page struct {
 	// after is the key of the last item of the page before; nil on the first page.
 	after []string
 
-	core    *core
-	request uint64
-	room    int // items
-	bytes   int
+	core  *core
+	what  proto.Message // the canonical request
+	room  int           // items
+	bytes int
 }
 
 // openPage finds the State that the page is read from. what is the canonical request without its paging; a token of
 // another request is refused.
 func (c *core) openPage(ctx context.Context, f *faults, what proto.Message, req paged) (*page, error) {
 	fresh, size := f.freshness(req.GetFreshness()), f.pageSize(req.GetPageSize())
-	hash, err := bodyHash(what)
+	var token pageToken
+	if req.GetPageToken() != "" {
+		var ok bool
+		if token, ok = decodePageToken(req.GetPageToken()); !ok || token.request != bodyHash(what) {
+			f.add("page_token", "is not of this request: %s", quote(req.GetPageToken()))
+		}
+	}
+	err := f.err()
 	if err != nil {
 		return nil, err
 	}
-	token, ok := decodePageToken(req.GetPageToken())
-	if req.GetPageToken() != "" && (!ok || token.request != hash) {
-		f.add("page_token", "is not of this request: %s", quote(req.GetPageToken()))
-	}
-	if err = f.err(); err != nil {
-		return nil, err
-	}
-	p := &page{core: c, request: hash, room: size}
+	p := &page{core: c, what: what, room: size}
 	if req.GetPageToken() == "" {
 		p.state, p.header, err = c.view(ctx, fresh)
 		return p, err
@@ -75,7 +75,7 @@ func (p *page) take(size int) bool {
 // next is the token of the page after the item with the given key. The State is kept for it.
 func (p *page) next(key ...string) string {
 	p.core.node.Feed().Keep(p.state)
-	return pageToken{p.state.Epoch(), p.state.Revision(), p.request, key}.encode()
+	return pageToken{p.state.Epoch(), p.state.Revision(), bodyHash(p.what), key}.encode()
 }
 
 // pageToken says where a list goes on.

@@ -3,6 +3,8 @@ package rpc
 import (
 	"context"
 
+	"github.com/zeebo/xxh3"
+
 	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/fsm"
 	"github.com/regd-io/regd/health"
@@ -28,7 +30,7 @@ func aboutInstance(err error, verb string, k *raftlogv1.Key) error {
 func (s *registryServer) Register(ctx context.Context, req *apiv1.RegisterRequest) (*apiv1.RegisterResponse, error) {
 	var f faults
 	spec := f.instance("instance", req.GetInstance())
-	id := f.request(req)
+	id := f.requestID(req.GetRequestId())
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -36,15 +38,26 @@ func (s *registryServer) Register(ctx context.Context, req *apiv1.RegisterReques
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_Register{Register: &raftlogv1.Register{
-		Instance: data, IfAbsent: req.GetIfAbsent(), ExpectedRevision: req.GetExpectedRevision(),
-	}}})
+	cmd := &raftlogv1.Register{Instance: data, IfAbsent: req.GetIfAbsent(), ExpectedRevision: req.GetExpectedRevision()}
+	if id != nil {
+		id.BodyHash = registrationHash(cmd)
+	}
+	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_Register{Register: cmd}})
 	if err != nil {
 		return nil, aboutInstance(err, "register", keyOf(spec))
 	}
 	return &apiv1.RegisterResponse{
 		Header: s.writeHeader(out.Revision), Incarnation: out.Number, Changed: out.Changed,
 	}, nil
+}
+
+// registrationHash is bodyHash of a registration, from what is encoded already.
+func registrationHash(cmd *raftlogv1.Register) uint64 {
+	seed := cmd.GetExpectedRevision() << 1
+	if cmd.GetIfAbsent() {
+		seed |= 1
+	}
+	return xxh3.HashSeed(cmd.GetInstance(), seed)
 }
 
 func keyOf(spec *registryv1.Instance) *raftlogv1.Key {

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -15,15 +14,6 @@ import (
 
 // DefaultNamespace is the namespace of a request that names none.
 const DefaultNamespace = "default"
-
-// encodeSpec encodes a canonical specification. Equal specifications have equal encodings.
-func encodeSpec(spec *registryv1.Instance) ([]byte, error) {
-	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(spec)
-	if err != nil {
-		return nil, fmt.Errorf("encode instance: %w", err)
-	}
-	return data, nil
-}
 
 // instance checks a registration and returns its canonical specification: fields 1 to 19 only, defaults filled in, tags
 // sorted, nothing unknown. Equal registrations become equal specifications.

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/zeebo/xxh3"
@@ -39,7 +38,15 @@ type identified interface {
 // request checks the request id of a write, and returns it as the log carries it: with a hash of everything else in the
 // request, so that another request under the same id is noticed. nil: the request has no id.
 func (f *faults) request(req identified) *raftlogv1.RequestID {
-	id := req.GetRequestId()
+	id := f.requestID(req.GetRequestId())
+	if id != nil {
+		id.BodyHash = bodyHash(req)
+	}
+	return id
+}
+
+// requestID checks a request id, nil for none.
+func (f *faults) requestID(id *apiv1.RequestID) *raftlogv1.RequestID {
 	if id == nil {
 		return nil
 	}
@@ -50,17 +57,14 @@ func (f *faults) request(req identified) *raftlogv1.RequestID {
 	if id.GetAnsweredBelow() > id.GetSequence() {
 		f.add("request_id.answered_below", "is %d, above the sequence %d", id.GetAnsweredBelow(), id.GetSequence())
 	}
-	hash, err := bodyHash(req)
-	if err != nil {
-		f.add("request_id", "can't be hashed with its request: %v", err)
-	}
 	return &raftlogv1.RequestID{
-		ClientId: id.GetClientId(), Sequence: id.GetSequence(), AnsweredBelow: id.GetAnsweredBelow(), BodyHash: hash,
+		ClientId: id.GetClientId(), Sequence: id.GetSequence(), AnsweredBelow: id.GetAnsweredBelow(),
 	}
 }
 
-// bodyHash hashes a request without its request id, together with its type.
-func bodyHash(req proto.Message) (uint64, error) {
+// bodyHash hashes a request without its request id, together with its type. The request was decoded, so it can be encoded:
+// what can't, text that is not UTF-8, does not get that far.
+func bodyHash(req proto.Message) uint64 {
 	m := req.ProtoReflect()
 	body := m.New()
 	m.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
@@ -69,12 +73,9 @@ func bodyHash(req proto.Message) (uint64, error) {
 		}
 		return true
 	})
-	data, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(
+	data, _ := proto.MarshalOptions{Deterministic: true}.MarshalAppend(
 		append([]byte(m.Descriptor().FullName()), 0), body.Interface())
-	if err != nil {
-		return 0, fmt.Errorf("encode request: %w", err)
-	}
-	return xxh3.Hash(data), nil
+	return xxh3.Hash(data)
 }
 
 // freshness checks how fresh a read shall be.

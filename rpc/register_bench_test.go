@@ -1,0 +1,103 @@
+package rpc
+
+import (
+	"fmt"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// benchInstance is an instance as services register it: about 230 bytes.
+func benchInstance(service, id string) *registryv1.Instance {
+	return &registryv1.Instance{
+		Service: service, Id: id, Address: "10.1.2.3", Zone: "eu-central-1a", Region: "eu-central-1",
+		Ports: []*registryv1.Port{{Name: "http", Number: 8080}}, Tags: []string{"v2", "canary"},
+		Metadata: map[string]string{"version": "2.14.3", "commit": "0f3a9c1", "team": "payments", "lang": "go"},
+	}
+}
+
+// BenchmarkRegisterHandler is what a node does to a registration besides gRPC and the log: it checks it, encodes it and makes
+// the answer.
+func BenchmarkRegisterHandler(b *testing.B) {
+	var f faults
+	req := &apiv1.RegisterRequest{RequestId: &apiv1.RequestID{ClientId: "bench-1", Sequence: 1}, Instance: benchInstance("web", "1")}
+	b.Run("check", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if f.instance("instance", req.GetInstance()) == nil || f.err() != nil {
+				b.Fatal(f.err())
+			}
+		}
+	})
+	spec := f.instance("instance", req.GetInstance())
+	b.Run("encode", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := encodeSpec(spec); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("request id", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			f.request(req)
+		}
+	})
+	data, _ := proto.Marshal(req)
+	b.Run("decode", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := proto.Unmarshal(data, new(apiv1.RegisterRequest)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	r := newRig(b)
+	server := &registryServer{core: r.server.core}
+	b.Run("handler", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			req.RequestId.Sequence++
+			req.Instance.Id = fmt.Sprint(i % 100)
+			if _, err := server.Register(bg, req); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkListHandler reads a service of ten.
+func BenchmarkListHandler(b *testing.B) {
+	r := newRig(b)
+	for i := range 10 {
+		if _, err := r.registry.Register(bg, &apiv1.RegisterRequest{Instance: benchInstance("web", fmt.Sprint(i))}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	server := &registryServer{core: r.server.core}
+	req := &apiv1.ListInstancesRequest{Filter: &apiv1.Filter{Service: "web"}}
+	b.Run("handler", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := server.ListInstances(bg, req); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	resp, err := server.ListInstances(bg, req)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("marshal", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := proto.Marshal(resp); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
