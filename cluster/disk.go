@@ -13,3 +13,21 @@ type disk interface {
 	// AppendStall is for how long the append under way has lasted, 0 when none is.
 	AppendStall() time.Duration
 }
+
+// aheadLogs is a raft.LogStore that shows entries to send before it writes them.
+type aheadLogs struct {
+	raft.LogStore
+	send func([]*raft.Log)
+}
+
+// StoreLogs implements raft.LogStore.
+func (l aheadLogs) StoreLogs(entries []*raft.Log) error {
+	l.send(entries)
+	return l.LogStore.StoreLogs(entries)
+}
+
+// IsMonotonic implements raft.MonotonicLogStore.
+func (l aheadLogs) IsMonotonic() bool {
+	inner, ok := l.LogStore.(raft.MonotonicLogStore)
+	return ok && inner.IsMonotonic()
+}

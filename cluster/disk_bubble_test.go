@@ -243,6 +243,46 @@ func TestAChangeOfTheMembershipEndsWithItsCallersTime(t *testing.T) {
 			t.Error("a removal still hangs a second after its caller's time")
 		}
 		thaw()
+		c.Put(c.Leader(), "web", "a") // With the member or without it.
+	})
+}
+
+// The followers write an entry while the leader still does, but it is acknowledged only when the leader has it, too.
+func TestFollowersDoNotWaitForTheDiskOfTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disks, option := freezers()
+		c := clustertest.New(t, 3, option)
 		c.Ready()
+		leader := c.Leader()
+		if _, err := leader.Propose(within(t, time.Second), clustertest.Register("web", "a")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(cluster.DefaultHeartbeatTimeout) // The followers have all, and the leader knows.
+		before := leader.Raft().LastIndex()
+		thaw := disks[leader.Info().Name].freeze()
+		written := make(chan error, 1)
+		go func() {
+			_, err := leader.Propose(within(t, time.Second), clustertest.Register("web", "b"))
+			written <- err
+		}()
+		time.Sleep(10 * time.Millisecond)
+		for _, name := range c.Names() {
+			want := before + 1
+			if name == leader.Info().Name {
+				want = before
+			}
+			if got := c.Node(name).Raft().LastIndex(); got != want {
+				t.Errorf("%s has entries up to %d, want %d", name, got, want)
+			}
+		}
+		select {
+		case err := <-written:
+			t.Errorf("the write ended before the leader had it: %v", err)
+		default:
+		}
+		thaw()
+		if err := <-written; err != nil {
+			t.Error(err)
+		}
 	})
 }

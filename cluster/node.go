@@ -176,10 +176,16 @@ func (n *Node) startRaft(notify chan<- bool) error {
 		return r != nil && r.State() == raft.Follower && r.CurrentTerm() == term
 	}
 	t := peer.NewTransport(n.port.mux, peer.TransportConfig{
-		HighestTerm: voted, Gate: n.gate, Following: following, AddressProvider: addressProvider{n}, Timeout: transportTimeout, MaxPool: 3, Logger: newRaftLogger(n.log.With("component", "transport")),
+		HighestTerm: voted, Gate: n.gate, Following: following, AddressProvider: addressProvider{n}, Timeout: transportTimeout,
+		MaxPool: 3, AheadFor: n.cfg.LeaseTimeout, Logger: newRaftLogger(n.log.With("component", "transport")),
 	})
+	logs := aheadLogs{LogStore: n.disk.Logs(), send: func(entries []*raft.Log) {
+		if r := started.Load(); r != nil {
+			t.SendAhead(entries, r.CommitIndex())
+		}
+	}}
 	n.port.transport.Store(t)
-	r, err := raft.NewRaft(n.raftConfig(notify), n.fsm, n.disk.Logs(), n.disk.Stable(), n.store.Snapshots(), t)
+	r, err := raft.NewRaft(n.raftConfig(notify), n.fsm, logs, n.disk.Stable(), n.store.Snapshots(), t)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft: %w", err), t.Close())
 	}

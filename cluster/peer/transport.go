@@ -39,6 +39,9 @@ type TransportConfig struct {
 	MaxPool int
 	// MaxRPCsInFlight above 1 allows pipelining of entries. 0: 1.
 	MaxRPCsInFlight int
+	// AheadFor is for how long the answer to entries that were sent ahead may stand for one that comes now; see SendAhead.
+	// 0: never.
+	AheadFor time.Duration
 	// HighestTerm is the highest term that an earlier process of this node voted in, from its stable store.
 	HighestTerm uint64
 	// Logger is for what raft.NetworkTransport logs. Nil: silent.
@@ -68,7 +71,7 @@ func (c TransportConfig) withDefaults() TransportConfig {
 }
 
 // Transport is what Raft sends and receives through. It adds to raft.NetworkTransport: each RPC reaches the node it is
-// meant for or none; the gate; and the highest term in which this node asked for votes or granted one, before which
+// meant for or none; the gate; entries that are sent ahead; and the highest term in which this node asked for votes or granted one, before which
 // nothing is taken from anybody.
 //
 // It embeds the NetworkTransport, because Raft finds pre-vote and Close by type assertion and would silently go
@@ -78,6 +81,7 @@ type Transport struct {
 	cfg      TransportConfig
 	layer    streamLayer
 	consumer chan raft.RPC
+	ahead    ahead
 
 	highestTerm atomic.Uint64
 	gated       atomic.Uint64
@@ -85,7 +89,7 @@ type Transport struct {
 
 	close sync.Once
 	done  chan struct{}
-	wg    sync.WaitGroup // forward
+	wg    sync.WaitGroup // forward, and what is sent ahead
 }
 
 // Raft asks for the first two by type assertion.
@@ -104,6 +108,7 @@ func NewTransport(m *Mux, cfg TransportConfig) *Transport {
 		layer:    streamLayer{door: m.raft, mux: m},
 		consumer: make(chan raft.RPC),
 		done:     make(chan struct{}),
+		ahead:    ahead{followers: map[raft.ServerID]*follower{}},
 	}
 	t.highestTerm.Store(cfg.HighestTerm)
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
@@ -134,6 +139,7 @@ func (t *Transport) Close() error {
 	var err error
 	t.close.Do(func() {
 		close(t.done)
+		t.ahead.close()
 		err = t.NetworkTransport.Close()
 	})
 	t.wg.Wait()
@@ -244,7 +250,13 @@ func (t *Transport) AppendEntries(
 	if err := t.pass(); err != nil {
 		return err
 	}
-	return t.NetworkTransport.AppendEntries(id, t.resolve(id, target), args, resp)
+	if !t.answeredAhead(id, args, resp) {
+		if err := t.NetworkTransport.AppendEntries(id, t.resolve(id, target), args, resp); err != nil {
+			return err
+		}
+	}
+	t.ahead.note(id, target, args, resp.Success)
+	return nil
 }
 
 // AppendEntriesPipeline implements raft.Transport.
