@@ -46,6 +46,7 @@ type Node struct {
 	leadership atomic.Pointer[leadership]
 	led        atomic.Uint64 // the last term in which Config.Lead ran
 	proposer   *proposer
+	forwards   *forwards
 	asks       *indexAsks
 	renewals   *renewals
 	fresh      freshness
@@ -111,6 +112,7 @@ func Open(cfg Config) (*Node, error) {
 	n.proposer = newProposer(cfg.MaxPending, func(data []byte) raft.ApplyFuture {
 		return n.raft.Load().Apply(data, enqueueTimeout)
 	})
+	n.forwards = &forwards{dial: n.port.peers.leader, most: cfg.MaxPending}
 	n.asks = &indexAsks{fetch: n.fetchIndex, timeout: 2 * cfg.HeartbeatTimeout}
 	n.renewals = &renewals{send: n.sendRenewals}
 	ctx, cancel := context.WithCancel(context.Background()) // Lives until Close.
@@ -387,6 +389,7 @@ func (n *Node) shutdown() error {
 	}
 	errs = append(errs, n.port.mux.Close())
 	n.proposer.close()
+	n.forwards.close()
 	n.asks.wg.Wait()
 	n.renewals.wg.Wait()
 	n.wg.Wait()

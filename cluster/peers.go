@@ -11,7 +11,6 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/regd-io/regd/cluster/peer"
@@ -43,6 +42,10 @@ func (p *peers) at(address string) (peerv1.PeerServiceClient, error) {
 // as somebody else's.
 func (p *peers) node(id, address string) (peerv1.PeerServiceClient, error) {
 	return p.client(peerTarget{id, address})
+}
+
+func (p *peers) leader(at leaderAt) (peerv1.PeerServiceClient, error) {
+	return p.node(at.id, at.address)
 }
 
 func (p *peers) client(to peerTarget) (peerv1.PeerServiceClient, error) {
@@ -103,42 +106,34 @@ func (n *Node) peerByID(id raft.ServerID) (peerv1.PeerServiceClient, error) {
 	return n.port.peers.node(string(id), address)
 }
 
-// leaderPeer returns a client of the leader, or ErrNoLeader. When this node is itself said to lead, it is not ready yet:
-// ErrNotLeader. The leader is reached where it says in its messages: a node that has just joined hears from it before it
-// has the log that names the members.
-func (n *Node) leaderPeer() (peerv1.PeerServiceClient, error) {
+// leaderAt is who leads, and where.
+type leaderAt struct{ id, address string }
+
+// leaderAt tells who leads, or ErrNoLeader. When this node is itself said to lead, it is not ready yet: ErrNotLeader. The
+// leader is reached where it says in its messages: a node that has just joined hears from it before it has the log that
+// names the members.
+func (n *Node) leaderAt() (leaderAt, error) {
 	r := n.raft.Load()
 	if r == nil {
-		return nil, ErrStarting
+		return leaderAt{}, ErrStarting
 	}
 	address, id := r.LeaderWithID()
 	switch string(id) {
 	case "":
-		return nil, ErrNoLeader
+		return leaderAt{}, ErrNoLeader
 	case n.id:
-		return nil, ErrNotLeader
+		return leaderAt{}, ErrNotLeader
 	}
-	return n.port.peers.node(string(id), string(address))
+	return leaderAt{string(id), string(address)}, nil
 }
 
-// forwardProposal hands a command to the leader.
-func (n *Node) forwardProposal(ctx context.Context, command []byte) (answer, error) {
-	leader, err := n.leaderPeer()
+// leaderPeer returns a client of the leader; its errors are those of leaderAt.
+func (n *Node) leaderPeer() (peerv1.PeerServiceClient, error) {
+	at, err := n.leaderAt()
 	if err != nil {
-		return answer{}, err
+		return nil, err
 	}
-	var reached grpcpeer.Peer
-	reply, err := leader.Propose(ctx, &peerv1.ProposeRequest{Command: command}, grpc.Peer(&reached))
-	if err != nil && reached.Addr != nil && status.Code(err) != codes.PermissionDenied {
-		return answer{}, fmt.Errorf("%w: forward to the leader: %w", ErrUnknownOutcome, err)
-	}
-	if err != nil { // It never left this node.
-		return answer{}, forwardError(ctx, err)
-	}
-	if err := fromFault(reply.GetFault()); err != nil {
-		return answer{}, err
-	}
-	return answer{outcome: fsm.OutcomeFromProto(reply.GetOutcome()), index: reply.GetIndex()}, nil
+	return n.port.peers.leader(at)
 }
 
 // fetchIndex asks the leader for a read index.
@@ -242,19 +237,6 @@ func (s *peerServer) ReadIndex(ctx context.Context, _ *peerv1.ReadIndexRequest) 
 	}
 	index, err := s.node.confirmedIndex(ctx)
 	return &peerv1.ReadIndexResponse{Index: index, Fault: toFault(err)}, nil
-}
-
-// Propose proposes a follower's command.
-func (s *peerServer) Propose(ctx context.Context, req *peerv1.ProposeRequest) (*peerv1.ProposeResponse, error) {
-	n := s.node
-	if err := s.answers(ctx); err != nil {
-		return &peerv1.ProposeResponse{Fault: toFault(err)}, nil
-	}
-	a, err := n.proposeHere(ctx, req.GetCommand(), n.isUrgent(req.GetCommand()))
-	if err != nil {
-		return &peerv1.ProposeResponse{Fault: toFault(err)}, nil
-	}
-	return &peerv1.ProposeResponse{Outcome: a.outcome.Proto(), Index: a.index}, nil
 }
 
 // Renew renews what a follower has gathered.

@@ -40,8 +40,8 @@ type proposer struct {
 // proposal is one command on its way into the log.
 type proposal struct {
 	command []byte
-	taken   atomic.Bool // by the proposer, or by the caller who gave up first
-	answer  chan answer // capacity 1
+	taken   atomic.Bool  // by the proposer, or by the caller who gave up first
+	deliver func(answer) // called once if the proposer took it, and must not block
 }
 
 type answer struct {
@@ -88,16 +88,13 @@ const finishTimeout = time.Second
 // propose puts a command into the log and waits for its outcome. It returns ErrUnknownOutcome when ctx ends after the
 // command was taken; before that, ctx's own error: then nothing was done.
 func (p *proposer) propose(ctx context.Context, command []byte) (answer, error) {
-	q := &proposal{command: command, answer: make(chan answer, 1)}
-	select {
-	case <-p.done:
-		return answer{}, ErrClosed
-	case p.queue <- q:
-	default:
-		return answer{}, ErrOverloaded
+	answered := make(chan answer, 1)
+	q := &proposal{command: command, deliver: func(a answer) { answered <- a }}
+	if err := p.submit(q); err != nil {
+		return answer{}, err
 	}
 	select {
-	case a := <-q.answer:
+	case a := <-answered:
 		return a, a.err
 	case <-p.done:
 	case <-ctx.Done():
@@ -106,10 +103,23 @@ func (p *proposer) propose(ctx context.Context, command []byte) (answer, error) 
 		return answer{}, errors.Join(ctx.Err(), p.closedErr())
 	}
 	select {
-	case a := <-q.answer: // Both happened at once: the answer is the truth.
+	case a := <-answered: // Both happened at once: the answer is the truth.
 		return a, a.err
 	default:
 		return answer{}, fmt.Errorf("%w: %w", ErrUnknownOutcome, errors.Join(ctx.Err(), p.closedErr()))
+	}
+}
+
+// submit lets a proposal wait. Its answer is delivered, unless the proposer is closed meanwhile.
+func (p *proposer) submit(q *proposal) error {
+	if err := p.closedErr(); err != nil {
+		return err
+	}
+	select {
+	case p.queue <- q:
+		return nil
+	default:
+		return ErrOverloaded
 	}
 }
 
@@ -145,6 +155,7 @@ func (p *proposer) run() {
 		if first == nil {
 			select {
 			case <-p.done:
+				p.refuse()
 				return
 			case first = <-p.queue:
 			}
@@ -155,6 +166,20 @@ func (p *proposer) run() {
 		var batch []*proposal
 		batch, held = p.gather(first)
 		p.commit(batch)
+	}
+}
+
+// refuse answers what waits: nothing was done.
+func (p *proposer) refuse() {
+	for {
+		select {
+		case q := <-p.queue:
+			if q.taken.CompareAndSwap(false, true) {
+				q.deliver(answer{err: ErrClosed})
+			}
+		default:
+			return
+		}
 	}
 }
 
@@ -205,10 +230,10 @@ func (p *proposer) commit(batch []*proposal) {
 	}
 	for i, q := range batch {
 		if err != nil {
-			q.answer <- answer{err: err}
+			q.deliver(answer{err: err})
 			continue
 		}
-		q.answer <- answer{outcome: result.Outcomes[i], index: future.Index()}
+		q.deliver(answer{outcome: result.Outcomes[i], index: future.Index()})
 	}
 }
 
@@ -252,10 +277,26 @@ func (n *Node) proposeOnce(ctx context.Context, data []byte, urgent bool) (answe
 
 // proposeHere proposes on the leader itself.
 func (n *Node) proposeHere(ctx context.Context, data []byte, urgent bool) (answer, error) {
-	if !urgent && n.store.Full() {
-		return answer{}, fmt.Errorf("%w: %d bytes are free on node %s", ErrDiskFull, n.store.DiskFree(), n.cfg.Name)
+	if err := n.roomFor(urgent); err != nil {
+		return answer{}, err
 	}
 	return n.proposer.propose(ctx, data)
+}
+
+// submitHere is proposeHere for a follower's command: it does not wait.
+func (n *Node) submitHere(data []byte, urgent bool, deliver func(answer)) error {
+	if err := n.roomFor(urgent); err != nil {
+		return err
+	}
+	return n.proposer.submit(&proposal{command: data, deliver: deliver})
+}
+
+// roomFor returns ErrDiskFull when a command may not be written.
+func (n *Node) roomFor(urgent bool) error {
+	if !urgent && n.store.Full() {
+		return fmt.Errorf("%w: %d bytes are free on node %s", ErrDiskFull, n.store.DiskFree(), n.cfg.Name)
+	}
+	return nil
 }
 
 // frees tells whether a command takes away rather than adds: those go on when the disk is full.

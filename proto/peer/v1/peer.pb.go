@@ -813,11 +813,11 @@ func (x *ReadIndexResponse) GetFault() *Fault {
 	return nil
 }
 
-// ProposeRequest carries an encoded regd.raftlog.v1.Command.
+// ProposeRequest carries commands, each on its own: they need not end up in one entry of the log.
 type ProposeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The command.
-	Command       []byte `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	// The commands.
+	Proposals     []*Proposal `protobuf:"bytes,1,rep,name=proposals,proto3" json:"proposals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -852,29 +852,80 @@ func (*ProposeRequest) Descriptor() ([]byte, []int) {
 	return file_peer_v1_peer_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *ProposeRequest) GetCommand() []byte {
+func (x *ProposeRequest) GetProposals() []*Proposal {
+	if x != nil {
+		return x.Proposals
+	}
+	return nil
+}
+
+// Proposal is one command.
+type Proposal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of its own on this stream.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// An encoded regd.raftlog.v1.Command.
+	Command       []byte `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Proposal) Reset() {
+	*x = Proposal{}
+	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Proposal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Proposal) ProtoMessage() {}
+
+func (x *Proposal) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
+func (*Proposal) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Proposal) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Proposal) GetCommand() []byte {
 	if x != nil {
 		return x.Command
 	}
 	return nil
 }
 
-// ProposeResponse tells the outcome.
+// ProposeResponse answers some of the proposals.
 type ProposeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The outcome when there is no fault.
-	Outcome *v11.Outcome `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// Why there is none.
-	Fault *Fault `protobuf:"bytes,2,opt,name=fault,proto3" json:"fault,omitempty"`
-	// State index of the entry, so that the asking node can wait until it has it.
-	Index         uint64 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	// The answers.
+	Answers       []*ProposalAnswer `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +937,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,24 +950,83 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *ProposeResponse) GetOutcome() *v11.Outcome {
+func (x *ProposeResponse) GetAnswers() []*ProposalAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+// ProposalAnswer tells the outcome of one proposal.
+type ProposalAnswer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the proposal.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// The outcome when there is no fault.
+	Outcome *v11.Outcome `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// Why there is none.
+	Fault *Fault `protobuf:"bytes,3,opt,name=fault,proto3" json:"fault,omitempty"`
+	// State index of the entry, so that the asking node can wait until it has it.
+	Index         uint64 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposalAnswer) Reset() {
+	*x = ProposalAnswer{}
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposalAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposalAnswer) ProtoMessage() {}
+
+func (x *ProposalAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposalAnswer.ProtoReflect.Descriptor instead.
+func (*ProposalAnswer) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ProposalAnswer) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ProposalAnswer) GetOutcome() *v11.Outcome {
 	if x != nil {
 		return x.Outcome
 	}
 	return nil
 }
 
-func (x *ProposeResponse) GetFault() *Fault {
+func (x *ProposalAnswer) GetFault() *Fault {
 	if x != nil {
 		return x.Fault
 	}
 	return nil
 }
 
-func (x *ProposeResponse) GetIndex() uint64 {
+func (x *ProposalAnswer) GetIndex() uint64 {
 	if x != nil {
 		return x.Index
 	}
@@ -936,7 +1046,7 @@ type Renewals struct {
 
 func (x *Renewals) Reset() {
 	*x = Renewals{}
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1058,7 @@ func (x *Renewals) String() string {
 func (*Renewals) ProtoMessage() {}
 
 func (x *Renewals) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1071,7 @@ func (x *Renewals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewals.ProtoReflect.Descriptor instead.
 func (*Renewals) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Renewals) GetKind() RenewKind {
@@ -989,7 +1099,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1111,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1124,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RenewRequest) GetRenewals() []*Renewals {
@@ -1037,7 +1147,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1159,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1172,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RenewResponse) GetEnded() []*Renewals {
@@ -1088,7 +1198,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1210,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1223,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 // NodeStatusResponse says how a node is.
@@ -1155,7 +1265,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1277,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1290,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeStatusResponse) GetMember() *v1.Member {
@@ -1299,7 +1409,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1421,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1434,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1353,7 +1463,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1475,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1488,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1437,7 +1547,7 @@ type AdministerRequest struct {
 
 func (x *AdministerRequest) Reset() {
 	*x = AdministerRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1559,7 @@ func (x *AdministerRequest) String() string {
 func (*AdministerRequest) ProtoMessage() {}
 
 func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1572,7 @@ func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerRequest.ProtoReflect.Descriptor instead.
 func (*AdministerRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AdministerRequest) GetAction() isAdministerRequest_Action {
@@ -1578,7 +1688,7 @@ type AdministerResponse struct {
 
 func (x *AdministerResponse) Reset() {
 	*x = AdministerResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1700,7 @@ func (x *AdministerResponse) String() string {
 func (*AdministerResponse) ProtoMessage() {}
 
 func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1713,7 @@ func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerResponse.ProtoReflect.Descriptor instead.
 func (*AdministerResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AdministerResponse) GetFault() *Fault {
@@ -1638,7 +1748,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1760,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1773,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1684,7 +1794,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1806,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1819,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestoreResponse) GetFault() *Fault {
@@ -1763,13 +1873,19 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x10ReadIndexRequest\"T\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12)\n" +
-	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"*\n" +
-	"\x0eProposeRequest\x12\x18\n" +
-	"\acommand\x18\x01 \x01(\fR\acommand\"\x86\x01\n" +
-	"\x0fProposeResponse\x122\n" +
-	"\aoutcome\x18\x01 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome\x12)\n" +
-	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"I\n" +
+	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"F\n" +
+	"\x0eProposeRequest\x124\n" +
+	"\tproposals\x18\x01 \x03(\v2\x16.regd.peer.v1.ProposalR\tproposals\"<\n" +
+	"\bProposal\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\fR\acommand\"I\n" +
+	"\x0fProposeResponse\x126\n" +
+	"\aanswers\x18\x01 \x03(\v2\x1c.regd.peer.v1.ProposalAnswerR\aanswers\"\x9d\x01\n" +
+	"\x0eProposalAnswer\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x122\n" +
+	"\aoutcome\x18\x02 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome\x12)\n" +
+	"\x05fault\x18\x03 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"I\n" +
 	"\bRenewals\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.regd.peer.v1.RenewKindR\x04kind\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\"B\n" +
@@ -1844,14 +1960,14 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x16RENEW_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RENEW_KIND_SESSION\x10\x01\x12\x14\n" +
 	"\x10RENEW_KIND_LEASE\x10\x02\x12\x14\n" +
-	"\x10RENEW_KIND_CHECK\x10\x032\xcc\x06\n" +
+	"\x10RENEW_KIND_CHECK\x10\x032\xd0\x06\n" +
 	"\vPeerService\x12I\n" +
 	"\bIdentify\x12\x1d.regd.peer.v1.IdentifyRequest\x1a\x1e.regd.peer.v1.IdentifyResponse\x12@\n" +
 	"\x05Adopt\x12\x1a.regd.peer.v1.AdoptRequest\x1a\x1b.regd.peer.v1.AdoptResponse\x12R\n" +
 	"\vRequestJoin\x12 .regd.peer.v1.RequestJoinRequest\x1a!.regd.peer.v1.RequestJoinResponse\x12J\n" +
 	"\aConfirm\x12\x1c.regd.peer.v1.ConfirmRequest\x1a\x1d.regd.peer.v1.ConfirmResponse(\x010\x01\x12L\n" +
-	"\tReadIndex\x12\x1e.regd.peer.v1.ReadIndexRequest\x1a\x1f.regd.peer.v1.ReadIndexResponse\x12F\n" +
-	"\aPropose\x12\x1c.regd.peer.v1.ProposeRequest\x1a\x1d.regd.peer.v1.ProposeResponse\x12@\n" +
+	"\tReadIndex\x12\x1e.regd.peer.v1.ReadIndexRequest\x1a\x1f.regd.peer.v1.ReadIndexResponse\x12J\n" +
+	"\aPropose\x12\x1c.regd.peer.v1.ProposeRequest\x1a\x1d.regd.peer.v1.ProposeResponse(\x010\x01\x12@\n" +
 	"\x05Renew\x12\x1a.regd.peer.v1.RenewRequest\x1a\x1b.regd.peer.v1.RenewResponse\x12O\n" +
 	"\n" +
 	"NodeStatus\x12\x1f.regd.peer.v1.NodeStatusRequest\x1a .regd.peer.v1.NodeStatusResponse\x12L\n" +
@@ -1873,7 +1989,7 @@ func file_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_peer_v1_peer_proto_goTypes = []any{
 	(FaultKind)(0),              // 0: regd.peer.v1.FaultKind
 	(RenewKind)(0),              // 1: regd.peer.v1.RenewKind
@@ -1889,64 +2005,68 @@ var file_peer_v1_peer_proto_goTypes = []any{
 	(*ReadIndexRequest)(nil),    // 11: regd.peer.v1.ReadIndexRequest
 	(*ReadIndexResponse)(nil),   // 12: regd.peer.v1.ReadIndexResponse
 	(*ProposeRequest)(nil),      // 13: regd.peer.v1.ProposeRequest
-	(*ProposeResponse)(nil),     // 14: regd.peer.v1.ProposeResponse
-	(*Renewals)(nil),            // 15: regd.peer.v1.Renewals
-	(*RenewRequest)(nil),        // 16: regd.peer.v1.RenewRequest
-	(*RenewResponse)(nil),       // 17: regd.peer.v1.RenewResponse
-	(*NodeStatusRequest)(nil),   // 18: regd.peer.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),  // 19: regd.peer.v1.NodeStatusResponse
-	(*StateHashRequest)(nil),    // 20: regd.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),   // 21: regd.peer.v1.StateHashResponse
-	(*AdministerRequest)(nil),   // 22: regd.peer.v1.AdministerRequest
-	(*AdministerResponse)(nil),  // 23: regd.peer.v1.AdministerResponse
-	(*RestoreRequest)(nil),      // 24: regd.peer.v1.RestoreRequest
-	(*RestoreResponse)(nil),     // 25: regd.peer.v1.RestoreResponse
-	(*v1.Member)(nil),           // 26: regd.registry.v1.Member
-	(*v11.Outcome)(nil),         // 27: regd.raftlog.v1.Outcome
+	(*Proposal)(nil),            // 14: regd.peer.v1.Proposal
+	(*ProposeResponse)(nil),     // 15: regd.peer.v1.ProposeResponse
+	(*ProposalAnswer)(nil),      // 16: regd.peer.v1.ProposalAnswer
+	(*Renewals)(nil),            // 17: regd.peer.v1.Renewals
+	(*RenewRequest)(nil),        // 18: regd.peer.v1.RenewRequest
+	(*RenewResponse)(nil),       // 19: regd.peer.v1.RenewResponse
+	(*NodeStatusRequest)(nil),   // 20: regd.peer.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),  // 21: regd.peer.v1.NodeStatusResponse
+	(*StateHashRequest)(nil),    // 22: regd.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),   // 23: regd.peer.v1.StateHashResponse
+	(*AdministerRequest)(nil),   // 24: regd.peer.v1.AdministerRequest
+	(*AdministerResponse)(nil),  // 25: regd.peer.v1.AdministerResponse
+	(*RestoreRequest)(nil),      // 26: regd.peer.v1.RestoreRequest
+	(*RestoreResponse)(nil),     // 27: regd.peer.v1.RestoreResponse
+	(*v1.Member)(nil),           // 28: regd.registry.v1.Member
+	(*v11.Outcome)(nil),         // 29: regd.raftlog.v1.Outcome
 }
 var file_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: regd.peer.v1.Fault.kind:type_name -> regd.peer.v1.FaultKind
-	26, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
-	26, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
+	28, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
+	28, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
 	2,  // 3: regd.peer.v1.RequestJoinResponse.fault:type_name -> regd.peer.v1.Fault
 	2,  // 4: regd.peer.v1.ReadIndexResponse.fault:type_name -> regd.peer.v1.Fault
-	27, // 5: regd.peer.v1.ProposeResponse.outcome:type_name -> regd.raftlog.v1.Outcome
-	2,  // 6: regd.peer.v1.ProposeResponse.fault:type_name -> regd.peer.v1.Fault
-	1,  // 7: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
-	15, // 8: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
-	15, // 9: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
-	2,  // 10: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
-	26, // 11: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
-	2,  // 12: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
-	26, // 13: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
-	2,  // 14: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
-	3,  // 15: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
-	5,  // 16: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
-	7,  // 17: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
-	9,  // 18: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
-	11, // 19: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
-	13, // 20: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
-	16, // 21: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
-	18, // 22: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
-	20, // 23: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
-	22, // 24: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
-	24, // 25: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
-	4,  // 26: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
-	6,  // 27: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
-	8,  // 28: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
-	10, // 29: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
-	12, // 30: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
-	14, // 31: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
-	17, // 32: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
-	19, // 33: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
-	21, // 34: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
-	23, // 35: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
-	25, // 36: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	14, // 5: regd.peer.v1.ProposeRequest.proposals:type_name -> regd.peer.v1.Proposal
+	16, // 6: regd.peer.v1.ProposeResponse.answers:type_name -> regd.peer.v1.ProposalAnswer
+	29, // 7: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
+	2,  // 8: regd.peer.v1.ProposalAnswer.fault:type_name -> regd.peer.v1.Fault
+	1,  // 9: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
+	17, // 10: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
+	17, // 11: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
+	2,  // 12: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
+	28, // 13: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
+	2,  // 14: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
+	28, // 15: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
+	2,  // 16: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
+	3,  // 17: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
+	5,  // 18: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
+	7,  // 19: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
+	9,  // 20: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
+	11, // 21: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
+	13, // 22: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
+	18, // 23: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
+	20, // 24: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
+	22, // 25: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
+	24, // 26: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
+	26, // 27: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
+	4,  // 28: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
+	6,  // 29: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
+	8,  // 30: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
+	10, // 31: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
+	12, // 32: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
+	15, // 33: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
+	19, // 34: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
+	21, // 35: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
+	23, // 36: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
+	25, // 37: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
+	27, // 38: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
+	28, // [28:39] is the sub-list for method output_type
+	17, // [17:28] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_peer_v1_peer_proto_init() }
@@ -1954,7 +2074,7 @@ func file_peer_v1_peer_proto_init() {
 	if File_peer_v1_peer_proto != nil {
 		return
 	}
-	file_peer_v1_peer_proto_msgTypes[20].OneofWrappers = []any{
+	file_peer_v1_peer_proto_msgTypes[22].OneofWrappers = []any{
 		(*AdministerRequest_Join)(nil),
 		(*AdministerRequest_Remove)(nil),
 		(*AdministerRequest_Promote)(nil),
@@ -1967,7 +2087,7 @@ func file_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_v1_peer_proto_rawDesc), len(file_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

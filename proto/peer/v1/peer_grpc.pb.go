@@ -52,8 +52,8 @@ type PeerServiceClient interface {
 	Confirm(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConfirmRequest, ConfirmResponse], error)
 	// ReadIndex asks the leader for an index that a linearizable read must have reached.
 	ReadIndex(ctx context.Context, in *ReadIndexRequest, opts ...grpc.CallOption) (*ReadIndexResponse, error)
-	// Propose hands a command to the leader.
-	Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error)
+	// Propose hands commands to the leader, which answers each once it is applied, in any order.
+	Propose(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProposeRequest, ProposeResponse], error)
 	// Renew hands renewals to the leader.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 	// NodeStatus tells how the node is.
@@ -127,15 +127,18 @@ func (c *peerServiceClient) ReadIndex(ctx context.Context, in *ReadIndexRequest,
 	return out, nil
 }
 
-func (c *peerServiceClient) Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error) {
+func (c *peerServiceClient) Propose(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProposeRequest, ProposeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ProposeResponse)
-	err := c.cc.Invoke(ctx, PeerService_Propose_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[1], PeerService_Propose_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[ProposeRequest, ProposeResponse]{ClientStream: stream}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_ProposeClient = grpc.BidiStreamingClient[ProposeRequest, ProposeResponse]
 
 func (c *peerServiceClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -179,7 +182,7 @@ func (c *peerServiceClient) Administer(ctx context.Context, in *AdministerReques
 
 func (c *peerServiceClient) Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreRequest, RestoreResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[1], PeerService_Restore_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[2], PeerService_Restore_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -207,8 +210,8 @@ type PeerServiceServer interface {
 	Confirm(grpc.BidiStreamingServer[ConfirmRequest, ConfirmResponse]) error
 	// ReadIndex asks the leader for an index that a linearizable read must have reached.
 	ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error)
-	// Propose hands a command to the leader.
-	Propose(context.Context, *ProposeRequest) (*ProposeResponse, error)
+	// Propose hands commands to the leader, which answers each once it is applied, in any order.
+	Propose(grpc.BidiStreamingServer[ProposeRequest, ProposeResponse]) error
 	// Renew hands renewals to the leader.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	// NodeStatus tells how the node is.
@@ -244,8 +247,8 @@ func (UnimplementedPeerServiceServer) Confirm(grpc.BidiStreamingServer[ConfirmRe
 func (UnimplementedPeerServiceServer) ReadIndex(context.Context, *ReadIndexRequest) (*ReadIndexResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReadIndex not implemented")
 }
-func (UnimplementedPeerServiceServer) Propose(context.Context, *ProposeRequest) (*ProposeResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Propose not implemented")
+func (UnimplementedPeerServiceServer) Propose(grpc.BidiStreamingServer[ProposeRequest, ProposeResponse]) error {
+	return status.Error(codes.Unimplemented, "method Propose not implemented")
 }
 func (UnimplementedPeerServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
@@ -362,23 +365,12 @@ func _PeerService_ReadIndex_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
-func _PeerService_Propose_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ProposeRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(PeerServiceServer).Propose(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: PeerService_Propose_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(PeerServiceServer).Propose(ctx, req.(*ProposeRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+func _PeerService_Propose_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(PeerServiceServer).Propose(&grpc.GenericServerStream[ProposeRequest, ProposeResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_ProposeServer = grpc.BidiStreamingServer[ProposeRequest, ProposeResponse]
 
 func _PeerService_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewRequest)
@@ -483,10 +475,6 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _PeerService_ReadIndex_Handler,
 		},
 		{
-			MethodName: "Propose",
-			Handler:    _PeerService_Propose_Handler,
-		},
-		{
 			MethodName: "Renew",
 			Handler:    _PeerService_Renew_Handler,
 		},
@@ -507,6 +495,12 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Confirm",
 			Handler:       _PeerService_Confirm_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Propose",
+			Handler:       _PeerService_Propose_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
