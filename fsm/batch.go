@@ -50,6 +50,7 @@ func checkBatch(body []byte) (Outcome, bool) {
 
 // applyBatchItems applies the items of a batch up to the first that is refused.
 func (t *txn) applyBatchItems(body []byte) Outcome {
+	session := ""
 	for _, kind := range [...]protowire.Number{batchRegister, batchDeregister} {
 		for rest := body; len(rest) > 0; {
 			var f field
@@ -67,7 +68,10 @@ func (t *txn) applyBatchItems(body []byte) Outcome {
 			if outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
 				return outcome
 			}
+			if outcome.ID != "" {
+				session = outcome.ID
+			}
 		}
 	}
-	return Outcome{Number: t.incarnation}
+	return Outcome{ID: session, Number: t.incarnation}
 }

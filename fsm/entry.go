@@ -4,6 +4,9 @@ import (
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 )
 
 // entryVersion is the format of an entry that this state machine reads and writes.
@@ -183,6 +186,7 @@ type registration struct {
 	instance         []byte
 	ifAbsent         bool
 	expectedRevision uint64
+	openSession      *raftlogv1.OpenSession // nil: none
 }
 
 func (r *registration) decode(b []byte) bool {
@@ -201,6 +205,11 @@ func (r *registration) decode(b []byte) bool {
 			r.ifAbsent = f.varint != 0
 		case 3:
 			r.expectedRevision = f.varint
+		case 4:
+			r.openSession = new(raftlogv1.OpenSession)
+			if proto.Unmarshal(f.bytes, r.openSession) != nil {
+				return false
+			}
 		}
 	}
 	return true

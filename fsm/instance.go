@@ -8,11 +8,19 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// applyRegister puts an instance.
+// applyRegister puts an instance, and opens a session for it if the command says so. Nothing is changed before all that
+// can be refused has been looked at.
 func (t *txn) applyRegister(body []byte) Outcome {
 	var cmd registration
 	if !cmd.decode(body) {
 		return refuse(raftlogv1.Code_CODE_INVALID, "command")
+	}
+	var opening *Session
+	if cmd.openSession != nil {
+		var outcome Outcome
+		if opening, outcome = t.sessionToOpen(cmd.openSession); opening == nil {
+			return outcome
+		}
 	}
 	sp := &t.spec
 	if malformed := sp.decode(cmd.instance); malformed != "" {
@@ -23,25 +31,32 @@ func (t *txn) applyRegister(body []byte) Outcome {
 	if svc != nil {
 		old = svc.Instance(string(sp.id))
 	}
-	owners, outcome := t.owners(sp, old)
+	owners, outcome := t.owners(sp, old, opening)
 	if outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
 		return outcome
 	}
 	if outcome = checkConditions(&cmd, sp, old); outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
 		return outcome
 	}
+	if opening != nil {
+		t.addSession(opening)
+		outcome.ID = opening.ID
+	}
 	if old != nil && bytes.Equal(old.Spec(), cmd.instance) {
-		return Outcome{Number: old.incarnation}
+		outcome.Number = old.incarnation
+		return outcome
 	}
 	t.register(cmd.instance, owners, svc, old)
-	return Outcome{Number: t.incarnation}
+	outcome.Number = t.incarnation
+	return outcome
 }
 
 // owners is what an instance hangs on.
 type owners struct{ session, lease *ident }
 
 // owners finds what a registration hangs on, or refuses it. What the old record hangs on is there: else it would not be.
-func (t *txn) owners(sp *spec, old *Record) (owners, Outcome) {
+// The session that is opening, nil for none, is as good as there.
+func (t *txn) owners(sp *spec, old *Record, opening *Session) (owners, Outcome) {
 	var o owners
 	if old != nil {
 		o = owners{old.session, old.lease}
@@ -50,6 +65,9 @@ func (t *txn) owners(sp *spec, old *Record) (owners, Outcome) {
 		o.session = nil
 		if id := string(sp.session); id != "" {
 			s := t.st.Session(id)
+			if opening != nil && opening.ID == id {
+				s = opening
+			}
 			if s == nil {
 				return o, refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
 			}

@@ -57,7 +57,8 @@ type Outcome struct {
 	Revision uint64
 	// Changed says whether the command changed something.
 	Changed bool
-	// ID is what the command created: a session or a lease. For InitCluster, the id of the cluster.
+	// ID is what the command created: a session or a lease. For InitCluster, the id of the cluster; for a batch, the last
+	// session that it opened.
 	ID string
 	// Number is the incarnation of a registration or the fencing token of a lock; 0 while waiting for a lock.
 	Number uint64

@@ -110,6 +110,13 @@ func (g *generator) register() *raftlogv1.Register {
 		}
 	}
 	r := &raftlogv1.Register{Instance: encode(g.t, i), IfAbsent: g.chance(15)}
+	if g.chance(20) {
+		r.OpenSession = openSession(g.session()).GetOpenSession()
+		if g.chance(70) {
+			i.SessionId = r.GetOpenSession().GetId()
+			r.Instance = encode(g.t, i)
+		}
+	}
 	switch {
 	case g.chance(10):
 		r.ExpectedRevision = rapid.Uint64Range(1, g.m.Revision+1).Draw(g.t, "expected")

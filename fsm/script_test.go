@@ -300,9 +300,13 @@ func (s *script) registration(a args) *raftlogv1.Register {
 			Kind: &registryv1.Check_Ttl{Ttl: &registryv1.TTLCheck{Ttl: durationpb.New(5e9)}},
 		})
 	}
-	return &raftlogv1.Register{
+	r := &raftlogv1.Register{
 		Instance: encode(s.t, i), IfAbsent: a.options["if-absent"] != "", ExpectedRevision: a.uint(s, "expected", 0),
 	}
+	if id := a.options["open"]; id != "" {
+		r.OpenSession = &raftlogv1.OpenSession{Id: id, ClientName: a.options["name"], TtlMs: a.uint(s, "ttl", 15_000)}
+	}
+	return r
 }
 
 func (s *script) deregistration(a args) *raftlogv1.Deregister {

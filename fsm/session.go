@@ -51,33 +51,50 @@ func (s *Session) append(b []byte) []byte {
 
 // openSession opens a session. Opening the same session again changes nothing, so that a proposal may come twice.
 func (t *txn) openSession(cmd *raftlogv1.OpenSession) Outcome {
+	s, outcome := t.sessionToOpen(cmd)
+	if s == nil {
+		return outcome
+	}
+	t.addSession(s)
+	return Outcome{ID: s.ID}
+}
+
+// sessionToOpen returns the session that the order is about: a new one, which is not in the state yet, or the one that was
+// opened by the same order before. nil: it is refused.
+func (t *txn) sessionToOpen(cmd *raftlogv1.OpenSession) (*Session, Outcome) {
 	switch {
 	case !validName(cmd.GetId()):
-		return refuse(raftlogv1.Code_CODE_INVALID, "id")
+		return nil, refuse(raftlogv1.Code_CODE_INVALID, "id")
 	case len(cmd.GetClientName()) > MaxNameBytes:
-		return refuse(raftlogv1.Code_CODE_INVALID, "client_name")
+		return nil, refuse(raftlogv1.Code_CODE_INVALID, "client_name")
 	case cmd.GetTtlMs() == 0:
-		return refuse(raftlogv1.Code_CODE_INVALID, "ttl_ms")
+		return nil, refuse(raftlogv1.Code_CODE_INVALID, "ttl_ms")
 	}
 	if old, ok := t.st.sessions.get(cmd.GetId()); ok {
 		if old.ClientName != cmd.GetClientName() || old.TTLMs != cmd.GetTtlMs() {
-			return refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
+			return nil, refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
 		}
-		return Outcome{ID: old.ID}
+		return old, Outcome{}
 	}
-	s := &Session{
-		ID:             cmd.GetId(),
-		ClientName:     cmd.GetClientName(),
-		TTLMs:          cmd.GetTtlMs(),
-		CreateRevision: t.change(),
-		OpenedUnixMs:   t.st.time,
-		at:             &ident{id: cmd.GetId()},
+	return &Session{
+		ID:           cmd.GetId(),
+		ClientName:   cmd.GetClientName(),
+		TTLMs:        cmd.GetTtlMs(),
+		OpenedUnixMs: t.st.time,
+		at:           &ident{id: cmd.GetId()},
+	}, Outcome{}
+}
+
+// addSession puts a session into the state, unless it is there.
+func (t *txn) addSession(s *Session) {
+	if t.st.Session(s.ID) == s {
+		return
 	}
+	s.CreateRevision = t.change()
 	t.st.sessions.set(t.mark, s.ID, s)
 	t.scratch = s.append(t.scratch[:0])
 	t.addSum(tableSessions, t.scratch)
 	t.events = append(t.events, Event{Kind: EventSession, Created: true, Revision: s.CreateRevision, Name: s.ID})
-	return Outcome{ID: s.ID}
 }
 
 // closeSession ends a session. One that is not there has ended already.

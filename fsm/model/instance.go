@@ -12,8 +12,25 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// register puts an instance with the given incarnation, 0 for the next.
+// register opens a session if it is to, and puts an instance with the given incarnation, 0 for the next. What it did
+// before it refuses is taken back by execute.
 func (m *Registry) register(r *raftlogv1.Register, incarnation uint64) (bool, *raftlogv1.Outcome) {
+	if r.GetOpenSession() == nil {
+		return m.registerAlone(r, incarnation)
+	}
+	opened, session := m.openSession(r.GetOpenSession())
+	if session.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED {
+		return false, session
+	}
+	changed, outcome := m.registerAlone(r, incarnation)
+	if outcome.GetCode() == raftlogv1.Code_CODE_UNSPECIFIED {
+		outcome.Id = session.GetId()
+	}
+	return opened || changed, outcome
+}
+
+// registerAlone puts an instance.
+func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64) (bool, *raftlogv1.Outcome) {
 	next := new(registryv1.Instance)
 	if err := proto.Unmarshal(r.GetInstance(), next); err != nil || len(r.GetInstance()) > maxSpec || hasStatus(next) {
 		return false, fail(raftlogv1.Code_CODE_INVALID, "instance")

@@ -299,14 +299,19 @@ func (m *Registry) batch(b *raftlogv1.Batch) (bool, *raftlogv1.Outcome) {
 	if len(b.GetRegister())+len(b.GetDeregister()) > maxBatch {
 		return false, fail(raftlogv1.Code_CODE_LIMIT, "batch")
 	}
-	changed, incarnation := false, uint64(0)
+	before := m.Number
+	changed, incarnation, session := false, uint64(0), ""
 	for _, r := range b.GetRegister() {
 		c, o := m.register(r, incarnation)
 		if o.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED {
 			return false, o
 		}
-		if c {
-			changed, incarnation = true, o.GetNumber()
+		changed = changed || c
+		if m.Number > before {
+			incarnation = m.Number
+		}
+		if o.GetId() != "" {
+			session = o.GetId()
 		}
 	}
 	for _, d := range b.GetDeregister() {
@@ -316,7 +321,7 @@ func (m *Registry) batch(b *raftlogv1.Batch) (bool, *raftlogv1.Outcome) {
 		}
 		changed = changed || c
 	}
-	return changed, &raftlogv1.Outcome{Number: incarnation}
+	return changed, &raftlogv1.Outcome{Id: session, Number: incarnation}
 }
 
 // end ends sessions and leases and all that hangs on them, and reports whether there were any.

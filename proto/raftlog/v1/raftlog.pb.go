@@ -605,8 +605,10 @@ type Register struct {
 	IfAbsent bool `protobuf:"varint,2,opt,name=if_absent,json=ifAbsent,proto3" json:"if_absent,omitempty"`
 	// Refuse unless the instance exists with this modify revision. 0: not asked.
 	ExpectedRevision uint64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Open this session first, under the same revision: both or neither. The instance, and others of a batch, can name it.
+	OpenSession   *OpenSession `protobuf:"bytes,4,opt,name=open_session,json=openSession,proto3" json:"open_session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Register) Reset() {
@@ -658,6 +660,13 @@ func (x *Register) GetExpectedRevision() uint64 {
 		return x.ExpectedRevision
 	}
 	return 0
+}
+
+func (x *Register) GetOpenSession() *OpenSession {
+	if x != nil {
+		return x.OpenSession
+	}
+	return nil
 }
 
 // Key names an instance.
@@ -1675,7 +1684,7 @@ type Outcome struct {
 	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// True when the command changed something.
 	Changed bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
-	// Id that the command created (session, lease).
+	// Id that the command created (session, lease). Of a batch: the last session that it opened.
 	Id string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
 	// Incarnation (register) or fencing token (lock, 0 while waiting).
 	Number uint64 `protobuf:"varint,5,opt,name=number,proto3" json:"number,omitempty"`
@@ -2517,11 +2526,12 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12%\n" +
 	"\x0eanswered_below\x18\x03 \x01(\x04R\ransweredBelow\x12\x1b\n" +
-	"\tbody_hash\x18\x04 \x01(\x04R\bbodyHash\"p\n" +
+	"\tbody_hash\x18\x04 \x01(\x04R\bbodyHash\"\xb1\x01\n" +
 	"\bRegister\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\fR\binstance\x12\x1b\n" +
 	"\tif_absent\x18\x02 \x01(\bR\bifAbsent\x12+\n" +
-	"\x11expected_revision\x18\x03 \x01(\x04R\x10expectedRevision\"M\n" +
+	"\x11expected_revision\x18\x03 \x01(\x04R\x10expectedRevision\x12?\n" +
+	"\fopen_session\x18\x04 \x01(\v2\x1c.regd.raftlog.v1.OpenSessionR\vopenSession\"M\n" +
 	"\x03Key\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x0e\n" +
@@ -2753,24 +2763,25 @@ var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	18, // 15: regd.raftlog.v1.Command.remove_member:type_name -> regd.raftlog.v1.RemoveMember
 	19, // 16: regd.raftlog.v1.Command.init_cluster:type_name -> regd.raftlog.v1.InitCluster
 	20, // 17: regd.raftlog.v1.Command.batch:type_name -> regd.raftlog.v1.Batch
-	5,  // 18: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
-	31, // 19: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
-	5,  // 20: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
-	32, // 21: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
-	5,  // 22: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
-	5,  // 23: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
-	33, // 24: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
-	4,  // 25: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
-	6,  // 26: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
-	0,  // 27: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
-	27, // 28: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
-	30, // 29: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
-	21, // 30: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	10, // 18: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
+	5,  // 19: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
+	31, // 20: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
+	5,  // 21: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
+	32, // 22: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
+	5,  // 23: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
+	5,  // 24: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
+	33, // 25: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
+	4,  // 26: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
+	6,  // 27: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
+	0,  // 28: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
+	27, // 29: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
+	30, // 30: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
+	21, // 31: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_raftlog_v1_raftlog_proto_init() }
