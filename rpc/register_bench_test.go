@@ -27,12 +27,12 @@ func BenchmarkRegisterHandler(b *testing.B) {
 	b.Run("check", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if f.instance("instance", req.GetInstance()) == nil || f.err() != nil {
+			if f.instance("instance", req.GetInstance(), nil) == nil || f.err() != nil {
 				b.Fatal(f.err())
 			}
 		}
 	})
-	spec := f.instance("instance", req.GetInstance())
+	spec := f.instance("instance", req.GetInstance(), nil)
 	b.Run("encode", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {

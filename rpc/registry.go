@@ -29,7 +29,8 @@ func aboutInstance(err error, verb string, k *raftlogv1.Key) error {
 // Register puts an instance.
 func (s *registryServer) Register(ctx context.Context, req *apiv1.RegisterRequest) (*apiv1.RegisterResponse, error) {
 	var f faults
-	spec := f.instance("instance", req.GetInstance())
+	open := f.ownSession(req.GetOpenSession())
+	spec := f.instance("instance", req.GetInstance(), open)
 	id := f.requestID(req.GetRequestId())
 	if err := f.err(); err != nil {
 		return nil, err
@@ -38,8 +39,14 @@ func (s *registryServer) Register(ctx context.Context, req *apiv1.RegisterReques
 	if err != nil {
 		return nil, err
 	}
-	cmd := &raftlogv1.Register{Instance: data, IfAbsent: req.GetIfAbsent(), ExpectedRevision: req.GetExpectedRevision()}
-	if id != nil {
+	cmd := &raftlogv1.Register{
+		Instance: data, IfAbsent: req.GetIfAbsent(), ExpectedRevision: req.GetExpectedRevision(), OpenSession: open,
+	}
+	switch {
+	case id == nil:
+	case open != nil: // A retry has another id of a session in its specification.
+		id.BodyHash = bodyHash(req)
+	default:
 		id.BodyHash = registrationHash(cmd)
 	}
 	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_Register{Register: cmd}})
@@ -47,7 +54,7 @@ func (s *registryServer) Register(ctx context.Context, req *apiv1.RegisterReques
 		return nil, aboutInstance(err, "register", keyOf(spec))
 	}
 	return &apiv1.RegisterResponse{
-		Header: s.writeHeader(out.Revision), Incarnation: out.Number, Changed: out.Changed,
+		Header: s.writeHeader(out.Revision), Incarnation: out.Number, Changed: out.Changed, Session: s.opened(out, open, 1),
 	}, nil
 }
 
@@ -85,7 +92,8 @@ func (s *registryServer) RegisterBatch(
 	ctx context.Context, req *apiv1.RegisterBatchRequest,
 ) (*apiv1.RegisterBatchResponse, error) {
 	var f faults
-	batch, err := f.batch(req)
+	open := f.ownSession(req.GetOpenSession())
+	batch, err := f.batch(req, open)
 	if err != nil {
 		return nil, err
 	}
@@ -99,11 +107,16 @@ func (s *registryServer) RegisterBatch(
 	}
 	return &apiv1.RegisterBatchResponse{
 		Header: s.writeHeader(out.Revision), Incarnation: out.Number, Changed: out.Changed,
+		Session: s.opened(out, open, len(batch.GetRegister())),
 	}, nil
 }
 
-// batch checks the parts of a batch. No instance may be named twice: which order would win?
-func (f *faults) batch(req *apiv1.RegisterBatchRequest) (*raftlogv1.Batch, error) {
+// batch checks the parts of a batch. No instance may be named twice: which order would win? The session that is opened for
+// it, nil for none, is opened by its first registration.
+func (f *faults) batch(req *apiv1.RegisterBatchRequest, open *raftlogv1.OpenSession) (*raftlogv1.Batch, error) {
+	if open != nil && len(req.GetRegister()) == 0 {
+		f.add("open_session", "needs an instance to register")
+	}
 	total := len(req.GetRegister()) + len(req.GetDeregister())
 	if total == 0 {
 		f.add("register", "is required, or deregister")
@@ -122,7 +135,7 @@ func (f *faults) batch(req *apiv1.RegisterBatchRequest) (*raftlogv1.Batch, error
 	}
 	batch := &raftlogv1.Batch{}
 	for i, in := range req.GetRegister() {
-		spec := f.instance(index("register", i), in)
+		spec := f.instance(index("register", i), in, open)
 		if spec == nil {
 			continue
 		}
@@ -138,6 +151,9 @@ func (f *faults) batch(req *apiv1.RegisterBatchRequest) (*raftlogv1.Batch, error
 			once(index("deregister", i), key)
 			batch.Deregister = append(batch.Deregister, &raftlogv1.Deregister{Key: key})
 		}
+	}
+	if len(batch.GetRegister()) > 0 {
+		batch.Register[0].OpenSession = open
 	}
 	return batch, nil
 }

@@ -337,7 +337,7 @@ func TestSetHealthLooksFurtherThanItsOwnState(t *testing.T) {
 			in := instance("web", "1")
 			in.Checks = []*registryv1.Check{ttlCheck("beat", time.Minute)}
 			var f faults
-			data, err := encodeSpec(f.instance("instance", in))
+			data, err := encodeSpec(f.instance("instance", in, nil))
 			if err != nil {
 				return err
 			}

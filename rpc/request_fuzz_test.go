@@ -233,6 +233,8 @@ func seedRequests() []proto.Message {
 	return []proto.Message{
 		&apiv1.RegisterRequest{RequestId: id, Instance: full}, &apiv1.RegisterRequest{Instance: instance("web", "1"), IfAbsent: true},
 		&apiv1.RegisterBatchRequest{RequestId: id, Register: []*registryv1.Instance{full, instance("a", "b")}, Deregister: []*apiv1.InstanceKey{webKey("2")}},
+		&apiv1.RegisterRequest{RequestId: id, Instance: instance("web", "4"), OpenSession: &apiv1.NewSession{ClientName: "me"}},
+		&apiv1.RegisterBatchRequest{Register: []*registryv1.Instance{instance("a", "b")}, OpenSession: &apiv1.NewSession{Ttl: durationpb.New(2 * time.Second)}},
 		&apiv1.DeregisterRequest{RequestId: id, Key: webKey("1")}, &apiv1.DrainRequest{RequestId: id, Key: webKey("1")},
 		&apiv1.SetHealthRequest{RequestId: id, Key: webKey("1"), Check: "beat", Status: registryv1.CheckStatus_CHECK_STATUS_CRITICAL, Output: "no\nway"},
 		&apiv1.SetMaintenanceRequest{RequestId: id, Key: webKey("1"), Maintenance: true},

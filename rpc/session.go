@@ -21,28 +21,56 @@ type sessionServer struct {
 	*core
 }
 
-// Open opens a session. Its id is made here: what is random is settled before the log.
+// Open opens a session.
 func (s *sessionServer) Open(ctx context.Context, req *apiv1.OpenRequest) (*apiv1.OpenResponse, error) {
 	var f faults
 	id := f.request(req)
-	f.text("client_name", req.GetClientName(), MaxClientNameLen)
-	ttl := millis(f.duration("ttl", req.GetTtl(), span{least: MinTTL, most: MaxTTL, byDefault: DefaultSessionTTL}))
+	open := f.newSession("", req)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_OpenSession{
-		OpenSession: &raftlogv1.OpenSession{Id: uuid.NewString(), ClientName: req.GetClientName(), TtlMs: ttl},
-	}})
+	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_OpenSession{OpenSession: open}})
 	if err != nil {
 		return nil, explain(err, "open session")
 	}
-	session := &registryv1.Session{
-		Id: out.ID, ClientName: req.GetClientName(), Ttl: durationOf(ttl), CreateRevision: out.Revision,
+	return &apiv1.OpenResponse{Header: s.writeHeader(out.Revision), Session: s.opened(out, open, 0)}, nil
+}
+
+// sessionWish is a request for a session: alone, or together with what hangs on it.
+type sessionWish interface {
+	GetClientName() string
+	GetTtl() *durationpb.Duration
+}
+
+// newSession checks the fields of a wish, whose names begin with at, and gives the session its id: what is random is
+// settled before the log.
+func (f *faults) newSession(at string, wish sessionWish) *raftlogv1.OpenSession {
+	f.text(at+"client_name", wish.GetClientName(), MaxClientNameLen)
+	ttl := f.duration(at+"ttl", wish.GetTtl(), span{least: MinTTL, most: MaxTTL, byDefault: DefaultSessionTTL})
+	return &raftlogv1.OpenSession{Id: uuid.NewString(), ClientName: wish.GetClientName(), TtlMs: millis(ttl)}
+}
+
+// ownSession is newSession for a registration, nil for one that opens none.
+func (f *faults) ownSession(wish *apiv1.NewSession) *raftlogv1.OpenSession {
+	if wish == nil {
+		return nil
 	}
-	if known := s.node.Feed().State().Session(out.ID); known != nil {
-		session = known.Proto()
+	return f.newSession("open_session.", wish)
+}
+
+// opened returns the session that a command opened with so many instances on it, nil if it was to open none. This node
+// may not have it yet, and a retry may find that it has ended.
+func (c *core) opened(out fsm.Outcome, open *raftlogv1.OpenSession, instances int) *registryv1.Session {
+	if open == nil {
+		return nil
 	}
-	return &apiv1.OpenResponse{Header: s.writeHeader(out.Revision), Session: session}, nil
+	if known := c.node.Feed().State().Session(out.ID); known != nil {
+		return known.Proto()
+	}
+	return &registryv1.Session{
+		Id: out.ID, ClientName: open.GetClientName(), Ttl: durationOf(open.GetTtlMs()), CreateRevision: out.Revision,
+		Instances: uint32(instances),
+	}
 }
 
 // Attach renews sessions over a stream; see renewStream.

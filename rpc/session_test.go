@@ -3,11 +3,13 @@ package rpc
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -50,6 +52,155 @@ func TestRetriedOpenGivesTheSameSession(t *testing.T) {
 	}
 	if diff := cmp.Diff(first, again, protocmp.Transform()); diff != "" {
 		t.Errorf("answers differ (-first +retry):\n%s", diff)
+	}
+}
+
+func TestRegistrationOpensItsOwnSession(t *testing.T) {
+	r := newRig(t)
+	before := r.node.proposals()
+	resp, err := r.registry.Register(bg, &apiv1.RegisterRequest{
+		Instance: instance("web", "1"), OpenSession: &apiv1.NewSession{ClientName: "web-1", Ttl: durationpb.New(MinTTL)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	revision := resp.GetHeader().GetRevision()
+	want := &registryv1.Session{ClientName: "web-1", Ttl: durationpb.New(MinTTL), CreateRevision: revision, Instances: 1}
+	ignore := protocmp.IgnoreFields(want, "id", "opened_unix_ms")
+	if diff := cmp.Diff(want, resp.GetSession(), protocmp.Transform(), ignore); diff != "" {
+		t.Errorf("session (-want +got):\n%s", diff)
+	}
+	in := r.get(t, "1")
+	if in.GetSessionId() != resp.GetSession().GetId() || in.GetCreateRevision() != revision || in.GetIncarnation() != resp.GetIncarnation() {
+		t.Errorf("instance %v, want it on the session of answer %v", in, resp)
+	}
+	if n := r.node.proposals() - before; n != 1 {
+		t.Errorf("%d commands, want one", n)
+	}
+	named := instance("web", "1")
+	named.SessionId = resp.GetSession().GetId()
+	if again := r.register(t, named); again.GetChanged() {
+		t.Errorf("the same registration on the session by name changed something: %v", again)
+	}
+	if _, err = r.sessions.Close(bg, &apiv1.CloseRequest{SessionId: resp.GetSession().GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.registry.Get(bg, &apiv1.GetRequest{Key: webKey("1")})
+	wantReason(t, err, codes.NotFound, apiv1.Reason_REASON_INSTANCE_NOT_FOUND)
+}
+
+func TestBatchOpensOneSessionForAll(t *testing.T) {
+	r := newRig(t)
+	r.register(t, instance("web", "old"))
+	resp, err := r.registry.RegisterBatch(bg, &apiv1.RegisterBatchRequest{
+		Register:    []*registryv1.Instance{instance("web", "1"), instance("db", "1")},
+		Deregister:  []*apiv1.InstanceKey{webKey("old")},
+		OpenSession: &apiv1.NewSession{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &registryv1.Session{
+		Id: r.get(t, "1").GetSessionId(), Ttl: durationpb.New(DefaultSessionTTL), CreateRevision: resp.GetHeader().GetRevision(), Instances: 2,
+	}
+	if diff := cmp.Diff(want, resp.GetSession(), protocmp.Transform(), protocmp.IgnoreFields(want, "opened_unix_ms")); diff != "" {
+		t.Errorf("session (-want +got):\n%s", diff)
+	}
+}
+
+// TestRefusedRegistrationOpensNoSession holds that there is either both or neither.
+func TestRefusedRegistrationOpensNoSession(t *testing.T) {
+	r := newRig(t)
+	r.register(t, instance("web", "1"))
+	orphan := instance("web", "2")
+	orphan.LeaseId = "gone"
+	for _, req := range []*apiv1.RegisterRequest{
+		{Instance: instance("web", "1"), IfAbsent: true, OpenSession: &apiv1.NewSession{}},
+		{Instance: instance("web", "1"), ExpectedRevision: 99, OpenSession: &apiv1.NewSession{}},
+		{Instance: orphan, OpenSession: &apiv1.NewSession{}},
+	} {
+		if resp, err := r.registry.Register(bg, req); err == nil {
+			t.Errorf("%v: answer %v", req, resp)
+		}
+	}
+	_, err := r.registry.RegisterBatch(bg, &apiv1.RegisterBatchRequest{
+		Register: []*registryv1.Instance{instance("web", "3"), orphan}, OpenSession: &apiv1.NewSession{},
+	})
+	wantReason(t, err, codes.NotFound, apiv1.Reason_REASON_LEASE_NOT_FOUND)
+	if list, err := r.sessions.List(bg, &apiv1.ListRequest{}); err != nil || len(list.GetSessions()) > 0 {
+		t.Errorf("sessions %v, %v; want none", list.GetSessions(), err)
+	}
+}
+
+func TestRetriedRegistrationGivesTheSameSession(t *testing.T) {
+	r := newRig(t)
+	id := &apiv1.RequestID{ClientId: "c", Sequence: 1}
+	req := &apiv1.RegisterRequest{RequestId: id, Instance: instance("web", "1"), OpenSession: &apiv1.NewSession{ClientName: "a"}}
+	batch := &apiv1.RegisterBatchRequest{
+		RequestId: &apiv1.RequestID{ClientId: "c", Sequence: 2}, Register: []*registryv1.Instance{instance("web", "2")}, OpenSession: &apiv1.NewSession{},
+	}
+	var answers [2][]proto.Message
+	for i := range answers {
+		single, err := r.registry.Register(bg, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		several, err := r.registry.RegisterBatch(bg, batch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers[i] = []proto.Message{single, several}
+	}
+	if diff := cmp.Diff(answers[0], answers[1], protocmp.Transform()); diff != "" {
+		t.Errorf("answers differ (-first +retry):\n%s", diff)
+	}
+	other := &apiv1.RegisterRequest{RequestId: id, Instance: instance("web", "1"), OpenSession: &apiv1.NewSession{ClientName: "b"}}
+	_, err := r.registry.Register(bg, other)
+	wantReason(t, err, codes.FailedPrecondition, apiv1.Reason_REASON_REQUEST_REUSED)
+	other.RequestId = nil
+	first, err := r.registry.Register(bg, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := r.registry.Register(bg, other); err != nil || second.GetSession().GetId() == first.GetSession().GetId() {
+		t.Errorf("without a request id: %v, %v; want another session", second, err)
+	}
+}
+
+func TestWishForASessionIsValidated(t *testing.T) {
+	r := newRig(t)
+	owned := instance("web", "1")
+	owned.SessionId = r.openSession(t)
+	for name, tt := range map[string]struct {
+		call func() error
+		want string
+	}{
+		"a session already": {func() error {
+			_, err := r.registry.Register(bg, &apiv1.RegisterRequest{Instance: owned, OpenSession: &apiv1.NewSession{}})
+			return err
+		}, `instance.session_id: must be empty where open_session is set`},
+		"a session already, in a batch": {func() error {
+			_, err := r.registry.RegisterBatch(bg, &apiv1.RegisterBatchRequest{Register: []*registryv1.Instance{owned}, OpenSession: &apiv1.NewSession{}})
+			return err
+		}, `register[0].session_id: must be empty where open_session is set`},
+		"nothing to register": {func() error {
+			_, err := r.registry.RegisterBatch(bg, &apiv1.RegisterBatchRequest{Deregister: []*apiv1.InstanceKey{webKey("1")}, OpenSession: &apiv1.NewSession{}})
+			return err
+		}, `open_session: needs an instance to register`},
+		"short": {func() error {
+			_, err := r.registry.Register(bg, &apiv1.RegisterRequest{
+				Instance: instance("web", "1"), OpenSession: &apiv1.NewSession{Ttl: durationpb.New(MinTTL - 1), ClientName: long(MaxClientNameLen + 1)},
+			})
+			return err
+		}, `open_session.client_name: has 129 bytes, the limit is 128`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := tt.call()
+			wantReason(t, err, codes.InvalidArgument, apiv1.Reason_REASON_INVALID_ARGUMENT)
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
@@ -16,8 +17,9 @@ import (
 const DefaultNamespace = "default"
 
 // instance checks a registration and returns its canonical specification: fields 1 to 19 only, defaults filled in, tags
-// sorted, nothing unknown. Equal registrations become equal specifications.
-func (f *faults) instance(field string, in *registryv1.Instance) *registryv1.Instance {
+// sorted, nothing unknown. Equal registrations become equal specifications. open is the session that is opened for it, nil
+// for none.
+func (f *faults) instance(field string, in *registryv1.Instance, open *raftlogv1.OpenSession) *registryv1.Instance {
 	if in == nil {
 		f.add(field, "is required")
 		return nil
@@ -34,7 +36,7 @@ func (f *faults) instance(field string, in *registryv1.Instance) *registryv1.Ins
 		Zone:      in.GetZone(),
 		Region:    in.GetRegion(),
 		Weight:    f.number(at("weight"), in.GetWeight(), 1, MaxWeight, DefaultWeight),
-		SessionId: in.GetSessionId(),
+		SessionId: f.owner(at("session_id"), in.GetSessionId(), open),
 		LeaseId:   in.GetLeaseId(),
 	}
 	f.service(at("service"), out.GetService())
@@ -42,7 +44,6 @@ func (f *faults) instance(field string, in *registryv1.Instance) *registryv1.Ins
 	f.address(at("address"), out.GetAddress())
 	f.text(at("zone"), out.GetZone(), MaxZoneLen)
 	f.text(at("region"), out.GetRegion(), MaxZoneLen)
-	f.optionalName(at("session_id"), out.GetSessionId(), MaxIDLen)
 	f.optionalName(at("lease_id"), out.GetLeaseId(), MaxIDLen)
 	out.Checks = f.checks(at("checks"), in.GetChecks(), out)
 	out.DeregisterCriticalAfter = f.criticalAfter(at("deregister_critical_after"), in.GetDeregisterCriticalAfter())
@@ -50,6 +51,18 @@ func (f *faults) instance(field string, in *registryv1.Instance) *registryv1.Ins
 		f.add(field, "has %d bytes when encoded, the limit is %d", n, MaxInstanceBytes)
 	}
 	return out
+}
+
+// owner returns the session of a registration: the one that it names, or the one that is opened for it.
+func (f *faults) owner(field, named string, open *raftlogv1.OpenSession) string {
+	f.optionalName(field, named, MaxIDLen)
+	if open == nil {
+		return named
+	}
+	if named != "" {
+		f.add(field, "must be empty where open_session is set: %s", quote(named))
+	}
+	return open.GetId()
 }
 
 func (f *faults) namespace(field, value string) string {

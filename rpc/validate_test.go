@@ -32,7 +32,7 @@ func violations(err error) []string {
 
 func checkInstance(in *registryv1.Instance) error {
 	var f faults
-	f.instance("instance", in)
+	f.instance("instance", in, nil)
 	return f.err()
 }
 
@@ -278,7 +278,7 @@ func TestErrorsFitIntoTrailers(t *testing.T) {
 		in := instance("web", bad)
 		in.Metadata = map[string]string{}
 		many(MaxMetadata, func(i int) { in.Metadata[fmt.Sprint(i)+bad] = bad + "\x00" })
-		many(10, func(i int) { f.instance(index("register", i), in) })
+		many(10, func(i int) { f.instance(index("register", i), in, nil) })
 		fault, _ := faultOf(Faults(), f.err())
 		if n := trailerBytes(t, toStatus(fault, f.err(), "n1:7400")); n > maxTrailers {
 			t.Errorf("%d bytes of trailers for values such as %q", n, bad)
@@ -334,7 +334,7 @@ func TestSpecificationIsCanonical(t *testing.T) {
 		},
 	}
 	var f faults
-	got := f.instance("instance", in)
+	got := f.instance("instance", in, nil)
 	if err := f.err(); err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func TestSpecificationIsCanonical(t *testing.T) {
 		t.Errorf("specification (-want +got):\n%s", diff)
 	}
 	// What is canonical stays as it is.
-	if diff := cmp.Diff(want, f.instance("instance", got), protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(want, f.instance("instance", got, nil), protocmp.Transform()); diff != "" {
 		t.Errorf("specification of the specification (-want +got):\n%s", diff)
 	}
 }
@@ -352,7 +352,7 @@ func TestEqualRegistrationsEncodeEqually(t *testing.T) {
 		in := instance("web", "1")
 		in.Tags, in.Metadata = tags, metadata
 		var f faults
-		data, err := encodeSpec(f.instance("instance", in))
+		data, err := encodeSpec(f.instance("instance", in, nil))
 		if err != nil || f.err() != nil {
 			t.Fatal(err, f.err())
 		}
@@ -431,11 +431,11 @@ func FuzzInstance(f *testing.F) {
 			return
 		}
 		var first, second faults
-		spec := first.instance("instance", &in)
+		spec := first.instance("instance", &in, nil)
 		if first.err() != nil {
 			return
 		}
-		again := second.instance("instance", spec)
+		again := second.instance("instance", spec, nil)
 		if err := second.err(); err != nil {
 			t.Fatalf("the canonical form is refused: %v", err)
 		}

@@ -103,8 +103,11 @@ type RegisterRequest struct {
 	IfAbsent bool `protobuf:"varint,3,opt,name=if_absent,json=ifAbsent,proto3" json:"if_absent,omitempty"`
 	// Fail with REVISION_MISMATCH unless the instance's modify revision is this. 0: not asked.
 	ExpectedRevision uint64 `protobuf:"varint,4,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Open a session and register on it, as one change: both or neither. instance.session_id must be empty then. Under the
+	// same request id a retry gets the same session; without one, each call opens another.
+	OpenSession   *NewSession `protobuf:"bytes,5,opt,name=open_session,json=openSession,proto3" json:"open_session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterRequest) Reset() {
@@ -165,6 +168,69 @@ func (x *RegisterRequest) GetExpectedRevision() uint64 {
 	return 0
 }
 
+func (x *RegisterRequest) GetOpenSession() *NewSession {
+	if x != nil {
+		return x.OpenSession
+	}
+	return nil
+}
+
+// NewSession asks for a session together with what hangs on it, as OpenRequest does for one alone.
+type NewSession struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the client calls itself, at most 128 bytes.
+	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
+	// Time after the last acknowledged renewal for which the session is guaranteed, 2 s to 24 h. Default 15 s. The opening
+	// counts as a renewal.
+	Ttl           *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewSession) Reset() {
+	*x = NewSession{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewSession) ProtoMessage() {}
+
+func (x *NewSession) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewSession.ProtoReflect.Descriptor instead.
+func (*NewSession) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *NewSession) GetClientName() string {
+	if x != nil {
+		return x.ClientName
+	}
+	return ""
+}
+
+func (x *NewSession) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
 // RegisterResponse answers Register.
 type RegisterResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -173,14 +239,16 @@ type RegisterResponse struct {
 	// Incarnation of the registration.
 	Incarnation uint64 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// False when an equal registration of the same owner stood already.
-	Changed       bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	Changed bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	// The session that open_session asked for.
+	Session       *v1.Session `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[1]
+	mi := &file_api_v1_registry_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -192,7 +260,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[1]
+	mi := &file_api_v1_registry_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -205,7 +273,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{1}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RegisterResponse) GetHeader() *ResponseHeader {
@@ -229,6 +297,13 @@ func (x *RegisterResponse) GetChanged() bool {
 	return false
 }
 
+func (x *RegisterResponse) GetSession() *v1.Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
 // DeregisterRequest asks to remove an instance.
 type DeregisterRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -244,7 +319,7 @@ type DeregisterRequest struct {
 
 func (x *DeregisterRequest) Reset() {
 	*x = DeregisterRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[2]
+	mi := &file_api_v1_registry_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +331,7 @@ func (x *DeregisterRequest) String() string {
 func (*DeregisterRequest) ProtoMessage() {}
 
 func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[2]
+	mi := &file_api_v1_registry_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +344,7 @@ func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{2}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DeregisterRequest) GetRequestId() *RequestID {
@@ -306,7 +381,7 @@ type DeregisterResponse struct {
 
 func (x *DeregisterResponse) Reset() {
 	*x = DeregisterResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[3]
+	mi := &file_api_v1_registry_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +393,7 @@ func (x *DeregisterResponse) String() string {
 func (*DeregisterResponse) ProtoMessage() {}
 
 func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[3]
+	mi := &file_api_v1_registry_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +406,7 @@ func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{3}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DeregisterResponse) GetHeader() *ResponseHeader {
@@ -356,14 +431,17 @@ type RegisterBatchRequest struct {
 	// Instances to put, at most 1,000 together with deregister.
 	Register []*v1.Instance `protobuf:"bytes,2,rep,name=register,proto3" json:"register,omitempty"`
 	// Instances to remove.
-	Deregister    []*InstanceKey `protobuf:"bytes,3,rep,name=deregister,proto3" json:"deregister,omitempty"`
+	Deregister []*InstanceKey `protobuf:"bytes,3,rep,name=deregister,proto3" json:"deregister,omitempty"`
+	// Open one session and register all on it, in the same change. Their session_id must be empty then. Else as in
+	// RegisterRequest.
+	OpenSession   *NewSession `protobuf:"bytes,4,opt,name=open_session,json=openSession,proto3" json:"open_session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterBatchRequest) Reset() {
 	*x = RegisterBatchRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[4]
+	mi := &file_api_v1_registry_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +453,7 @@ func (x *RegisterBatchRequest) String() string {
 func (*RegisterBatchRequest) ProtoMessage() {}
 
 func (x *RegisterBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[4]
+	mi := &file_api_v1_registry_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +466,7 @@ func (x *RegisterBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterBatchRequest.ProtoReflect.Descriptor instead.
 func (*RegisterBatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{4}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RegisterBatchRequest) GetRequestId() *RequestID {
@@ -412,6 +490,13 @@ func (x *RegisterBatchRequest) GetDeregister() []*InstanceKey {
 	return nil
 }
 
+func (x *RegisterBatchRequest) GetOpenSession() *NewSession {
+	if x != nil {
+		return x.OpenSession
+	}
+	return nil
+}
+
 // RegisterBatchResponse answers RegisterBatch.
 type RegisterBatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -420,14 +505,16 @@ type RegisterBatchResponse struct {
 	// Incarnation given to each changed registration of the batch.
 	Incarnation uint64 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// False when nothing changed.
-	Changed       bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	Changed bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	// The session that open_session asked for.
+	Session       *v1.Session `protobuf:"bytes,4,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterBatchResponse) Reset() {
 	*x = RegisterBatchResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[5]
+	mi := &file_api_v1_registry_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +526,7 @@ func (x *RegisterBatchResponse) String() string {
 func (*RegisterBatchResponse) ProtoMessage() {}
 
 func (x *RegisterBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[5]
+	mi := &file_api_v1_registry_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +539,7 @@ func (x *RegisterBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterBatchResponse.ProtoReflect.Descriptor instead.
 func (*RegisterBatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{5}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RegisterBatchResponse) GetHeader() *ResponseHeader {
@@ -476,6 +563,13 @@ func (x *RegisterBatchResponse) GetChanged() bool {
 	return false
 }
 
+func (x *RegisterBatchResponse) GetSession() *v1.Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
 // SetHealthRequest reports a TTL check.
 type SetHealthRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -497,7 +591,7 @@ type SetHealthRequest struct {
 
 func (x *SetHealthRequest) Reset() {
 	*x = SetHealthRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[6]
+	mi := &file_api_v1_registry_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +603,7 @@ func (x *SetHealthRequest) String() string {
 func (*SetHealthRequest) ProtoMessage() {}
 
 func (x *SetHealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[6]
+	mi := &file_api_v1_registry_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +616,7 @@ func (x *SetHealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHealthRequest.ProtoReflect.Descriptor instead.
 func (*SetHealthRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{6}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetHealthRequest) GetRequestId() *RequestID {
@@ -580,7 +674,7 @@ type SetHealthResponse struct {
 
 func (x *SetHealthResponse) Reset() {
 	*x = SetHealthResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[7]
+	mi := &file_api_v1_registry_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +686,7 @@ func (x *SetHealthResponse) String() string {
 func (*SetHealthResponse) ProtoMessage() {}
 
 func (x *SetHealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[7]
+	mi := &file_api_v1_registry_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +699,7 @@ func (x *SetHealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHealthResponse.ProtoReflect.Descriptor instead.
 func (*SetHealthResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{7}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SetHealthResponse) GetHeader() *ResponseHeader {
@@ -639,7 +733,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[8]
+	mi := &file_api_v1_registry_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +745,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[8]
+	mi := &file_api_v1_registry_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +758,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{8}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DrainRequest) GetRequestId() *RequestID {
@@ -708,7 +802,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[9]
+	mi := &file_api_v1_registry_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +814,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[9]
+	mi := &file_api_v1_registry_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +827,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{9}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DrainResponse) GetHeader() *ResponseHeader {
@@ -765,7 +859,7 @@ type SetMaintenanceRequest struct {
 
 func (x *SetMaintenanceRequest) Reset() {
 	*x = SetMaintenanceRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[10]
+	mi := &file_api_v1_registry_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +871,7 @@ func (x *SetMaintenanceRequest) String() string {
 func (*SetMaintenanceRequest) ProtoMessage() {}
 
 func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[10]
+	mi := &file_api_v1_registry_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +884,7 @@ func (x *SetMaintenanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceRequest.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{10}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetMaintenanceRequest) GetRequestId() *RequestID {
@@ -827,7 +921,7 @@ type SetMaintenanceResponse struct {
 
 func (x *SetMaintenanceResponse) Reset() {
 	*x = SetMaintenanceResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[11]
+	mi := &file_api_v1_registry_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +933,7 @@ func (x *SetMaintenanceResponse) String() string {
 func (*SetMaintenanceResponse) ProtoMessage() {}
 
 func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[11]
+	mi := &file_api_v1_registry_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +946,7 @@ func (x *SetMaintenanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMaintenanceResponse.ProtoReflect.Descriptor instead.
 func (*SetMaintenanceResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{11}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetMaintenanceResponse) GetHeader() *ResponseHeader {
@@ -882,7 +976,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[12]
+	mi := &file_api_v1_registry_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +988,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[12]
+	mi := &file_api_v1_registry_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1001,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{12}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetRequest) GetKey() *InstanceKey {
@@ -937,7 +1031,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[13]
+	mi := &file_api_v1_registry_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1043,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[13]
+	mi := &file_api_v1_registry_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1056,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{13}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetResponse) GetHeader() *ResponseHeader {
@@ -998,7 +1092,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[14]
+	mi := &file_api_v1_registry_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1104,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[14]
+	mi := &file_api_v1_registry_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1117,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{14}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListServicesRequest) GetNamespace() string {
@@ -1086,7 +1180,7 @@ type ServiceSummary struct {
 
 func (x *ServiceSummary) Reset() {
 	*x = ServiceSummary{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[15]
+	mi := &file_api_v1_registry_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1192,7 @@ func (x *ServiceSummary) String() string {
 func (*ServiceSummary) ProtoMessage() {}
 
 func (x *ServiceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[15]
+	mi := &file_api_v1_registry_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1205,7 @@ func (x *ServiceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSummary.ProtoReflect.Descriptor instead.
 func (*ServiceSummary) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{15}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServiceSummary) GetNamespace() string {
@@ -1185,7 +1279,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[16]
+	mi := &file_api_v1_registry_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1291,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[16]
+	mi := &file_api_v1_registry_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1304,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{16}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListServicesResponse) GetHeader() *ResponseHeader {
@@ -1251,7 +1345,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[17]
+	mi := &file_api_v1_registry_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1357,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[17]
+	mi := &file_api_v1_registry_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1370,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{17}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListInstancesRequest) GetFilter() *Filter {
@@ -1324,7 +1418,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[18]
+	mi := &file_api_v1_registry_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1430,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[18]
+	mi := &file_api_v1_registry_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1443,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{18}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListInstancesResponse) GetHeader() *ResponseHeader {
@@ -1395,7 +1489,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[19]
+	mi := &file_api_v1_registry_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1501,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[19]
+	mi := &file_api_v1_registry_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1514,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{19}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResumePoint) GetClusterId() string {
@@ -1460,7 +1554,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[20]
+	mi := &file_api_v1_registry_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1566,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[20]
+	mi := &file_api_v1_registry_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1579,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{20}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchRequest) GetAction() isWatchRequest_Action {
@@ -1550,7 +1644,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[21]
+	mi := &file_api_v1_registry_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1656,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[21]
+	mi := &file_api_v1_registry_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1669,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{21}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Subscribe) GetSubscriptionId() uint32 {
@@ -1617,7 +1711,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[22]
+	mi := &file_api_v1_registry_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1723,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[22]
+	mi := &file_api_v1_registry_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1736,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{22}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Unsubscribe) GetSubscriptionId() uint32 {
@@ -1671,7 +1765,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	mi := &file_api_v1_registry_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1777,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	mi := &file_api_v1_registry_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1790,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{23}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Cut) GetSubscriptionId() uint32 {
@@ -1747,7 +1841,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	mi := &file_api_v1_registry_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1853,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	mi := &file_api_v1_registry_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1866,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{24}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Synced) GetSubscriptionId() uint32 {
@@ -1802,7 +1896,7 @@ type Events struct {
 
 func (x *Events) Reset() {
 	*x = Events{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[25]
+	mi := &file_api_v1_registry_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1908,7 @@ func (x *Events) String() string {
 func (*Events) ProtoMessage() {}
 
 func (x *Events) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[25]
+	mi := &file_api_v1_registry_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1921,7 @@ func (x *Events) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Events.ProtoReflect.Descriptor instead.
 func (*Events) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{25}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Events) GetEvents() []*SubscribedEvent {
@@ -1857,7 +1951,7 @@ type SubscribedEvent struct {
 
 func (x *SubscribedEvent) Reset() {
 	*x = SubscribedEvent{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[26]
+	mi := &file_api_v1_registry_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +1963,7 @@ func (x *SubscribedEvent) String() string {
 func (*SubscribedEvent) ProtoMessage() {}
 
 func (x *SubscribedEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[26]
+	mi := &file_api_v1_registry_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +1976,7 @@ func (x *SubscribedEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribedEvent.ProtoReflect.Descriptor instead.
 func (*SubscribedEvent) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{26}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SubscribedEvent) GetEvent() *v1.Event {
@@ -1910,7 +2004,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[27]
+	mi := &file_api_v1_registry_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2016,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[27]
+	mi := &file_api_v1_registry_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2029,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{27}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Progress) GetHeader() *ResponseHeader {
@@ -1960,7 +2054,7 @@ type SubscriptionEnded struct {
 
 func (x *SubscriptionEnded) Reset() {
 	*x = SubscriptionEnded{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[28]
+	mi := &file_api_v1_registry_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2066,7 @@ func (x *SubscriptionEnded) String() string {
 func (*SubscriptionEnded) ProtoMessage() {}
 
 func (x *SubscriptionEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[28]
+	mi := &file_api_v1_registry_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2079,7 @@ func (x *SubscriptionEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionEnded.ProtoReflect.Descriptor instead.
 func (*SubscriptionEnded) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{28}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SubscriptionEnded) GetSubscriptionId() uint32 {
@@ -2020,7 +2114,7 @@ type GoElsewhere struct {
 
 func (x *GoElsewhere) Reset() {
 	*x = GoElsewhere{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[29]
+	mi := &file_api_v1_registry_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2126,7 @@ func (x *GoElsewhere) String() string {
 func (*GoElsewhere) ProtoMessage() {}
 
 func (x *GoElsewhere) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[29]
+	mi := &file_api_v1_registry_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2139,7 @@ func (x *GoElsewhere) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoElsewhere.ProtoReflect.Descriptor instead.
 func (*GoElsewhere) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{29}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GoElsewhere) GetLeader() string {
@@ -2075,7 +2169,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[30]
+	mi := &file_api_v1_registry_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2181,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[30]
+	mi := &file_api_v1_registry_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2194,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{30}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchResponse) GetPayload() isWatchResponse_Payload {
@@ -2225,7 +2319,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[31]
+	mi := &file_api_v1_registry_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2331,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[31]
+	mi := &file_api_v1_registry_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2344,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{31}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchServiceRequest) GetFilter() *Filter {
@@ -2294,7 +2388,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[32]
+	mi := &file_api_v1_registry_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2400,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[32]
+	mi := &file_api_v1_registry_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2413,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{32}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchServiceResponse) GetPayload() isWatchServiceResponse_Payload {
@@ -2433,17 +2527,24 @@ var File_api_v1_registry_service_proto protoreflect.FileDescriptor
 
 const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1dapi/v1/registry_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\xca\x01\n" +
+	"\x1dapi/v1/registry_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\x86\x02\n" +
 	"\x0fRegisterRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x126\n" +
 	"\binstance\x18\x02 \x01(\v2\x1a.regd.registry.v1.InstanceR\binstance\x12\x1b\n" +
 	"\tif_absent\x18\x03 \x01(\bR\bifAbsent\x12+\n" +
-	"\x11expected_revision\x18\x04 \x01(\x04R\x10expectedRevision\"\x83\x01\n" +
+	"\x11expected_revision\x18\x04 \x01(\x04R\x10expectedRevision\x12:\n" +
+	"\fopen_session\x18\x05 \x01(\v2\x17.regd.api.v1.NewSessionR\vopenSession\"Z\n" +
+	"\n" +
+	"NewSession\x12\x1f\n" +
+	"\vclient_name\x18\x01 \x01(\tR\n" +
+	"clientName\x12+\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"\xb8\x01\n" +
 	"\x10RegisterResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x18\n" +
-	"\achanged\x18\x03 \x01(\bR\achanged\"\x98\x01\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\x123\n" +
+	"\asession\x18\x04 \x01(\v2\x19.regd.registry.v1.SessionR\asession\"\x98\x01\n" +
 	"\x11DeregisterRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12*\n" +
@@ -2451,18 +2552,20 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"c\n" +
 	"\x12DeregisterResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\xbf\x01\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\xfb\x01\n" +
 	"\x14RegisterBatchRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x126\n" +
 	"\bregister\x18\x02 \x03(\v2\x1a.regd.registry.v1.InstanceR\bregister\x128\n" +
 	"\n" +
 	"deregister\x18\x03 \x03(\v2\x18.regd.api.v1.InstanceKeyR\n" +
-	"deregister\"\x88\x01\n" +
+	"deregister\x12:\n" +
+	"\fopen_session\x18\x04 \x01(\v2\x17.regd.api.v1.NewSessionR\vopenSession\"\xbd\x01\n" +
 	"\x15RegisterBatchResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x18\n" +
-	"\achanged\x18\x03 \x01(\bR\achanged\"\xfc\x01\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\x123\n" +
+	"\asession\x18\x04 \x01(\v2\x19.regd.registry.v1.SessionR\asession\"\xfc\x01\n" +
 	"\x10SetHealthRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12*\n" +
@@ -2623,138 +2726,145 @@ func file_api_v1_registry_service_proto_rawDescGZIP() []byte {
 }
 
 var file_api_v1_registry_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_api_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_api_v1_registry_service_proto_goTypes = []any{
 	(CutReason)(0),                 // 0: regd.api.v1.CutReason
 	(*RegisterRequest)(nil),        // 1: regd.api.v1.RegisterRequest
-	(*RegisterResponse)(nil),       // 2: regd.api.v1.RegisterResponse
-	(*DeregisterRequest)(nil),      // 3: regd.api.v1.DeregisterRequest
-	(*DeregisterResponse)(nil),     // 4: regd.api.v1.DeregisterResponse
-	(*RegisterBatchRequest)(nil),   // 5: regd.api.v1.RegisterBatchRequest
-	(*RegisterBatchResponse)(nil),  // 6: regd.api.v1.RegisterBatchResponse
-	(*SetHealthRequest)(nil),       // 7: regd.api.v1.SetHealthRequest
-	(*SetHealthResponse)(nil),      // 8: regd.api.v1.SetHealthResponse
-	(*DrainRequest)(nil),           // 9: regd.api.v1.DrainRequest
-	(*DrainResponse)(nil),          // 10: regd.api.v1.DrainResponse
-	(*SetMaintenanceRequest)(nil),  // 11: regd.api.v1.SetMaintenanceRequest
-	(*SetMaintenanceResponse)(nil), // 12: regd.api.v1.SetMaintenanceResponse
-	(*GetRequest)(nil),             // 13: regd.api.v1.GetRequest
-	(*GetResponse)(nil),            // 14: regd.api.v1.GetResponse
-	(*ListServicesRequest)(nil),    // 15: regd.api.v1.ListServicesRequest
-	(*ServiceSummary)(nil),         // 16: regd.api.v1.ServiceSummary
-	(*ListServicesResponse)(nil),   // 17: regd.api.v1.ListServicesResponse
-	(*ListInstancesRequest)(nil),   // 18: regd.api.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),  // 19: regd.api.v1.ListInstancesResponse
-	(*ResumePoint)(nil),            // 20: regd.api.v1.ResumePoint
-	(*WatchRequest)(nil),           // 21: regd.api.v1.WatchRequest
-	(*Subscribe)(nil),              // 22: regd.api.v1.Subscribe
-	(*Unsubscribe)(nil),            // 23: regd.api.v1.Unsubscribe
-	(*Cut)(nil),                    // 24: regd.api.v1.Cut
-	(*Synced)(nil),                 // 25: regd.api.v1.Synced
-	(*Events)(nil),                 // 26: regd.api.v1.Events
-	(*SubscribedEvent)(nil),        // 27: regd.api.v1.SubscribedEvent
-	(*Progress)(nil),               // 28: regd.api.v1.Progress
-	(*SubscriptionEnded)(nil),      // 29: regd.api.v1.SubscriptionEnded
-	(*GoElsewhere)(nil),            // 30: regd.api.v1.GoElsewhere
-	(*WatchResponse)(nil),          // 31: regd.api.v1.WatchResponse
-	(*WatchServiceRequest)(nil),    // 32: regd.api.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),   // 33: regd.api.v1.WatchServiceResponse
-	(*RequestID)(nil),              // 34: regd.api.v1.RequestID
-	(*v1.Instance)(nil),            // 35: regd.registry.v1.Instance
-	(*ResponseHeader)(nil),         // 36: regd.api.v1.ResponseHeader
-	(*InstanceKey)(nil),            // 37: regd.api.v1.InstanceKey
-	(v1.CheckStatus)(0),            // 38: regd.registry.v1.CheckStatus
-	(*Freshness)(nil),              // 39: regd.api.v1.Freshness
-	(*Filter)(nil),                 // 40: regd.api.v1.Filter
-	(*durationpb.Duration)(nil),    // 41: google.protobuf.Duration
-	(*v1.Event)(nil),               // 42: regd.registry.v1.Event
+	(*NewSession)(nil),             // 2: regd.api.v1.NewSession
+	(*RegisterResponse)(nil),       // 3: regd.api.v1.RegisterResponse
+	(*DeregisterRequest)(nil),      // 4: regd.api.v1.DeregisterRequest
+	(*DeregisterResponse)(nil),     // 5: regd.api.v1.DeregisterResponse
+	(*RegisterBatchRequest)(nil),   // 6: regd.api.v1.RegisterBatchRequest
+	(*RegisterBatchResponse)(nil),  // 7: regd.api.v1.RegisterBatchResponse
+	(*SetHealthRequest)(nil),       // 8: regd.api.v1.SetHealthRequest
+	(*SetHealthResponse)(nil),      // 9: regd.api.v1.SetHealthResponse
+	(*DrainRequest)(nil),           // 10: regd.api.v1.DrainRequest
+	(*DrainResponse)(nil),          // 11: regd.api.v1.DrainResponse
+	(*SetMaintenanceRequest)(nil),  // 12: regd.api.v1.SetMaintenanceRequest
+	(*SetMaintenanceResponse)(nil), // 13: regd.api.v1.SetMaintenanceResponse
+	(*GetRequest)(nil),             // 14: regd.api.v1.GetRequest
+	(*GetResponse)(nil),            // 15: regd.api.v1.GetResponse
+	(*ListServicesRequest)(nil),    // 16: regd.api.v1.ListServicesRequest
+	(*ServiceSummary)(nil),         // 17: regd.api.v1.ServiceSummary
+	(*ListServicesResponse)(nil),   // 18: regd.api.v1.ListServicesResponse
+	(*ListInstancesRequest)(nil),   // 19: regd.api.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),  // 20: regd.api.v1.ListInstancesResponse
+	(*ResumePoint)(nil),            // 21: regd.api.v1.ResumePoint
+	(*WatchRequest)(nil),           // 22: regd.api.v1.WatchRequest
+	(*Subscribe)(nil),              // 23: regd.api.v1.Subscribe
+	(*Unsubscribe)(nil),            // 24: regd.api.v1.Unsubscribe
+	(*Cut)(nil),                    // 25: regd.api.v1.Cut
+	(*Synced)(nil),                 // 26: regd.api.v1.Synced
+	(*Events)(nil),                 // 27: regd.api.v1.Events
+	(*SubscribedEvent)(nil),        // 28: regd.api.v1.SubscribedEvent
+	(*Progress)(nil),               // 29: regd.api.v1.Progress
+	(*SubscriptionEnded)(nil),      // 30: regd.api.v1.SubscriptionEnded
+	(*GoElsewhere)(nil),            // 31: regd.api.v1.GoElsewhere
+	(*WatchResponse)(nil),          // 32: regd.api.v1.WatchResponse
+	(*WatchServiceRequest)(nil),    // 33: regd.api.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),   // 34: regd.api.v1.WatchServiceResponse
+	(*RequestID)(nil),              // 35: regd.api.v1.RequestID
+	(*v1.Instance)(nil),            // 36: regd.registry.v1.Instance
+	(*durationpb.Duration)(nil),    // 37: google.protobuf.Duration
+	(*ResponseHeader)(nil),         // 38: regd.api.v1.ResponseHeader
+	(*v1.Session)(nil),             // 39: regd.registry.v1.Session
+	(*InstanceKey)(nil),            // 40: regd.api.v1.InstanceKey
+	(v1.CheckStatus)(0),            // 41: regd.registry.v1.CheckStatus
+	(*Freshness)(nil),              // 42: regd.api.v1.Freshness
+	(*Filter)(nil),                 // 43: regd.api.v1.Filter
+	(*v1.Event)(nil),               // 44: regd.registry.v1.Event
 }
 var file_api_v1_registry_service_proto_depIdxs = []int32{
-	34, // 0: regd.api.v1.RegisterRequest.request_id:type_name -> regd.api.v1.RequestID
-	35, // 1: regd.api.v1.RegisterRequest.instance:type_name -> regd.registry.v1.Instance
-	36, // 2: regd.api.v1.RegisterResponse.header:type_name -> regd.api.v1.ResponseHeader
-	34, // 3: regd.api.v1.DeregisterRequest.request_id:type_name -> regd.api.v1.RequestID
-	37, // 4: regd.api.v1.DeregisterRequest.key:type_name -> regd.api.v1.InstanceKey
-	36, // 5: regd.api.v1.DeregisterResponse.header:type_name -> regd.api.v1.ResponseHeader
-	34, // 6: regd.api.v1.RegisterBatchRequest.request_id:type_name -> regd.api.v1.RequestID
-	35, // 7: regd.api.v1.RegisterBatchRequest.register:type_name -> regd.registry.v1.Instance
-	37, // 8: regd.api.v1.RegisterBatchRequest.deregister:type_name -> regd.api.v1.InstanceKey
-	36, // 9: regd.api.v1.RegisterBatchResponse.header:type_name -> regd.api.v1.ResponseHeader
-	34, // 10: regd.api.v1.SetHealthRequest.request_id:type_name -> regd.api.v1.RequestID
-	37, // 11: regd.api.v1.SetHealthRequest.key:type_name -> regd.api.v1.InstanceKey
-	38, // 12: regd.api.v1.SetHealthRequest.status:type_name -> regd.registry.v1.CheckStatus
-	36, // 13: regd.api.v1.SetHealthResponse.header:type_name -> regd.api.v1.ResponseHeader
-	34, // 14: regd.api.v1.DrainRequest.request_id:type_name -> regd.api.v1.RequestID
-	37, // 15: regd.api.v1.DrainRequest.key:type_name -> regd.api.v1.InstanceKey
-	36, // 16: regd.api.v1.DrainResponse.header:type_name -> regd.api.v1.ResponseHeader
-	34, // 17: regd.api.v1.SetMaintenanceRequest.request_id:type_name -> regd.api.v1.RequestID
-	37, // 18: regd.api.v1.SetMaintenanceRequest.key:type_name -> regd.api.v1.InstanceKey
-	36, // 19: regd.api.v1.SetMaintenanceResponse.header:type_name -> regd.api.v1.ResponseHeader
-	37, // 20: regd.api.v1.GetRequest.key:type_name -> regd.api.v1.InstanceKey
-	39, // 21: regd.api.v1.GetRequest.freshness:type_name -> regd.api.v1.Freshness
-	36, // 22: regd.api.v1.GetResponse.header:type_name -> regd.api.v1.ResponseHeader
-	35, // 23: regd.api.v1.GetResponse.instance:type_name -> regd.registry.v1.Instance
-	39, // 24: regd.api.v1.ListServicesRequest.freshness:type_name -> regd.api.v1.Freshness
-	36, // 25: regd.api.v1.ListServicesResponse.header:type_name -> regd.api.v1.ResponseHeader
-	16, // 26: regd.api.v1.ListServicesResponse.services:type_name -> regd.api.v1.ServiceSummary
-	40, // 27: regd.api.v1.ListInstancesRequest.filter:type_name -> regd.api.v1.Filter
-	39, // 28: regd.api.v1.ListInstancesRequest.freshness:type_name -> regd.api.v1.Freshness
-	36, // 29: regd.api.v1.ListInstancesResponse.header:type_name -> regd.api.v1.ResponseHeader
-	35, // 30: regd.api.v1.ListInstancesResponse.instances:type_name -> regd.registry.v1.Instance
-	22, // 31: regd.api.v1.WatchRequest.subscribe:type_name -> regd.api.v1.Subscribe
-	23, // 32: regd.api.v1.WatchRequest.unsubscribe:type_name -> regd.api.v1.Unsubscribe
-	40, // 33: regd.api.v1.Subscribe.filter:type_name -> regd.api.v1.Filter
-	20, // 34: regd.api.v1.Subscribe.resume:type_name -> regd.api.v1.ResumePoint
-	41, // 35: regd.api.v1.Subscribe.progress_interval:type_name -> google.protobuf.Duration
-	0,  // 36: regd.api.v1.Cut.reason:type_name -> regd.api.v1.CutReason
-	35, // 37: regd.api.v1.Cut.instances:type_name -> regd.registry.v1.Instance
-	37, // 38: regd.api.v1.Cut.deleted:type_name -> regd.api.v1.InstanceKey
-	36, // 39: regd.api.v1.Synced.header:type_name -> regd.api.v1.ResponseHeader
-	27, // 40: regd.api.v1.Events.events:type_name -> regd.api.v1.SubscribedEvent
-	42, // 41: regd.api.v1.SubscribedEvent.event:type_name -> regd.registry.v1.Event
-	36, // 42: regd.api.v1.Progress.header:type_name -> regd.api.v1.ResponseHeader
-	24, // 43: regd.api.v1.WatchResponse.cut:type_name -> regd.api.v1.Cut
-	25, // 44: regd.api.v1.WatchResponse.synced:type_name -> regd.api.v1.Synced
-	26, // 45: regd.api.v1.WatchResponse.events:type_name -> regd.api.v1.Events
-	28, // 46: regd.api.v1.WatchResponse.progress:type_name -> regd.api.v1.Progress
-	29, // 47: regd.api.v1.WatchResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
-	30, // 48: regd.api.v1.WatchResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
-	40, // 49: regd.api.v1.WatchServiceRequest.filter:type_name -> regd.api.v1.Filter
-	20, // 50: regd.api.v1.WatchServiceRequest.resume:type_name -> regd.api.v1.ResumePoint
-	41, // 51: regd.api.v1.WatchServiceRequest.progress_interval:type_name -> google.protobuf.Duration
-	24, // 52: regd.api.v1.WatchServiceResponse.cut:type_name -> regd.api.v1.Cut
-	25, // 53: regd.api.v1.WatchServiceResponse.synced:type_name -> regd.api.v1.Synced
-	26, // 54: regd.api.v1.WatchServiceResponse.events:type_name -> regd.api.v1.Events
-	28, // 55: regd.api.v1.WatchServiceResponse.progress:type_name -> regd.api.v1.Progress
-	29, // 56: regd.api.v1.WatchServiceResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
-	30, // 57: regd.api.v1.WatchServiceResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
-	1,  // 58: regd.api.v1.RegistryService.Register:input_type -> regd.api.v1.RegisterRequest
-	3,  // 59: regd.api.v1.RegistryService.Deregister:input_type -> regd.api.v1.DeregisterRequest
-	5,  // 60: regd.api.v1.RegistryService.RegisterBatch:input_type -> regd.api.v1.RegisterBatchRequest
-	7,  // 61: regd.api.v1.RegistryService.SetHealth:input_type -> regd.api.v1.SetHealthRequest
-	9,  // 62: regd.api.v1.RegistryService.Drain:input_type -> regd.api.v1.DrainRequest
-	11, // 63: regd.api.v1.RegistryService.SetMaintenance:input_type -> regd.api.v1.SetMaintenanceRequest
-	13, // 64: regd.api.v1.RegistryService.Get:input_type -> regd.api.v1.GetRequest
-	15, // 65: regd.api.v1.RegistryService.ListServices:input_type -> regd.api.v1.ListServicesRequest
-	18, // 66: regd.api.v1.RegistryService.ListInstances:input_type -> regd.api.v1.ListInstancesRequest
-	21, // 67: regd.api.v1.RegistryService.Watch:input_type -> regd.api.v1.WatchRequest
-	32, // 68: regd.api.v1.RegistryService.WatchService:input_type -> regd.api.v1.WatchServiceRequest
-	2,  // 69: regd.api.v1.RegistryService.Register:output_type -> regd.api.v1.RegisterResponse
-	4,  // 70: regd.api.v1.RegistryService.Deregister:output_type -> regd.api.v1.DeregisterResponse
-	6,  // 71: regd.api.v1.RegistryService.RegisterBatch:output_type -> regd.api.v1.RegisterBatchResponse
-	8,  // 72: regd.api.v1.RegistryService.SetHealth:output_type -> regd.api.v1.SetHealthResponse
-	10, // 73: regd.api.v1.RegistryService.Drain:output_type -> regd.api.v1.DrainResponse
-	12, // 74: regd.api.v1.RegistryService.SetMaintenance:output_type -> regd.api.v1.SetMaintenanceResponse
-	14, // 75: regd.api.v1.RegistryService.Get:output_type -> regd.api.v1.GetResponse
-	17, // 76: regd.api.v1.RegistryService.ListServices:output_type -> regd.api.v1.ListServicesResponse
-	19, // 77: regd.api.v1.RegistryService.ListInstances:output_type -> regd.api.v1.ListInstancesResponse
-	31, // 78: regd.api.v1.RegistryService.Watch:output_type -> regd.api.v1.WatchResponse
-	33, // 79: regd.api.v1.RegistryService.WatchService:output_type -> regd.api.v1.WatchServiceResponse
-	69, // [69:80] is the sub-list for method output_type
-	58, // [58:69] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	35, // 0: regd.api.v1.RegisterRequest.request_id:type_name -> regd.api.v1.RequestID
+	36, // 1: regd.api.v1.RegisterRequest.instance:type_name -> regd.registry.v1.Instance
+	2,  // 2: regd.api.v1.RegisterRequest.open_session:type_name -> regd.api.v1.NewSession
+	37, // 3: regd.api.v1.NewSession.ttl:type_name -> google.protobuf.Duration
+	38, // 4: regd.api.v1.RegisterResponse.header:type_name -> regd.api.v1.ResponseHeader
+	39, // 5: regd.api.v1.RegisterResponse.session:type_name -> regd.registry.v1.Session
+	35, // 6: regd.api.v1.DeregisterRequest.request_id:type_name -> regd.api.v1.RequestID
+	40, // 7: regd.api.v1.DeregisterRequest.key:type_name -> regd.api.v1.InstanceKey
+	38, // 8: regd.api.v1.DeregisterResponse.header:type_name -> regd.api.v1.ResponseHeader
+	35, // 9: regd.api.v1.RegisterBatchRequest.request_id:type_name -> regd.api.v1.RequestID
+	36, // 10: regd.api.v1.RegisterBatchRequest.register:type_name -> regd.registry.v1.Instance
+	40, // 11: regd.api.v1.RegisterBatchRequest.deregister:type_name -> regd.api.v1.InstanceKey
+	2,  // 12: regd.api.v1.RegisterBatchRequest.open_session:type_name -> regd.api.v1.NewSession
+	38, // 13: regd.api.v1.RegisterBatchResponse.header:type_name -> regd.api.v1.ResponseHeader
+	39, // 14: regd.api.v1.RegisterBatchResponse.session:type_name -> regd.registry.v1.Session
+	35, // 15: regd.api.v1.SetHealthRequest.request_id:type_name -> regd.api.v1.RequestID
+	40, // 16: regd.api.v1.SetHealthRequest.key:type_name -> regd.api.v1.InstanceKey
+	41, // 17: regd.api.v1.SetHealthRequest.status:type_name -> regd.registry.v1.CheckStatus
+	38, // 18: regd.api.v1.SetHealthResponse.header:type_name -> regd.api.v1.ResponseHeader
+	35, // 19: regd.api.v1.DrainRequest.request_id:type_name -> regd.api.v1.RequestID
+	40, // 20: regd.api.v1.DrainRequest.key:type_name -> regd.api.v1.InstanceKey
+	38, // 21: regd.api.v1.DrainResponse.header:type_name -> regd.api.v1.ResponseHeader
+	35, // 22: regd.api.v1.SetMaintenanceRequest.request_id:type_name -> regd.api.v1.RequestID
+	40, // 23: regd.api.v1.SetMaintenanceRequest.key:type_name -> regd.api.v1.InstanceKey
+	38, // 24: regd.api.v1.SetMaintenanceResponse.header:type_name -> regd.api.v1.ResponseHeader
+	40, // 25: regd.api.v1.GetRequest.key:type_name -> regd.api.v1.InstanceKey
+	42, // 26: regd.api.v1.GetRequest.freshness:type_name -> regd.api.v1.Freshness
+	38, // 27: regd.api.v1.GetResponse.header:type_name -> regd.api.v1.ResponseHeader
+	36, // 28: regd.api.v1.GetResponse.instance:type_name -> regd.registry.v1.Instance
+	42, // 29: regd.api.v1.ListServicesRequest.freshness:type_name -> regd.api.v1.Freshness
+	38, // 30: regd.api.v1.ListServicesResponse.header:type_name -> regd.api.v1.ResponseHeader
+	17, // 31: regd.api.v1.ListServicesResponse.services:type_name -> regd.api.v1.ServiceSummary
+	43, // 32: regd.api.v1.ListInstancesRequest.filter:type_name -> regd.api.v1.Filter
+	42, // 33: regd.api.v1.ListInstancesRequest.freshness:type_name -> regd.api.v1.Freshness
+	38, // 34: regd.api.v1.ListInstancesResponse.header:type_name -> regd.api.v1.ResponseHeader
+	36, // 35: regd.api.v1.ListInstancesResponse.instances:type_name -> regd.registry.v1.Instance
+	23, // 36: regd.api.v1.WatchRequest.subscribe:type_name -> regd.api.v1.Subscribe
+	24, // 37: regd.api.v1.WatchRequest.unsubscribe:type_name -> regd.api.v1.Unsubscribe
+	43, // 38: regd.api.v1.Subscribe.filter:type_name -> regd.api.v1.Filter
+	21, // 39: regd.api.v1.Subscribe.resume:type_name -> regd.api.v1.ResumePoint
+	37, // 40: regd.api.v1.Subscribe.progress_interval:type_name -> google.protobuf.Duration
+	0,  // 41: regd.api.v1.Cut.reason:type_name -> regd.api.v1.CutReason
+	36, // 42: regd.api.v1.Cut.instances:type_name -> regd.registry.v1.Instance
+	40, // 43: regd.api.v1.Cut.deleted:type_name -> regd.api.v1.InstanceKey
+	38, // 44: regd.api.v1.Synced.header:type_name -> regd.api.v1.ResponseHeader
+	28, // 45: regd.api.v1.Events.events:type_name -> regd.api.v1.SubscribedEvent
+	44, // 46: regd.api.v1.SubscribedEvent.event:type_name -> regd.registry.v1.Event
+	38, // 47: regd.api.v1.Progress.header:type_name -> regd.api.v1.ResponseHeader
+	25, // 48: regd.api.v1.WatchResponse.cut:type_name -> regd.api.v1.Cut
+	26, // 49: regd.api.v1.WatchResponse.synced:type_name -> regd.api.v1.Synced
+	27, // 50: regd.api.v1.WatchResponse.events:type_name -> regd.api.v1.Events
+	29, // 51: regd.api.v1.WatchResponse.progress:type_name -> regd.api.v1.Progress
+	30, // 52: regd.api.v1.WatchResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
+	31, // 53: regd.api.v1.WatchResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
+	43, // 54: regd.api.v1.WatchServiceRequest.filter:type_name -> regd.api.v1.Filter
+	21, // 55: regd.api.v1.WatchServiceRequest.resume:type_name -> regd.api.v1.ResumePoint
+	37, // 56: regd.api.v1.WatchServiceRequest.progress_interval:type_name -> google.protobuf.Duration
+	25, // 57: regd.api.v1.WatchServiceResponse.cut:type_name -> regd.api.v1.Cut
+	26, // 58: regd.api.v1.WatchServiceResponse.synced:type_name -> regd.api.v1.Synced
+	27, // 59: regd.api.v1.WatchServiceResponse.events:type_name -> regd.api.v1.Events
+	29, // 60: regd.api.v1.WatchServiceResponse.progress:type_name -> regd.api.v1.Progress
+	30, // 61: regd.api.v1.WatchServiceResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
+	31, // 62: regd.api.v1.WatchServiceResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
+	1,  // 63: regd.api.v1.RegistryService.Register:input_type -> regd.api.v1.RegisterRequest
+	4,  // 64: regd.api.v1.RegistryService.Deregister:input_type -> regd.api.v1.DeregisterRequest
+	6,  // 65: regd.api.v1.RegistryService.RegisterBatch:input_type -> regd.api.v1.RegisterBatchRequest
+	8,  // 66: regd.api.v1.RegistryService.SetHealth:input_type -> regd.api.v1.SetHealthRequest
+	10, // 67: regd.api.v1.RegistryService.Drain:input_type -> regd.api.v1.DrainRequest
+	12, // 68: regd.api.v1.RegistryService.SetMaintenance:input_type -> regd.api.v1.SetMaintenanceRequest
+	14, // 69: regd.api.v1.RegistryService.Get:input_type -> regd.api.v1.GetRequest
+	16, // 70: regd.api.v1.RegistryService.ListServices:input_type -> regd.api.v1.ListServicesRequest
+	19, // 71: regd.api.v1.RegistryService.ListInstances:input_type -> regd.api.v1.ListInstancesRequest
+	22, // 72: regd.api.v1.RegistryService.Watch:input_type -> regd.api.v1.WatchRequest
+	33, // 73: regd.api.v1.RegistryService.WatchService:input_type -> regd.api.v1.WatchServiceRequest
+	3,  // 74: regd.api.v1.RegistryService.Register:output_type -> regd.api.v1.RegisterResponse
+	5,  // 75: regd.api.v1.RegistryService.Deregister:output_type -> regd.api.v1.DeregisterResponse
+	7,  // 76: regd.api.v1.RegistryService.RegisterBatch:output_type -> regd.api.v1.RegisterBatchResponse
+	9,  // 77: regd.api.v1.RegistryService.SetHealth:output_type -> regd.api.v1.SetHealthResponse
+	11, // 78: regd.api.v1.RegistryService.Drain:output_type -> regd.api.v1.DrainResponse
+	13, // 79: regd.api.v1.RegistryService.SetMaintenance:output_type -> regd.api.v1.SetMaintenanceResponse
+	15, // 80: regd.api.v1.RegistryService.Get:output_type -> regd.api.v1.GetResponse
+	18, // 81: regd.api.v1.RegistryService.ListServices:output_type -> regd.api.v1.ListServicesResponse
+	20, // 82: regd.api.v1.RegistryService.ListInstances:output_type -> regd.api.v1.ListInstancesResponse
+	32, // 83: regd.api.v1.RegistryService.Watch:output_type -> regd.api.v1.WatchResponse
+	34, // 84: regd.api.v1.RegistryService.WatchService:output_type -> regd.api.v1.WatchServiceResponse
+	74, // [74:85] is the sub-list for method output_type
+	63, // [63:74] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_registry_service_proto_init() }
@@ -2763,11 +2873,11 @@ func file_api_v1_registry_service_proto_init() {
 		return
 	}
 	file_api_v1_common_proto_init()
-	file_api_v1_registry_service_proto_msgTypes[20].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[21].OneofWrappers = []any{
 		(*WatchRequest_Subscribe)(nil),
 		(*WatchRequest_Unsubscribe)(nil),
 	}
-	file_api_v1_registry_service_proto_msgTypes[30].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[31].OneofWrappers = []any{
 		(*WatchResponse_Cut)(nil),
 		(*WatchResponse_Synced)(nil),
 		(*WatchResponse_Events)(nil),
@@ -2775,7 +2885,7 @@ func file_api_v1_registry_service_proto_init() {
 		(*WatchResponse_Ended)(nil),
 		(*WatchResponse_GoElsewhere)(nil),
 	}
-	file_api_v1_registry_service_proto_msgTypes[32].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[33].OneofWrappers = []any{
 		(*WatchServiceResponse_Cut)(nil),
 		(*WatchServiceResponse_Synced)(nil),
 		(*WatchServiceResponse_Events)(nil),
@@ -2789,7 +2899,7 @@ func file_api_v1_registry_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_registry_service_proto_rawDesc), len(file_api_v1_registry_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,7 +38,8 @@ const (
 //
 // RegistryService registers, finds and watches instances.
 type RegistryServiceClient interface {
-	// Register puts an instance. The newest registration of an id wins and gets a larger incarnation.
+	// Register puts an instance. The newest registration of an id wins and gets a larger incarnation. It can open the
+	// session that the instance hangs on in the same call.
 	Register(ctx context.Context, in *RegisterRequest, opts ...grpc.CallOption) (*RegisterResponse, error)
 	// Deregister removes an instance. Removing what is not there succeeds and changes nothing.
 	Deregister(ctx context.Context, in *DeregisterRequest, opts ...grpc.CallOption) (*DeregisterResponse, error)
@@ -199,7 +200,8 @@ type RegistryService_WatchServiceClient = grpc.ServerStreamingClient[WatchServic
 //
 // RegistryService registers, finds and watches instances.
 type RegistryServiceServer interface {
-	// Register puts an instance. The newest registration of an id wins and gets a larger incarnation.
+	// Register puts an instance. The newest registration of an id wins and gets a larger incarnation. It can open the
+	// session that the instance hangs on in the same call.
 	Register(context.Context, *RegisterRequest) (*RegisterResponse, error)
 	// Deregister removes an instance. Removing what is not there succeeds and changes nothing.
 	Deregister(context.Context, *DeregisterRequest) (*DeregisterResponse, error)
