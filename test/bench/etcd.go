@@ -73,6 +73,14 @@ func (*etcd) register(ctx context.Context, conn *grpc.ClientConn, who owner, in 
 	return err
 }
 
+func (s *etcd) registerAlone(ctx context.Context, conn *grpc.ClientConn, in instance) error {
+	who, err := s.open(ctx, conn)
+	if err != nil {
+		return err
+	}
+	return s.register(ctx, conn, who, in)
+}
+
 func prefix(service string) string { return "/services/" + service + "/" }
 
 // beyond is the first key that does not begin with a service's prefix.

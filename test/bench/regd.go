@@ -63,6 +63,14 @@ func (s *regd) register(ctx context.Context, conn *grpc.ClientConn, who owner, i
 	return err
 }
 
+func (s *regd) registerAlone(ctx context.Context, conn *grpc.ClientConn, in instance) error {
+	_, err := apiv1.NewRegistryServiceClient(conn).Register(ctx, &apiv1.RegisterRequest{
+		RequestId: s.request(in.client), Instance: described(owner{}, in),
+		OpenSession: &apiv1.NewSession{ClientName: "bench", Ttl: durationpb.New(time.Hour)},
+	})
+	return err
+}
+
 // described is an instance as regd has it.
 func described(who owner, in instance) *registryv1.Instance {
 	metadata := map[string]string{"version": "2.14.3", "commit": in.version(), "team": "payments", "lang": "go"}

@@ -32,6 +32,8 @@ type system interface {
 	open(ctx context.Context, conn *grpc.ClientConn) (owner, error)
 	// register registers an instance.
 	register(ctx context.Context, conn *grpc.ClientConn, who owner, in instance) error
+	// registerAlone makes an owner and registers an instance on it, in as few calls as the system offers.
+	registerAlone(ctx context.Context, conn *grpc.ClientConn, in instance) error
 	// read reads all instances of a service, and returns how many there are.
 	read(ctx context.Context, conn *grpc.ClientConn, service string, linearizable bool) (int, error)
 	// renew opens a stream of renewals.

@@ -34,12 +34,7 @@ func writing(ctx context.Context, c *cluster, conns []*grpc.ClientConn, metadata
 func registeringAlone(clients int) measurement {
 	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (result, error) {
 		return closed(ctx, c.cpu, clients, last, func(ctx context.Context, client, k int) error {
-			conn := conns[client%len(conns)]
-			who, err := c.open(ctx, conn)
-			if err != nil {
-				return err
-			}
-			return c.register(ctx, conn, who, instance{
+			return c.registerAlone(ctx, conns[client%len(conns)], instance{
 				client: client, sequence: k, service: fmt.Sprintf("s%d", k%1000), id: fmt.Sprintf("i%d-%d", client, k),
 			})
 		})
@@ -126,12 +121,7 @@ func filling(instances int) measurement {
 		err := each(instances, func(worker, i int) error {
 			callCtx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 			defer cancel()
-			conn := conns[worker%len(conns)]
-			who, err := c.open(callCtx, conn)
-			if err != nil {
-				return err
-			}
-			return c.register(callCtx, conn, who, instance{
+			return c.registerAlone(callCtx, conns[worker%len(conns)], instance{
 				client: worker, sequence: i, service: fmt.Sprintf("s%d", i%1000), id: strconv.Itoa(i),
 			})
 		})
