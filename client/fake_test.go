@@ -216,6 +216,31 @@ func (f *fakeCluster) calls(method string) []call {
 	return calls
 }
 
+// opens tells whether a request opens a session.
+func opens(req proto.Message) bool {
+	switch req := req.(type) {
+	case *apiv1.OpenRequest:
+		return true
+	case *apiv1.RegisterRequest:
+		return req.GetOpenSession() != nil
+	default:
+		return false
+	}
+}
+
+// openings returns how often a session was asked for.
+func (f *fakeCluster) openings() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, c := range f.log {
+		if opens(c.req) {
+			n++
+		}
+	}
+	return n
+}
+
 // intercept runs the script around a handler, and remembers outcomes by request id as the registry does.
 func (n *fakeNode) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	method := info.FullMethod[strings.LastIndex(info.FullMethod, "/")+1:]
@@ -305,11 +330,17 @@ func (n *fakeNode) header() *apiv1.ResponseHeader {
 func (n *fakeNode) Open(_ context.Context, req *apiv1.OpenRequest) (*apiv1.OpenResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.opened++
 	n.revision++
-	id := fmt.Sprintf("s%d", n.opened)
-	n.sessions[id] = true
-	return &apiv1.OpenResponse{Header: n.header(), Session: &registryv1.Session{Id: id, Ttl: req.GetTtl()}}, nil
+	session := n.openSession(req.GetTtl())
+	return &apiv1.OpenResponse{Header: n.header(), Session: session}, nil
+}
+
+// openSession opens a session. The caller holds mu.
+func (f *fakeCluster) openSession(ttl *durationpb.Duration) *registryv1.Session {
+	f.opened++
+	id := fmt.Sprintf("s%d", f.opened)
+	f.sessions[id] = true
+	return &registryv1.Session{Id: id, Ttl: ttl}
 }
 
 // endSession ends a session with all that hangs on it.
@@ -398,14 +429,21 @@ func (n *fakeNode) Register(_ context.Context, req *apiv1.RegisterRequest) (*api
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := proto.CloneOf(req.GetInstance())
-	old := n.instances[keyOf(i)]
+	old, wish := n.instances[keyOf(i)], req.GetOpenSession()
 	switch {
+	case wish != nil && i.GetSessionId() != "":
+		return nil, reasonAs(codes.InvalidArgument, apiv1.Reason_REASON_INVALID_ARGUMENT)
 	case i.GetSessionId() != "" && !n.sessions[i.GetSessionId()]:
 		return nil, reason(apiv1.Reason_REASON_SESSION_NOT_FOUND)
-	case req.GetIfAbsent() && old != nil && old.GetSessionId() != i.GetSessionId():
+	case req.GetIfAbsent() && old != nil && (wish != nil || old.GetSessionId() != i.GetSessionId()):
 		return nil, reason(apiv1.Reason_REASON_ALREADY_EXISTS)
 	case req.GetExpectedRevision() != 0 && old.GetModifyRevision() != req.GetExpectedRevision():
 		return nil, reason(apiv1.Reason_REASON_REVISION_MISMATCH)
+	}
+	var session *registryv1.Session
+	if wish != nil {
+		session = n.openSession(wish.GetTtl())
+		i.SessionId = session.GetId()
 	}
 	if old != nil {
 		spec := proto.CloneOf(old)
@@ -418,7 +456,9 @@ func (n *fakeNode) Register(_ context.Context, req *apiv1.RegisterRequest) (*api
 	n.number++
 	i.Incarnation, i.ModifyRevision = n.number, n.revision
 	n.instances[keyOf(i)] = i
-	return &apiv1.RegisterResponse{Header: n.header(), Incarnation: i.GetIncarnation(), Changed: true}, nil
+	return &apiv1.RegisterResponse{
+		Header: n.header(), Incarnation: i.GetIncarnation(), Changed: true, Session: session,
+	}, nil
 }
 
 // change finds an instance for an order. The caller holds mu.

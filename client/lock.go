@@ -178,7 +178,7 @@ type acquisition struct {
 func (a *acquisition) run(ctx context.Context) (uint64, *tenure, error) {
 	var p pause
 	for {
-		t, err := a.c.keeper.acquire(ctx)
+		t, err := a.c.keeper.acquire(ctx, a.c.keeper.alone)
 		if err != nil {
 			return 0, nil, fmt.Errorf("lock %s: %w", a.name, err)
 		}

@@ -92,9 +92,9 @@ type Registration struct {
 	reports     map[string]report // by check
 }
 
-// Register registers an instance on the client's session, which is opened if need be, and keeps it registered. The fields
-// of the specification count (1 to 19); session_id is set by the client, an empty namespace is the client's. An instance
-// with this id is taken over, whoever owns it, unless an option says otherwise.
+// Register registers an instance on the client's session, which it opens in the same call if there is none, and keeps it
+// registered. The fields of the specification count (1 to 19); session_id is set by the client, an empty namespace is the
+// client's. An instance with this id is taken over, whoever owns it, unless an option says otherwise.
 //
 // One client registers an id once at a time: change the instance through the Registration.
 func (c *Client) Register(ctx context.Context, instance *registryv1.Instance, opts ...RegisterOption) (*Registration, error) {

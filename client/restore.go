@@ -11,18 +11,36 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// put registers a specification on the present session, on the next one should that end, and adopts the outcome. The
-// caller holds the turn.
+// put registers a specification on the present session, on the next one should that end, and adopts the outcome. Where
+// there is no session, a new registration opens it in the same call; one that is made again waits for that of the keeper,
+// which is for all that are. The caller holds the turn.
 func (r *Registration) put(ctx context.Context, spec *registryv1.Instance, claim claim) error {
 	var p pause
 	for {
-		t, err := r.c.keeper.acquire(ctx)
-		if err != nil {
+		instance := proto.CloneOf(spec)
+		instance.SessionId = ""
+		var resp *apiv1.RegisterResponse // of the registration that opened the session
+		var refused error
+		by := r.c.keeper.alone
+		if claim != again {
+			by = func(ctx context.Context) (*registryv1.Session, error) {
+				resp, refused = r.c.register(ctx, &apiv1.RegisterRequest{
+					Instance: instance, IfAbsent: claim != newest, OpenSession: r.c.keeper.wish(),
+				})
+				return resp.GetSession(), refused
+			}
+		}
+		t, err := r.c.keeper.acquire(ctx, by)
+		switch {
+		case refused != nil:
+			return refused
+		case err != nil:
 			return fmt.Errorf("register %s: %w", r.key, err)
 		}
-		instance := proto.CloneOf(spec)
-		instance.SessionId = t.session
-		resp, err := r.c.register(ctx, &apiv1.RegisterRequest{Instance: instance, IfAbsent: claim != newest})
+		if resp.GetSession().GetId() != t.session {
+			instance.SessionId = t.session
+			resp, err = r.c.register(ctx, &apiv1.RegisterRequest{Instance: instance, IfAbsent: claim != newest})
+		}
 		if claim == again && errors.Is(err, ErrAlreadyExists) {
 			resp, err = r.replace(ctx, instance)
 		}

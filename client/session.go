@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
 // maxFormer bounds the ids of earlier sessions that are remembered.
@@ -84,9 +85,12 @@ func (c *Client) Session() (Session, bool) {
 	return Session{ID: k.session.id, TTL: k.session.ttl, Deadline: k.session.deadline}, true
 }
 
+// opening makes a session at the registry, by a call of its own or together with what is to hang on it.
+type opening func(context.Context) (*registryv1.Session, error)
+
 // acquire returns the present tenure. It opens a session when there is none, and waits while the one that there is
 // cannot be renewed.
-func (k *keeper) acquire(ctx context.Context) (*tenure, error) {
+func (k *keeper) acquire(ctx context.Context, by opening) (*tenure, error) {
 	for {
 		k.mu.Lock()
 		s, changed := k.session, k.changed
@@ -100,7 +104,7 @@ func (k *keeper) acquire(ctx context.Context) (*tenure, error) {
 		}
 		k.mu.Unlock()
 		if s == nil {
-			if err := k.open(ctx); err != nil {
+			if err := k.open(ctx, by); err != nil {
 				return nil, err
 			}
 			continue
@@ -118,7 +122,7 @@ func (k *keeper) acquire(ctx context.Context) (*tenure, error) {
 }
 
 // open opens a session unless one is open.
-func (k *keeper) open(ctx context.Context) error {
+func (k *keeper) open(ctx context.Context, by opening) error {
 	select {
 	case k.opening <- struct{}{}:
 		defer func() { <-k.opening }()
@@ -128,27 +132,38 @@ func (k *keeper) open(ctx context.Context) error {
 	if _, ok := k.c.Session(); ok {
 		return nil
 	}
+	// Whichever attempt opened the session, it was not sent before this.
+	sent := time.Now()
+	made, err := by(ctx)
+	if err != nil {
+		return err
+	}
+	ttl := made.GetTtl().AsDuration()
+	if ttl <= 0 {
+		ttl = k.c.cfg.sessionTTL
+	}
+	k.opened(made.GetId(), ttl, sent)
+	return nil
+}
+
+// alone opens a session by a call of its own.
+func (k *keeper) alone(ctx context.Context) (*registryv1.Session, error) {
 	id, done, err := k.c.requests.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("open session: %w", err)
+		return nil, fmt.Errorf("open session: %w", err)
 	}
 	defer done()
 	req := &apiv1.OpenRequest{RequestId: id, ClientName: k.c.cfg.name, Ttl: durationpb.New(k.c.cfg.sessionTTL)}
-	// Whichever attempt opened the session, it was not sent before this.
-	sent := time.Now()
 	resp, err := invoke(ctx, k.c, method{op: "open session", repeat: sameID},
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.OpenResponse, error) {
 			return apiv1.NewSessionServiceClient(conn).Open(ctx, req, opts...)
 		})
-	if err != nil {
-		return err
-	}
-	ttl := resp.GetSession().GetTtl().AsDuration()
-	if ttl <= 0 {
-		ttl = k.c.cfg.sessionTTL
-	}
-	k.opened(resp.GetSession().GetId(), ttl, sent)
-	return nil
+	return resp.GetSession(), err
+}
+
+// wish asks for a session together with what is to hang on it.
+func (k *keeper) wish() *apiv1.NewSession {
+	return &apiv1.NewSession{ClientName: k.c.cfg.name, Ttl: durationpb.New(k.c.cfg.sessionTTL)}
 }
 
 // opened starts to keep a new session.
@@ -177,7 +192,7 @@ func (k *keeper) run(ctx context.Context, s *session) {
 	var p pause
 	for ctx.Err() == nil && k.needed() {
 		openCtx, cancel := context.WithTimeout(ctx, k.c.cfg.requestTimeout)
-		err := k.open(openCtx)
+		err := k.open(openCtx, k.alone)
 		cancel()
 		if err == nil {
 			return

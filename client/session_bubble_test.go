@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -46,17 +49,61 @@ func TestNoSessionIsOpenedUntilItIsNeeded(t *testing.T) {
 		if _, err := c.RegisterDetached(t.Context(), web("a")); err != nil {
 			t.Fatal(err)
 		}
-		if _, open := c.Session(); open || len(f.calls("Open")) != 0 {
+		if _, open := c.Session(); open || f.openings() != 0 {
 			t.Error("a session was opened for a detached instance")
 		}
 		register(t, c, "b")
 		register(t, c, "c")
 		session, open := c.Session()
-		if !open || session.ID != "s1" || session.TTL != 15*time.Second || len(f.calls("Open")) != 1 {
-			t.Errorf("session %+v, %d opened: want one for both", session, len(f.calls("Open")))
+		if !open || session.ID != "s1" || session.TTL != 15*time.Second || f.openings() != 1 {
+			t.Errorf("session %+v, %d opened: want one for both", session, f.openings())
 		}
 		if got := f.instance("default/web/b").GetSessionId(); got != "s1" {
 			t.Errorf("instance is on session %q", got)
+		}
+	})
+}
+
+// TestFirstRegistrationOpensTheSession holds that a process that begins makes one call, also when several of its services
+// register at once, and that nothing is left of one that is refused.
+func TestFirstRegistrationOpensTheSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		c := f.client(nil)
+		if _, err := c.RegisterDetached(t.Context(), web("taken")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Register(t.Context(), web("taken"), client.IfAbsent()); !errors.Is(err, client.ErrAlreadyExists) {
+			t.Errorf("register what is taken: %v", err)
+		} else if n := strings.Count(err.Error(), "register default/web/taken"); n != 1 {
+			t.Errorf("the error names the instance %d times: %v", n, err)
+		}
+		if session, open := c.Session(); open || f.opened != 0 {
+			t.Errorf("a registration that was refused left session %v", session)
+		}
+		var all sync.WaitGroup
+		regs := make([]*client.Registration, 5)
+		for i := range regs {
+			all.Go(func() {
+				var err error
+				if regs[i], err = c.Register(t.Context(), web(strconv.Itoa(i))); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if t.Failed() {
+			return
+		}
+		for i, reg := range regs {
+			wantState(t, reg, client.StateRegistered)
+			got := f.instance("default/web/" + strconv.Itoa(i))
+			if got.GetSessionId() != "s1" || got.GetIncarnation() != reg.Incarnation() {
+				t.Errorf("instance %v, want it on s1 with incarnation %d", got, reg.Incarnation())
+			}
+		}
+		if calls := len(f.calls("Register")); calls != 2+len(regs) || len(f.calls("Open")) != 0 || f.opened != 1 {
+			t.Errorf("%d registrations, %d openings, %d sessions; want one call each and one session", calls, len(f.calls("Open")), f.opened)
 		}
 	})
 }
@@ -94,8 +141,8 @@ func TestDeadlineIsThatOfTheRenewalsSending(t *testing.T) {
 			time.Sleep(delay)
 			return nil, nil
 		}
-		f.nodes[0].before = func(method string, _ proto.Message) error {
-			if method == "Open" {
+		f.nodes[0].before = func(_ string, req proto.Message) error {
+			if opens(req) {
 				time.Sleep(delay)
 			}
 			return nil
@@ -127,8 +174,8 @@ func TestAttemptsToOpenCountFromTheFirst(t *testing.T) {
 		f := newFakeCluster(t, 1)
 		lost := errors.New("answer lost")
 		var opened atomic.Int32
-		f.nodes[0].after = func(method string, _ proto.Message) error {
-			if method == "Open" && opened.Add(1) <= 1 {
+		f.nodes[0].after = func(_ string, req proto.Message) error {
+			if opens(req) && opened.Add(1) <= 1 {
 				time.Sleep(2 * time.Second)
 				return reasonOf(lost)
 			}
@@ -142,7 +189,7 @@ func TestAttemptsToOpenCountFromTheFirst(t *testing.T) {
 		if got := session.Deadline.Sub(begin); got > 15*time.Second {
 			t.Errorf("deadline %s after the first attempt to open, want at most the TTL", got)
 		}
-		if n := len(f.calls("Open")); n != 2 || f.opened != 1 {
+		if n := f.openings(); n != 2 || f.opened != 1 {
 			t.Errorf("%d attempts opened %d sessions, want 2 and 1", n, f.opened)
 		}
 	})
@@ -197,7 +244,7 @@ func TestSessionMovesToAnotherNodeInTime(t *testing.T) {
 				if got := after[len(after)-1].node; got == old {
 					t.Errorf("still at %s", got)
 				}
-				if len(f.calls("Open")) != 1 {
+				if f.openings() != 1 {
 					t.Error("another session was opened")
 				}
 				if i := slices.IndexFunc(after, func(c call) bool { return c.node != old }); i > 0 {
@@ -283,7 +330,7 @@ func TestSessionThatSurvivedAnOutageIsKept(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		wantState(t, reg, client.StateRegistered)
-		if len(f.calls("Open")) != 1 || len(f.calls("Register")) != 1 {
+		if f.openings() != 1 || len(f.calls("Register")) != 1 {
 			t.Error("a session that is still there was replaced")
 		}
 	})
