@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/regd-io/regd/cluster/feed"
 	"github.com/regd-io/regd/fsm"
 	peerv1 "github.com/regd-io/regd/proto/peer/v1"
@@ -58,6 +60,33 @@ func TestSilenceEndsSessionsAndLeasesInTime(t *testing.T) {
 			if n := value(t, w.m.stats.expirations[k]); n != 1 {
 				t.Errorf("%v expirations of kind %v were counted, not 1", n, k)
 			}
+		}
+	})
+}
+
+// TestSessionOpenedWithItsInstanceHasADeadline holds that it ends like any other, and not before.
+func TestSessionOpenedWithItsInstanceHasADeadline(t *testing.T) {
+	t.Parallel()
+	bubble(t, nil, func(t *testing.T, w *world) {
+		w.lead()
+		encoded, err := proto.Marshal(&registryv1.Instance{Namespace: "default", Service: "web", Id: "a", SessionId: "s"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.do(&raftlogv1.Command{Kind: &raftlogv1.Command_Register{Register: &raftlogv1.Register{
+			Instance: encoded, OpenSession: &raftlogv1.OpenSession{Id: "s", TtlMs: uint64(ttl.Milliseconds())},
+		}}})
+		wait(ttl / 2)
+		if got := w.renew(renewSession, "s"); len(got) > 0 {
+			t.Fatalf("got %v as ended", got)
+		}
+		wait(ttl - time.Millisecond)
+		if !w.hasSession("s") {
+			t.Fatal("ended before the TTL after its renewal was over")
+		}
+		wait(late)
+		if w.hasSession("s") || w.instance("a") != nil {
+			t.Fatal("still there although the TTL and the grace are over")
 		}
 	})
 }

@@ -71,6 +71,10 @@ func (c *crowd) request(client string) proto.Message {
 		return &apiv1.ListServicesRequest{Freshness: fresh}
 	case n < 34 && len(c.sessions) < 20:
 		return &apiv1.OpenRequest{RequestId: c.id(client), Ttl: durationpb.New(ttl)}
+	case n < 35 && len(c.sessions) < 20:
+		return &apiv1.RegisterRequest{
+			RequestId: c.id(client), Instance: instance("web", "own-"+id, fmt.Sprint(c.calls)), OpenSession: &apiv1.NewSession{Ttl: durationpb.New(ttl)},
+		}
 	case n < 36 && session != "":
 		return &apiv1.RenewRequest{SessionIds: []string{session}}
 	case n < 38 && c.held[session] > 0:
@@ -126,6 +130,10 @@ func (c *crowd) learn(call *history.Call) {
 	switch resp := call.Response.(type) {
 	case *apiv1.OpenResponse:
 		c.sessions[resp.GetSession().GetId()] = c.now + ttl
+	case *apiv1.RegisterResponse:
+		if resp.GetSession() != nil {
+			c.sessions[resp.GetSession().GetId()] = c.now + ttl
+		}
 	case *apiv1.RenewResponse:
 		for _, id := range call.Request.(*apiv1.RenewRequest).GetSessionIds() {
 			if c.sessions[id] > 0 {

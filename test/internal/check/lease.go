@@ -91,11 +91,20 @@ func (r *renewal) String() string { return fmt.Sprintf("%s (%v to %v)", r.what, 
 func (l *leasing) readLog() {
 	for _, step := range l.run.Timeline.Steps() {
 		born := map[holderKey]*holder{}
+		opens := func(c *raftlogv1.OpenSession) { // nil: nothing that an event could name
+			k := holderKey{fsm.EventSession, c.GetId()}
+			born[k] = &holder{holderKey: k, ttl: millis(c.GetTtlMs()), ended: maxRevision}
+		}
 		for _, cmd := range step.Entry.GetCommands() {
 			switch c := cmd.GetKind().(type) {
 			case *raftlogv1.Command_OpenSession:
-				k := holderKey{fsm.EventSession, c.OpenSession.GetId()}
-				born[k] = &holder{holderKey: k, ttl: millis(c.OpenSession.GetTtlMs()), ended: maxRevision}
+				opens(c.OpenSession)
+			case *raftlogv1.Command_Register:
+				opens(c.Register.GetOpenSession())
+			case *raftlogv1.Command_Batch:
+				for _, r := range c.Batch.GetRegister() {
+					opens(r.GetOpenSession())
+				}
 			case *raftlogv1.Command_GrantLease:
 				k := holderKey{fsm.EventLease, c.GrantLease.GetId()}
 				born[k] = &holder{

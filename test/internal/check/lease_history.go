@@ -74,8 +74,12 @@ func (l *leasing) use(w *history.Write) {
 		l.renewed(holderKey{fsm.EventLease, resp.GetLease().GetId()}, r, nil)
 		hang(req.GetSessionId(), "")
 	case *apiv1.RegisterRequest:
+		resp, _ := w.Response.(*apiv1.RegisterResponse)
+		l.renewed(holderKey{fsm.EventSession, resp.GetSession().GetId()}, r, nil)
 		hang(req.GetInstance().GetSessionId(), req.GetInstance().GetLeaseId())
 	case *apiv1.RegisterBatchRequest:
+		resp, _ := w.Response.(*apiv1.RegisterBatchResponse)
+		l.renewed(holderKey{fsm.EventSession, resp.GetSession().GetId()}, r, nil)
 		for _, i := range req.GetRegister() {
 			hang(i.GetSessionId(), i.GetLeaseId())
 		}

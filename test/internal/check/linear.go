@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/regd-io/regd/fsm"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
@@ -94,10 +95,21 @@ func valueOf(i *registryv1.Instance) string {
 	return "v=" + i.GetMetadata()["v"] + " at " + i.GetAddress() + " of " + i.GetSessionId()
 }
 
+// put is what a request makes of an instance: it hangs on the session that is opened with it, if one is.
+func (f *facts) put(i *registryv1.Instance, w *history.Write) string {
+	for _, a := range f.run.Timeline.Request(w.ClientID, w.Sequence) {
+		if a.Outcome.ID != "" {
+			i = proto.CloneOf(i)
+			i.SessionId = a.Outcome.ID
+		}
+	}
+	return valueOf(i)
+}
+
 func (l *linear) write(w *history.Write) {
 	switch req := w.Request.(type) {
 	case *apiv1.RegisterRequest:
-		a := access{what: "register", does: true, after: valueOf(req.GetInstance())}
+		a := access{what: "register", does: true, after: l.put(req.GetInstance(), w)}
 		switch resp, _ := w.Response.(*apiv1.RegisterResponse); {
 		case resp != nil && !resp.GetChanged():
 			a = access{what: "register again", need: equal, value: a.after}
@@ -118,7 +130,7 @@ func (l *linear) write(w *history.Write) {
 		l.add(keyOf(req.GetKey()), w, a)
 	case *apiv1.RegisterBatchRequest:
 		for _, i := range req.GetRegister() {
-			l.add(keyOf(i), w, access{what: "register in a batch", does: true, after: valueOf(i)})
+			l.add(keyOf(i), w, access{what: "register in a batch", does: true, after: l.put(i, w)})
 		}
 		for _, k := range req.GetDeregister() {
 			l.add(keyOf(k), w, access{what: "deregister in a batch", does: true})

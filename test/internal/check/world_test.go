@@ -228,21 +228,27 @@ func (w *world) command(req proto.Message) *raftlogv1.Command {
 			ClientId: r.GetRequestId().GetClientId(), Sequence: r.GetRequestId().GetSequence(), BodyHash: 1,
 		}
 	}
-	register := func(i *registryv1.Instance) *raftlogv1.Register {
+	w.made++
+	made := fmt.Sprintf("id%04d", w.made)
+	register := func(i *registryv1.Instance, wish *apiv1.NewSession) *raftlogv1.Register {
+		var open *raftlogv1.OpenSession
+		if wish != nil {
+			open = &raftlogv1.OpenSession{Id: made, TtlMs: uint64(wish.GetTtl().AsDuration().Milliseconds())}
+			i = proto.CloneOf(i)
+			i.SessionId = made
+		}
 		data, err := proto.MarshalOptions{Deterministic: true}.Marshal(i)
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		return &raftlogv1.Register{Instance: data}
+		return &raftlogv1.Register{Instance: data, OpenSession: open}
 	}
 	key := func(k *apiv1.InstanceKey) *raftlogv1.Key {
 		return &raftlogv1.Key{Namespace: cmp.Or(k.GetNamespace(), "default"), Service: k.GetService(), Id: k.GetId()}
 	}
-	w.made++
-	made := fmt.Sprintf("id%04d", w.made)
 	switch r := req.(type) {
 	case *apiv1.RegisterRequest:
-		c := register(r.GetInstance())
+		c := register(r.GetInstance(), r.GetOpenSession())
 		c.IfAbsent, c.ExpectedRevision = r.GetIfAbsent(), r.GetExpectedRevision()
 		cmd.Kind = &raftlogv1.Command_Register{Register: c}
 	case *apiv1.DeregisterRequest:
@@ -250,7 +256,7 @@ func (w *world) command(req proto.Message) *raftlogv1.Command {
 	case *apiv1.RegisterBatchRequest:
 		b := &raftlogv1.Batch{}
 		for _, i := range r.GetRegister() {
-			b.Register = append(b.Register, register(i))
+			b.Register = append(b.Register, register(i, r.GetOpenSession()))
 		}
 		for _, k := range r.GetDeregister() {
 			b.Deregister = append(b.Deregister, &raftlogv1.Deregister{Key: key(k)})
@@ -294,11 +300,11 @@ func respond(req proto.Message, out fsm.Outcome, st *fsm.State) proto.Message {
 	}
 	switch req.(type) {
 	case *apiv1.RegisterRequest:
-		return &apiv1.RegisterResponse{Header: h, Incarnation: out.Number, Changed: out.Changed}
+		return &apiv1.RegisterResponse{Header: h, Incarnation: out.Number, Changed: out.Changed, Session: sessionOf(out, st)}
 	case *apiv1.DeregisterRequest:
 		return &apiv1.DeregisterResponse{Header: h, Changed: out.Changed}
 	case *apiv1.RegisterBatchRequest:
-		return &apiv1.RegisterBatchResponse{Header: h, Incarnation: out.Number, Changed: out.Changed}
+		return &apiv1.RegisterBatchResponse{Header: h, Incarnation: out.Number, Changed: out.Changed, Session: sessionOf(out, st)}
 	case *apiv1.SetMaintenanceRequest:
 		return &apiv1.SetMaintenanceResponse{Header: h, Changed: out.Changed}
 	case *apiv1.OpenRequest:
@@ -314,6 +320,14 @@ func respond(req proto.Message, out fsm.Outcome, st *fsm.State) proto.Message {
 	default:
 		return &apiv1.ReleaseResponse{Header: h}
 	}
+}
+
+// sessionOf is the session that a registration opened, nil for none.
+func sessionOf(out fsm.Outcome, st *fsm.State) *registryv1.Session {
+	if s := st.Session(out.ID); s != nil {
+		return s.Proto()
+	}
+	return nil
 }
 
 // read answers a read from a state of an age. Pages of instances go by the id of the last one, all else fits on one page.

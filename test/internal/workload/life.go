@@ -62,6 +62,14 @@ func (s keepAliveStream) answer() ([]string, bool, error) {
 
 var sessions = kind{
 	open: func(ctx context.Context, conn *grpc.ClientConn, id *apiv1.RequestID, ttl time.Duration) (string, error) {
+		if id.GetSequence()%2 == 0 { // Together with an instance.
+			resp, err := apiv1.NewRegistryServiceClient(conn).Register(ctx, &apiv1.RegisterRequest{
+				RequestId:   id,
+				Instance:    &registryv1.Instance{Service: services[0], Id: "own-" + id.GetClientId(), Address: "10.0.0.9"},
+				OpenSession: &apiv1.NewSession{ClientName: id.GetClientId(), Ttl: durationpb.New(ttl)},
+			})
+			return resp.GetSession().GetId(), err
+		}
 		resp, err := apiv1.NewSessionServiceClient(conn).Open(ctx, &apiv1.OpenRequest{
 			RequestId: id, ClientName: id.GetClientId(), Ttl: durationpb.New(ttl),
 		})
