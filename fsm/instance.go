@@ -40,7 +40,7 @@ func (t *txn) applyRegister(body []byte) Outcome {
 	}
 	if opening != nil {
 		t.addSession(opening)
-		outcome.ID = opening.ID
+		outcome.ID = opening.ID()
 	}
 	if old != nil && bytes.Equal(old.Spec(), cmd.instance) {
 		outcome.Number = old.incarnation
@@ -65,13 +65,13 @@ func (t *txn) owners(sp *spec, old *Record, opening *Session) (owners, Outcome) 
 		o.session = nil
 		if id := string(sp.session); id != "" {
 			s := t.st.Session(id)
-			if opening != nil && opening.ID == id {
+			if opening != nil && opening.ID() == id {
 				s = opening
 			}
 			if s == nil {
 				return o, refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
 			}
-			o.session = s.at
+			o.session = &s.at
 		}
 	}
 	if o.lease.text() != string(sp.lease) {
@@ -81,7 +81,7 @@ func (t *txn) owners(sp *spec, old *Record, opening *Session) (owners, Outcome) 
 			if l == nil {
 				return o, refuse(raftlogv1.Code_CODE_LEASE_NOT_FOUND, id)
 			}
-			o.lease = l.at
+			o.lease = &l.at
 		}
 	}
 	return o, Outcome{}
@@ -378,11 +378,10 @@ func (t *txn) dropService(svc *Service) {
 	t.st.services.delete(t.mark, svc.at.key)
 }
 
-// link and unlink keep the indexes by session and lease and the counts that they show.
+// link and unlink keep the indexes by session and lease.
 func (t *txn) link(r *Record) {
 	t.st.bySession.add(t.mark, r.session, r.at)
 	t.st.byLease.add(t.mark, r.lease, r.at)
-	t.countInstances(r, 1)
 }
 
 func (t *txn) unlink(r *Record) {
@@ -391,10 +390,4 @@ func (t *txn) unlink(r *Record) {
 	}
 	t.st.bySession.remove(t.mark, r.session, r.at)
 	t.st.byLease.remove(t.mark, r.lease, r.at)
-	t.countInstances(r, -1)
-}
-
-func (t *txn) countInstances(r *Record, by int) {
-	t.st.countSession(t.mark, r.session, by, 0)
-	t.st.countLease(t.mark, r.lease, by)
 }

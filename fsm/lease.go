@@ -5,36 +5,40 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// Lease is a time to live of its own for instances, at one time. It must not be changed.
+// Lease is a time to live of its own for instances. It never changes: what hangs on it is in the indexes of the State.
 type Lease struct {
-	// ID is the id; SessionID is the session that the lease hangs on, empty if none.
-	ID, SessionID string
+	at      ident  // what hangs on it points here
+	session *ident // nil: none
+
 	// TTLMs is the time to live in milliseconds.
 	TTLMs uint64
 	// CreateRevision is the revision that granted it.
 	CreateRevision uint64
-	// Instances counts the instances that hang on it.
-	Instances uint32
-
-	at, session *ident
 }
 
-// Proto returns the lease as a message.
-func (l *Lease) Proto() *registryv1.Lease {
+// ID returns the id.
+func (l *Lease) ID() string { return l.at.id }
+
+// SessionID returns the session that the lease hangs on, empty if none.
+func (l *Lease) SessionID() string { return l.session.text() }
+
+// Proto returns the lease as a message, with the number of instances that hang on it in the State. It takes as long as
+// there are many.
+func (l *Lease) Proto(st *State) *registryv1.Lease {
 	return &registryv1.Lease{
-		Id:             l.ID,
+		Id:             l.ID(),
 		Ttl:            milliseconds(l.TTLMs),
-		SessionId:      l.SessionID,
+		SessionId:      l.SessionID(),
 		CreateRevision: l.CreateRevision,
-		Instances:      l.Instances,
+		Instances:      st.byLease.count(&l.at),
 	}
 }
 
 // append encodes the lease as a raftlogv1.LeaseRecord. What hangs on it is not part of it.
 func (l *Lease) append(b []byte) []byte {
-	b = appendString(b, 1, l.ID)
+	b = appendString(b, 1, l.ID())
 	b = appendUint(b, 2, l.TTLMs)
-	b = appendString(b, 3, l.SessionID)
+	b = appendString(b, 3, l.SessionID())
 	return appendUint(b, 4, l.CreateRevision)
 }
 
@@ -52,28 +56,26 @@ func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
 		if s == nil {
 			return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
 		}
-		session = s.at
+		session = &s.at
 	}
 	if old, ok := t.st.leases.get(cmd.GetId()); ok {
-		if old.SessionID != cmd.GetSessionId() || old.TTLMs != cmd.GetTtlMs() {
+		if old.SessionID() != cmd.GetSessionId() || old.TTLMs != cmd.GetTtlMs() {
 			return refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
 		}
-		return Outcome{ID: old.ID}
+		return Outcome{ID: old.ID()}
 	}
 	l := &Lease{
-		ID:             cmd.GetId(),
-		SessionID:      cmd.GetSessionId(),
+		at:             ident{id: cmd.GetId()},
+		session:        session,
 		TTLMs:          cmd.GetTtlMs(),
 		CreateRevision: t.change(),
-		at:             &ident{id: cmd.GetId()},
-		session:        session,
 	}
-	t.st.leases.set(t.mark, l.ID, l)
-	t.st.sessionLeases.add(t.mark, l.session, l.at)
+	t.st.leases.set(t.mark, l.ID(), l)
+	t.st.sessionLeases.add(t.mark, l.session, &l.at)
 	t.scratch = l.append(t.scratch[:0])
 	t.addSum(tableLeases, t.scratch)
-	t.events = append(t.events, Event{Kind: EventLease, Created: true, Revision: l.CreateRevision, Name: l.ID})
-	return Outcome{ID: l.ID}
+	t.events = append(t.events, Event{Kind: EventLease, Created: true, Revision: l.CreateRevision, Name: l.ID()})
+	return Outcome{ID: l.ID()}
 }
 
 // revokeLease ends a lease. One that is not there has ended already.
@@ -87,21 +89,10 @@ func (t *txn) revokeLease(cmd *raftlogv1.RevokeLease) Outcome {
 // endLease ends a lease and the instances that hang on it, under one revision.
 func (t *txn) endLease(l *Lease, cause registryv1.Cause) {
 	revision := t.change()
-	t.st.leases.delete(t.mark, l.ID)
-	t.st.sessionLeases.remove(t.mark, l.session, l.at)
+	t.st.leases.delete(t.mark, l.ID())
+	t.st.sessionLeases.remove(t.mark, l.session, &l.at)
 	t.scratch = l.append(t.scratch[:0])
 	t.subSum(tableLeases, t.scratch)
-	t.removeAll(t.st.byLease.collect(l.at), cause)
-	t.events = append(t.events, Event{Kind: EventLease, Cause: cause, Revision: revision, Name: l.ID})
-}
-
-// countLease changes what a lease shows to hang on it. A lease that is ending is not there any more.
-func (s *State) countLease(m *mark, at *ident, instances int) {
-	old := s.Lease(at.text())
-	if old == nil {
-		return
-	}
-	next := *old
-	next.Instances = uint32(int(next.Instances) + instances)
-	s.leases.set(m, next.ID, &next)
+	t.removeAll(t.st.byLease.collect(&l.at), cause)
+	t.events = append(t.events, Event{Kind: EventLease, Cause: cause, Revision: revision, Name: l.ID()})
 }

@@ -122,7 +122,7 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 		next := &Lock{Namespace: at.in.namespace(), Name: at.in.name(), at: at}
 		t.own(next, want)
 		t.setLock(next, nil)
-		t.joinLock(next, session.at)
+		t.joinLock(next, &session.at)
 		return Outcome{Number: next.Token}
 	case old.SessionID == want.SessionID:
 		return Outcome{Number: old.Token}
@@ -136,7 +136,7 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 	next := *old
 	next.Waiters = append(slices.Clip(old.Waiters), want)
 	t.setLock(&next, old)
-	t.joinLock(&next, session.at)
+	t.joinLock(&next, &session.at)
 	return Outcome{}
 }
 
@@ -169,7 +169,6 @@ func (t *txn) own(l *Lock, w Waiter) {
 // leaveLock takes a session out of a lock that it owns or waits for. The next in the queue owns it at once.
 func (t *txn) leaveLock(old *Lock, session *ident) {
 	t.st.sessionLocks.remove(t.mark, session, old.at)
-	t.st.countSession(t.mark, session, 0, -1)
 	next := *old
 	switch {
 	case old.SessionID != session.id:
@@ -188,7 +187,6 @@ func (t *txn) leaveLock(old *Lock, session *ident) {
 // joinLock notes that a session holds or waits for a lock.
 func (t *txn) joinLock(l *Lock, session *ident) {
 	t.st.sessionLocks.add(t.mark, session, l.at)
-	t.st.countSession(t.mark, session, 0, 1)
 }
 
 // setLock puts next, nil for none, in the place of old, nil for none.

@@ -323,8 +323,8 @@ func visibleOf(t failer, s *fsm.State) *visible {
 		})
 		return true
 	})
-	s.Sessions("", func(x *fsm.Session) bool { v.Sessions = append(v.Sessions, x.Proto()); return true })
-	s.Leases("", func(x *fsm.Lease) bool { v.Leases = append(v.Leases, x.Proto()); return true })
+	s.Sessions("", func(x *fsm.Session) bool { v.Sessions = append(v.Sessions, x.Proto(s)); return true })
+	s.Leases("", func(x *fsm.Lease) bool { v.Leases = append(v.Leases, x.Proto(s)); return true })
 	s.Locks("", "", func(x *fsm.Lock) bool {
 		v.Locks = append(v.Locks, fmt.Sprintf("%s/%s %s %d %q %d %q",
 			x.Namespace, x.Name, x.SessionID, x.Token, x.Value, x.AcquireRevision, x.Waiters))

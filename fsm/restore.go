@@ -131,34 +131,31 @@ func (l *loader) add(encoded []byte) {
 
 func (l *loader) session(m *raftlogv1.SessionRecord) error {
 	s := &Session{
-		ID: m.GetId(), ClientName: m.GetClientName(), TTLMs: m.GetTtlMs(),
-		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(), at: &ident{id: m.GetId()},
+		at: ident{id: m.GetId()}, ClientName: m.GetClientName(), TTLMs: m.GetTtlMs(),
+		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(),
 	}
-	if !validName(s.ID) {
+	if !validName(s.ID()) {
 		return errMalformed
 	}
 	l.add(s.append(l.scratch[:0]))
-	return load(l, &l.st.sessions, s.ID, s)
+	return load(l, &l.st.sessions, s.ID(), s)
 }
 
 func (l *loader) lease(m *raftlogv1.LeaseRecord) error {
-	lease := &Lease{
-		ID: m.GetId(), TTLMs: m.GetTtlMs(), SessionID: m.GetSessionId(), CreateRevision: m.GetCreateRevision(),
-		at: &ident{id: m.GetId()},
-	}
-	if !validName(lease.ID) {
+	lease := &Lease{at: ident{id: m.GetId()}, TTLMs: m.GetTtlMs(), CreateRevision: m.GetCreateRevision()}
+	if !validName(lease.ID()) {
 		return errMalformed
 	}
-	if lease.SessionID != "" {
-		session := l.st.Session(lease.SessionID)
+	if id := m.GetSessionId(); id != "" {
+		session := l.st.Session(id)
 		if session == nil {
 			return errDangling
 		}
-		lease.session = session.at
+		lease.session = &session.at
 	}
 	l.add(lease.append(l.scratch[:0]))
-	l.st.sessionLeases.add(l.mark, lease.session, lease.at)
-	return load(l, &l.st.leases, lease.ID, lease)
+	l.st.sessionLeases.add(l.mark, lease.session, &lease.at)
+	return load(l, &l.st.leases, lease.ID(), lease)
 }
 
 func (l *loader) serviceRecord(b []byte) error {
@@ -248,24 +245,21 @@ func (l *loader) consistent(encodedStatus []byte) bool {
 	return bytes.Equal(l.scratch, encodedStatus)
 }
 
-// hang notes what an instance hangs on. The loader is the only one that knows the session and the lease yet, so it
-// counts in place.
+// hang notes what an instance hangs on.
 func (l *loader) hang(r *Record, sessionID, leaseID string) error {
 	if sessionID != "" {
 		session := l.st.Session(sessionID)
 		if session == nil {
 			return errDangling
 		}
-		session.Instances++
-		r.session = session.at
+		r.session = &session.at
 	}
 	if leaseID != "" {
 		lease := l.st.Lease(leaseID)
 		if lease == nil {
 			return errDangling
 		}
-		lease.Instances++
-		r.lease = lease.at
+		r.lease = &lease.at
 	}
 	l.st.bySession.add(l.mark, r.session, r.at)
 	l.st.byLease.add(l.mark, r.lease, r.at)
@@ -304,9 +298,8 @@ func (l *loader) join(at *ident, session string) error {
 	if s == nil {
 		return errDangling
 	}
-	s.Locks++
 	before := l.st.sessionLocks.len()
-	l.st.sessionLocks.add(l.mark, s.at, at)
+	l.st.sessionLocks.add(l.mark, &s.at, at)
 	if l.st.sessionLocks.len() == before {
 		return errMalformed
 	}

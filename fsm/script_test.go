@@ -443,13 +443,13 @@ func (s *script) query(what string) {
 	case "sessions":
 		st.Sessions("", func(x *fsm.Session) bool {
 			s.printf("%s client %q ttl %d created %d opened %d: %d instances, %d locks",
-				x.ID, x.ClientName, x.TTLMs, x.CreateRevision, x.OpenedUnixMs, x.Instances, x.Locks)
+				x.ID(), x.ClientName, x.TTLMs, x.CreateRevision, x.OpenedUnixMs, x.Proto(st).GetInstances(), x.Proto(st).GetLocks())
 			return true
 		})
 	case "leases":
 		st.Leases("", func(x *fsm.Lease) bool {
 			s.printf("%s session %q ttl %d created %d: %d instances",
-				x.ID, x.SessionID, x.TTLMs, x.CreateRevision, x.Instances)
+				x.ID(), x.SessionID(), x.TTLMs, x.CreateRevision, x.Proto(st).GetInstances())
 			return true
 		})
 	case "locks":

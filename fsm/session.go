@@ -7,31 +7,33 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// Session is one living client process at one time. It must not be changed.
+// Session is one living client process. It never changes: what hangs on it is in the indexes of the State.
 type Session struct {
-	// ID is the id, ClientName what the client calls itself.
-	ID, ClientName string
+	at ident // what hangs on it points here
+
+	// ClientName is what the client calls itself.
+	ClientName string
 	// TTLMs is the time to live in milliseconds.
 	TTLMs uint64
 	// CreateRevision is the revision that opened it.
 	CreateRevision uint64
 	// OpenedUnixMs is the time of opening, in milliseconds since the Unix epoch.
 	OpenedUnixMs int64
-	// Instances and Locks count what hangs on it: instances, and locks that it holds or waits for.
-	Instances, Locks uint32
-
-	at *ident
 }
 
-// Proto returns the session as a message.
-func (s *Session) Proto() *registryv1.Session {
+// ID returns the id.
+func (s *Session) ID() string { return s.at.id }
+
+// Proto returns the session as a message, with the numbers of what hangs on it in the State. It takes as long as there
+// are many.
+func (s *Session) Proto(st *State) *registryv1.Session {
 	return &registryv1.Session{
-		Id:             s.ID,
+		Id:             s.ID(),
 		ClientName:     s.ClientName,
 		Ttl:            milliseconds(s.TTLMs),
 		CreateRevision: s.CreateRevision,
-		Instances:      s.Instances,
-		Locks:          s.Locks,
+		Instances:      st.bySession.count(&s.at),
+		Locks:          st.sessionLocks.count(&s.at),
 		OpenedUnixMs:   s.OpenedUnixMs,
 	}
 }
@@ -42,7 +44,7 @@ func milliseconds(ms uint64) *durationpb.Duration {
 
 // append encodes the session as a raftlogv1.SessionRecord. What hangs on it is not part of it.
 func (s *Session) append(b []byte) []byte {
-	b = appendString(b, 1, s.ID)
+	b = appendString(b, 1, s.ID())
 	b = appendString(b, 2, s.ClientName)
 	b = appendUint(b, 3, s.TTLMs)
 	b = appendUint(b, 4, s.CreateRevision)
@@ -56,7 +58,7 @@ func (t *txn) openSession(cmd *raftlogv1.OpenSession) Outcome {
 		return outcome
 	}
 	t.addSession(s)
-	return Outcome{ID: s.ID}
+	return Outcome{ID: s.ID()}
 }
 
 // sessionToOpen returns the session that the order is about: a new one, which is not in the state yet, or the one that was
@@ -77,24 +79,23 @@ func (t *txn) sessionToOpen(cmd *raftlogv1.OpenSession) (*Session, Outcome) {
 		return old, Outcome{}
 	}
 	return &Session{
-		ID:           cmd.GetId(),
+		at:           ident{id: cmd.GetId()},
 		ClientName:   cmd.GetClientName(),
 		TTLMs:        cmd.GetTtlMs(),
 		OpenedUnixMs: t.st.time,
-		at:           &ident{id: cmd.GetId()},
 	}, Outcome{}
 }
 
 // addSession puts a session into the state, unless it is there.
 func (t *txn) addSession(s *Session) {
-	if t.st.Session(s.ID) == s {
+	if t.st.Session(s.ID()) == s {
 		return
 	}
 	s.CreateRevision = t.change()
-	t.st.sessions.set(t.mark, s.ID, s)
+	t.st.sessions.set(t.mark, s.ID(), s)
 	t.scratch = s.append(t.scratch[:0])
 	t.addSum(tableSessions, t.scratch)
-	t.events = append(t.events, Event{Kind: EventSession, Created: true, Revision: s.CreateRevision, Name: s.ID})
+	t.events = append(t.events, Event{Kind: EventSession, Created: true, Revision: s.CreateRevision, Name: s.ID()})
 }
 
 // closeSession ends a session. One that is not there has ended already.
@@ -127,28 +128,16 @@ func (t *txn) expire(cmd *raftlogv1.Expire) Outcome {
 // locks and places in queues.
 func (t *txn) endSession(s *Session, cause, leaseCause registryv1.Cause) {
 	revision := t.change()
-	t.st.sessions.delete(t.mark, s.ID)
+	t.st.sessions.delete(t.mark, s.ID())
 	t.scratch = s.append(t.scratch[:0])
 	t.subSum(tableSessions, t.scratch)
-	t.removeAll(t.st.bySession.collect(s.at), cause)
-	for _, at := range t.st.sessionLeases.collect(s.at) {
+	t.removeAll(t.st.bySession.collect(&s.at), cause)
+	for _, at := range t.st.sessionLeases.collect(&s.at) {
 		l, _ := t.st.leases.get(at.id)
 		t.endLease(l, leaseCause)
 	}
-	for _, at := range t.st.sessionLocks.collect(s.at) {
-		t.leaveLock(t.st.lock(at), s.at)
+	for _, at := range t.st.sessionLocks.collect(&s.at) {
+		t.leaveLock(t.st.lock(at), &s.at)
 	}
-	t.events = append(t.events, Event{Kind: EventSession, Cause: cause, Revision: revision, Name: s.ID})
-}
-
-// countSession changes what a session shows to hang on it. A session that is ending is not there any more.
-func (s *State) countSession(m *mark, at *ident, instances, locks int) {
-	old := s.Session(at.text())
-	if old == nil {
-		return
-	}
-	next := *old
-	next.Instances = uint32(int(next.Instances) + instances)
-	next.Locks = uint32(int(next.Locks) + locks)
-	s.sessions.set(m, next.ID, &next)
+	t.events = append(t.events, Event{Kind: EventSession, Cause: cause, Revision: revision, Name: s.ID()})
 }

@@ -66,13 +66,13 @@ func ends(t *testing.T, s *fsm.State) []*raftlogv1.Command {
 	t.Helper()
 	var commands []*raftlogv1.Command
 	s.Sessions("", func(v *fsm.Session) bool {
-		commands = append(commands, closeSession(v.ID))
+		commands = append(commands, closeSession(v.ID()))
 		return true
 	})
 	s.Leases("", func(v *fsm.Lease) bool {
-		if v.SessionID == "" {
+		if v.SessionID() == "" {
 			commands = append(commands, &raftlogv1.Command{Kind: &raftlogv1.Command_RevokeLease{
-				RevokeLease: &raftlogv1.RevokeLease{Id: v.ID},
+				RevokeLease: &raftlogv1.RevokeLease{Id: v.ID()},
 			}})
 		}
 		return true

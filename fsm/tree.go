@@ -223,6 +223,16 @@ func (l *links) collect(owner *ident) []*ident {
 	return all
 }
 
+// count returns how many hang on the owner.
+func (l *links) count(owner *ident) uint32 {
+	var n uint32
+	l.of(owner, func(*ident) bool {
+		n++
+		return true
+	})
+	return n
+}
+
 func (l *links) len() int {
 	if l.tree == nil {
 		return 0

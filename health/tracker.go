@@ -285,11 +285,11 @@ func (t *tracker) dropReport(have *instance, name string) {
 }
 
 func sessionDeadline(s *fsm.Session) *deadline {
-	return &deadline{kind: ofSession, id: s.ID, ttl: millis(s.TTLMs), since: s.CreateRevision}
+	return &deadline{kind: ofSession, id: s.ID(), ttl: millis(s.TTLMs), since: s.CreateRevision}
 }
 
 func leaseDeadline(l *fsm.Lease) *deadline {
-	return &deadline{kind: ofLease, id: l.ID, ttl: millis(l.TTLMs), since: l.CreateRevision}
+	return &deadline{kind: ofLease, id: l.ID(), ttl: millis(l.TTLMs), since: l.CreateRevision}
 }
 
 func millis(ms uint64) time.Duration { return time.Duration(ms) * time.Millisecond }

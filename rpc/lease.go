@@ -38,8 +38,9 @@ func (s *leaseServer) Grant(ctx context.Context, req *apiv1.GrantRequest) (*apiv
 	lease := &registryv1.Lease{
 		Id: out.ID, Ttl: durationOf(ttl), SessionId: req.GetSessionId(), CreateRevision: out.Revision,
 	}
-	if known := s.node.Feed().State().Lease(out.ID); known != nil {
-		lease = known.Proto()
+	st := s.node.Feed().State()
+	if known := st.Lease(out.ID); known != nil {
+		lease = known.Proto(st)
 	}
 	return &apiv1.GrantResponse{Header: s.writeHeader(out.Revision), Lease: lease}, nil
 }
@@ -94,7 +95,7 @@ func (s *leaseServer) GetLease(ctx context.Context, req *apiv1.GetLeaseRequest) 
 	if lease == nil {
 		return nil, explain(fsm.ErrLeaseNotFound, "get lease "+req.GetLeaseId(), "lease", req.GetLeaseId())
 	}
-	return &apiv1.GetLeaseResponse{Header: header, Lease: lease.Proto()}, nil
+	return &apiv1.GetLeaseResponse{Header: header, Lease: lease.Proto(st)}, nil
 }
 
 // ListLeases lists leases, sorted by id.
@@ -107,7 +108,7 @@ func (s *leaseServer) ListLeases(ctx context.Context, req *apiv1.ListLeasesReque
 	resp := &apiv1.ListLeasesResponse{Header: p.header}
 	last := ""
 	p.state.Leases(p.last(0), func(lease *fsm.Lease) bool {
-		item := lease.Proto()
+		item := lease.Proto(p.state)
 		if !p.take(proto.Size(item)) {
 			resp.NextPageToken = p.next(last)
 			return false

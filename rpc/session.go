@@ -64,8 +64,9 @@ func (c *core) opened(out fsm.Outcome, open *raftlogv1.OpenSession, instances in
 	if open == nil {
 		return nil
 	}
-	if known := c.node.Feed().State().Session(out.ID); known != nil {
-		return known.Proto()
+	st := c.node.Feed().State()
+	if known := st.Session(out.ID); known != nil {
+		return known.Proto(st)
 	}
 	return &registryv1.Session{
 		Id: out.ID, ClientName: open.GetClientName(), Ttl: durationOf(open.GetTtlMs()), CreateRevision: out.Revision,
@@ -131,7 +132,7 @@ func (s *sessionServer) List(ctx context.Context, req *apiv1.ListRequest) (*apiv
 	resp := &apiv1.ListResponse{Header: p.header}
 	last := ""
 	p.state.Sessions(p.last(0), func(session *fsm.Session) bool {
-		item := session.Proto()
+		item := session.Proto(p.state)
 		if !p.take(proto.Size(item)) {
 			resp.NextPageToken = p.next(last)
 			return false

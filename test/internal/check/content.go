@@ -240,7 +240,7 @@ func summaries(st *fsm.State, req *apiv1.ListServicesRequest) []proto.Message {
 func sessions(st *fsm.State) []proto.Message {
 	var list []proto.Message
 	st.Sessions("", func(s *fsm.Session) bool {
-		list = append(list, s.Proto())
+		list = append(list, s.Proto(st))
 		return true
 	})
 	return list
@@ -249,7 +249,7 @@ func sessions(st *fsm.State) []proto.Message {
 func leases(st *fsm.State) []proto.Message {
 	var list []proto.Message
 	st.Leases("", func(l *fsm.Lease) bool {
-		list = append(list, l.Proto())
+		list = append(list, l.Proto(st))
 		return true
 	})
 	return list
@@ -269,7 +269,7 @@ func locks(st *fsm.State, req *apiv1.ListLocksRequest) []proto.Message {
 
 func leaseOf(st *fsm.State, id string) proto.Message {
 	if l := st.Lease(id); l != nil {
-		return l.Proto()
+		return l.Proto(st)
 	}
 	return nil
 }

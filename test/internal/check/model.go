@@ -58,8 +58,8 @@ func contentOf(f *facts, st *fsm.State) map[string]proto.Message {
 		})
 		return true
 	})
-	st.Sessions("", func(s *fsm.Session) bool { content["session "+s.ID] = s.Proto(); return true })
-	st.Leases("", func(l *fsm.Lease) bool { content["lease "+l.ID] = l.Proto(); return true })
+	st.Sessions("", func(s *fsm.Session) bool { content["session "+s.ID()] = s.Proto(st); return true })
+	st.Leases("", func(l *fsm.Lease) bool { content["lease "+l.ID()] = l.Proto(st); return true })
 	st.Locks("", "", func(l *fsm.Lock) bool { content["lock "+l.Namespace+"/"+l.Name] = l.Proto(); return true })
 	for _, member := range st.Members() {
 		content["member "+member.GetId()] = member

@@ -308,11 +308,11 @@ func respond(req proto.Message, out fsm.Outcome, st *fsm.State) proto.Message {
 	case *apiv1.SetMaintenanceRequest:
 		return &apiv1.SetMaintenanceResponse{Header: h, Changed: out.Changed}
 	case *apiv1.OpenRequest:
-		return &apiv1.OpenResponse{Header: h, Session: st.Session(out.ID).Proto()}
+		return &apiv1.OpenResponse{Header: h, Session: st.Session(out.ID).Proto(st)}
 	case *apiv1.CloseRequest:
 		return &apiv1.CloseResponse{Header: h, Changed: out.Changed}
 	case *apiv1.GrantRequest:
-		return &apiv1.GrantResponse{Header: h, Lease: st.Lease(out.ID).Proto()}
+		return &apiv1.GrantResponse{Header: h, Lease: st.Lease(out.ID).Proto(st)}
 	case *apiv1.RevokeRequest:
 		return &apiv1.RevokeResponse{Header: h, Changed: out.Changed}
 	case *apiv1.AcquireRequest:
@@ -325,7 +325,7 @@ func respond(req proto.Message, out fsm.Outcome, st *fsm.State) proto.Message {
 // sessionOf is the session that a registration opened, nil for none.
 func sessionOf(out fsm.Outcome, st *fsm.State) *registryv1.Session {
 	if s := st.Session(out.ID); s != nil {
-		return s.Proto()
+		return s.Proto(st)
 	}
 	return nil
 }
@@ -346,7 +346,7 @@ func (w *world) read(c *history.Call, st *fsm.State, age time.Duration) {
 		}
 	case *apiv1.GetLeaseRequest:
 		if l := st.Lease(req.GetLeaseId()); l != nil {
-			c.Response = &apiv1.GetLeaseResponse{Header: h, Lease: l.Proto()}
+			c.Response = &apiv1.GetLeaseResponse{Header: h, Lease: l.Proto(st)}
 		} else {
 			refuse(apiv1.Reason_REASON_LEASE_NOT_FOUND)
 		}
@@ -371,11 +371,11 @@ func (w *world) read(c *history.Call, st *fsm.State, age time.Duration) {
 		c.Response = resp
 	case *apiv1.ListRequest:
 		resp := &apiv1.ListResponse{Header: h}
-		st.Sessions("", func(s *fsm.Session) bool { resp.Sessions = append(resp.Sessions, s.Proto()); return true })
+		st.Sessions("", func(s *fsm.Session) bool { resp.Sessions = append(resp.Sessions, s.Proto(st)); return true })
 		c.Response = resp
 	case *apiv1.ListLeasesRequest:
 		resp := &apiv1.ListLeasesResponse{Header: h}
-		st.Leases("", func(l *fsm.Lease) bool { resp.Leases = append(resp.Leases, l.Proto()); return true })
+		st.Leases("", func(l *fsm.Lease) bool { resp.Leases = append(resp.Leases, l.Proto(st)); return true })
 		c.Response = resp
 	case *apiv1.ListLocksRequest:
 		resp := &apiv1.ListLocksResponse{Header: h}
