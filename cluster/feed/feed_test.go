@@ -198,7 +198,6 @@ func TestSinceGivesWholeRevisionsInPages(t *testing.T) {
 		{"a service that has not changed", service("db"), 3, before + 5, 9, []string{}, before + 5},
 		{"a service that never was", service("none"), before, before + 5, 9, []string{}, before + 5},
 		{"a page that ends within a revision", service("many"), before, before + 7, 2, []string{"7 many/1", "7 many/2", "7 many/3"}, 7},
-		{"sessions", feed.Topic{Kind: fsm.EventSession}, before, before + 5, 9, []string{"4 s/"}, before + 5},
 		{"the future", service("web"), 1000, before + 5, 9, []string{}, 1000},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -210,6 +209,18 @@ func TestSinceGivesWholeRevisionsInPages(t *testing.T) {
 				t.Errorf("Since (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestSinceRefusesAllButInstances(t *testing.T) {
+	a := newApplier(t, feed.Limits{})
+	w := a.feed.Watch()
+	defer w.Close()
+	before := a.st.Revision()
+	a.apply(openSession("s"))
+	a.settled(w)
+	if _, ok := a.feed.Since(feed.Topic{Kind: fsm.EventSession}, a.st.Epoch(), before, a.st.Revision(), 10); ok {
+		t.Error("Since answers for sessions, whose history is not kept")
 	}
 }
 

@@ -11,16 +11,17 @@ import (
 // chunkEvents is the number of events in one chunk of the history, the grain in which it is dropped.
 const chunkEvents = 256
 
-// history is the chain of the last events, oldest first, bounded by number and bytes.
+// history is the chain of the last events of instances, oldest first, bounded by number and bytes. Nobody catches up on
+// anything else.
 //
-// Invariant: it holds every event of the epoch that was dispatched and has a revision above floor.
+// Invariant: it holds every such event of the epoch that was dispatched and has a revision above floor.
 type history struct {
 	maxEvents, maxBytes int
 
 	mu     sync.Mutex // guards all below; what the chunks hold is only ever appended to
 	epoch  uint64
 	floor  uint64
-	chunks [][]*Event
+	chunks [][]Event
 	events int
 	bytes  int
 }
@@ -43,13 +44,16 @@ func (h *history) append(events []Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i := range events {
+		if events[i].Kind != fsm.EventInstance {
+			continue
+		}
 		last := len(h.chunks) - 1
 		if last < 0 || len(h.chunks[last]) == chunkEvents {
-			h.chunks = append(h.chunks, make([]*Event, 0, chunkEvents))
+			h.chunks = append(h.chunks, make([]Event, 0, chunkEvents))
 			last++
 		}
 		// Readers hold shorter slices of the same array: what they see does not change.
-		h.chunks[last] = append(h.chunks[last], &events[i])
+		h.chunks[last] = append(h.chunks[last], events[i])
 		h.events++
 		h.bytes += events[i].Size()
 	}
@@ -61,8 +65,8 @@ func (h *history) append(events []Event) {
 // drop removes the oldest chunk. h.mu is held.
 func (h *history) drop() {
 	oldest := h.chunks[0]
-	for _, e := range oldest {
-		h.bytes -= e.Size()
+	for i := range oldest {
+		h.bytes -= oldest[i].Size()
 	}
 	h.events -= len(oldest)
 	h.floor = oldest[len(oldest)-1].Revision
@@ -79,7 +83,7 @@ func (h *history) size() (events, bytes int) {
 
 // after returns the kept events from the first with a larger revision on. The first chunk may begin with older ones. It
 // returns false when the history does not reach back to the revision.
-func (h *history) after(epoch, revision uint64) (chunks [][]*Event, ok bool) {
+func (h *history) after(epoch, revision uint64) (chunks [][]Event, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if epoch != h.epoch || revision < h.floor {
@@ -101,10 +105,10 @@ type Span struct {
 
 // Since returns the events of the topic with after < revision <= upTo, about limit of them at once but whole revisions:
 // with Span.Revision < upTo there is more. It returns false when that history is not kept: it is too long ago, or of
-// another epoch. A reader who goes on with a Watcher has upTo from Watcher.Add.
+// another epoch, or the topic is not of instances. A reader who goes on with a Watcher has upTo from Watcher.Add.
 func (f *Feed) Since(topic Topic, epoch, after, upTo uint64, limit int) (Span, bool) {
 	chunks, ok := f.history.after(epoch, after)
-	if !ok {
+	if !ok || topic.Kind != fsm.EventInstance {
 		return Span{}, false
 	}
 	span := Span{Revision: max(after, upTo)}
@@ -112,7 +116,8 @@ func (f *Feed) Since(topic Topic, epoch, after, upTo uint64, limit int) (Span, b
 		return span, true
 	}
 	for _, chunk := range chunks {
-		for _, e := range chunk {
+		for i := range chunk {
+			e := &chunk[i]
 			if e.Revision > upTo {
 				return span, true
 			}
