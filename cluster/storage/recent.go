@@ -6,8 +6,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// recentBytes bounds what the cache of recent entries holds, whatever their number.
-const recentBytes = 32 << 20
+// recentBytes bounds what the cache of recent entries holds, whatever their number. It is 32 of the largest: followers
+// that keep up want the last few.
+const recentBytes = 8 << 20
 
 // recent remembers the last entries appended, which followers are sent next,
 // so that they are not read and decoded once for each.

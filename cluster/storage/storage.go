@@ -51,7 +51,7 @@ type Config struct {
 	// SnapshotRetain is how many snapshots are kept, at least 2 (the default).
 	SnapshotRetain int
 	// LogCacheEntries is how many recent entries stay in memory (256), at most
-	// 32 MiB of them.
+	// 8 MiB of them.
 	LogCacheEntries int
 	// Logger gets what the operator should know. Required.
 	Logger *slog.Logger
