@@ -45,7 +45,8 @@ type Config struct {
 	LeaseTimeout time.Duration
 	// CommitTimeout is how soon followers learn of the last commit when writes pause. Default 10 ms.
 	CommitTimeout time.Duration
-	// SnapshotThreshold is the number of log entries after which a snapshot is taken. Default 8192.
+	// SnapshotThreshold is the number of log entries after which a snapshot is taken. Default 8192. One is also taken
+	// after 8 to 64 MiB of log, by the size of the registry.
 	SnapshotThreshold uint64
 	// SnapshotInterval is how often the threshold is looked at. Default 30 s.
 	SnapshotInterval time.Duration

@@ -163,6 +163,7 @@ func (n *Node) run(ctx context.Context) {
 	n.wg.Go(func() { n.announce(ctx) })
 	n.wg.Go(func() { n.guardDisk(ctx) })
 	n.wg.Go(func() { n.watchMembership(ctx) })
+	n.wg.Go(func() { n.takeSnapshots(ctx) })
 	n.watchLeadership(ctx, notify)
 }
 
@@ -223,6 +224,20 @@ func (n *Node) raftConfig(notify chan<- bool) *raft.Config {
 	c.NotifyCh = notify
 	c.Logger = newRaftLogger(n.log.With("component", "raft"))
 	return c
+}
+
+// takeSnapshots has Raft take one whenever the last is far behind, until ctx ends. Raft does so by itself after
+// Config.SnapshotThreshold entries; but one of ours holds up to 512 commands, and a restart applies them all again.
+func (n *Node) takeSnapshots(ctx context.Context) {
+	const every = time.Second
+	for ; ctx.Err() == nil; sleep(ctx, every) {
+		if !n.fsm.overdue() {
+			continue
+		}
+		if err := await(ctx, n.raft.Load().Snapshot()); err != nil && ctx.Err() == nil {
+			n.log.Warn("taking a snapshot", "err", err)
+		}
+	}
 }
 
 // gate keeps a leader whose disk has stalled from holding its followers: raft would go on sending heartbeats while no
