@@ -1,6 +1,9 @@
 package rpc
 
 import (
+	"context"
+
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // Registers the codec that is wrapped.
 	"google.golang.org/grpc/mem"
@@ -38,4 +41,23 @@ func newEncoded(size int, write func([]byte) []byte) *encoded {
 	buf := pool.Get(size)
 	*buf = write((*buf)[:0])
 	return &encoded{mem.NewBuffer(buf, pool)}
+}
+
+// answerEncoded handles a method whose answers are encoded already. For the others the like of it is generated.
+func answerEncoded[Server, Request any](
+	method string, answer func(Server, context.Context, *Request) (*encoded, error),
+) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+		in := new(Request)
+		if err := decode(in); err != nil {
+			return nil, err
+		}
+		handle := func(ctx context.Context, req any) (any, error) {
+			return answer(srv.(Server), ctx, req.(*Request))
+		}
+		if intercept == nil {
+			return handle(ctx, in)
+		}
+		return intercept(ctx, in, &grpc.UnaryServerInfo{Server: srv, FullMethod: method}, handle)
+	}
 }

@@ -21,13 +21,8 @@ type filter struct {
 
 type metadataPair struct{ key, value string }
 
-// compileFilter checks a filter and makes it fast. Its error is an *InvalidError.
-func compileFilter(in *apiv1.Filter) (filter, error) {
-	var f faults
-	in = f.filter("filter", in)
-	if err := f.err(); err != nil {
-		return filter{}, err
-	}
+// compileFilter makes a canonical filter fast.
+func compileFilter(in *apiv1.Filter) filter {
 	out := filter{
 		namespace: in.GetNamespace(),
 		service:   in.GetService(),
@@ -38,7 +33,7 @@ func compileFilter(in *apiv1.Filter) (filter, error) {
 	for key, value := range in.GetMetadata() {
 		out.metadata = append(out.metadata, metadataPair{key, value})
 	}
-	return out, nil
+	return out
 }
 
 // match tells whether all that is set holds for the instance.

@@ -46,8 +46,9 @@ func TestFilterChoosesWhatMatches(t *testing.T) {
 		{"all", &apiv1.Filter{Service: "web", Zone: "z1", Tags: []string{"a"}, Metadata: map[string]string{"k": "w"}}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			f, err := compileFilter(tc.filter)
-			if err != nil {
+			var faulty faults
+			f := compileFilter(faulty.filter("filter", tc.filter))
+			if err := faulty.err(); err != nil {
 				t.Fatal(err)
 			}
 			var got []string
@@ -75,11 +76,12 @@ func TestFilterChoosesWhatMatches(t *testing.T) {
 }
 
 func TestBadFilterIsRefused(t *testing.T) {
-	for _, f := range []*apiv1.Filter{
+	for _, in := range []*apiv1.Filter{
 		{Namespace: "A"}, {Service: "/"}, {Tags: make([]string, 17)}, {Zone: "\x00"}, {MinHealth: 99},
 	} {
-		if _, err := compileFilter(f); !errors.Is(err, ErrInvalid) {
-			t.Errorf("compileFilter(%v) = %v", f, err)
+		var f faults
+		if f.filter("filter", in); !errors.Is(f.err(), ErrInvalid) {
+			t.Errorf("filter %v: %v", in, f.err())
 		}
 	}
 }

@@ -11,8 +11,8 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// Get returns one instance.
-func (s *registryServer) Get(ctx context.Context, req *apiv1.GetRequest) (*apiv1.GetResponse, error) {
+// get returns one instance, as an encoded GetResponse.
+func (s *registryServer) get(ctx context.Context, req *apiv1.GetRequest) (*encoded, error) {
 	var f faults
 	key, fresh := f.key("key", req.GetKey()), f.freshness(req.GetFreshness())
 	if err := f.err(); err != nil {
@@ -26,9 +26,7 @@ func (s *registryServer) Get(ctx context.Context, req *apiv1.GetRequest) (*apiv1
 	if record == nil {
 		return nil, aboutInstance(fsm.ErrNotFound, "get", key)
 	}
-	resp := &apiv1.GetResponse{Header: header}
-	resp.ProtoReflect().SetUnknown(appendInstance(nil, record))
-	return resp, nil
+	return withInstances(&apiv1.GetResponse{Header: header}, []*fsm.Record{record})
 }
 
 // ListServices lists services, sorted by namespace and name.
@@ -86,44 +84,55 @@ func summaryOf(svc *fsm.Service) *apiv1.ServiceSummary {
 	}
 }
 
-// ListInstances lists instances, sorted by namespace, service and id.
-func (s *registryServer) ListInstances(
-	ctx context.Context, req *apiv1.ListInstancesRequest,
-) (*apiv1.ListInstancesResponse, error) {
+// listInstances lists instances, sorted by namespace, service and id, as an encoded ListInstancesResponse.
+func (s *registryServer) listInstances(ctx context.Context, req *apiv1.ListInstancesRequest) (*encoded, error) {
 	var f faults
 	canonical := f.filter("filter", req.GetFilter())
-	p, err := s.openPage(ctx, &f, &apiv1.ListInstancesRequest{Filter: canonical}, req)
+	p, err := s.openPage(ctx, &f, canonical, req)
 	if err != nil {
 		return nil, err
 	}
-	compiled, err := compileFilter(canonical)
-	if err != nil {
-		return nil, err
-	}
+	compiled := compileFilter(canonical)
 	resp := &apiv1.ListInstancesResponse{Header: p.header, ServiceRevision: serviceRevision(p.state, canonical)}
-	var last *fsm.Record
-	var encoded []byte
+	var found []*fsm.Record
+	if svc := p.state.Service(canonical.GetNamespace(), canonical.GetService()); svc != nil {
+		found = make([]*fsm.Record, 0, min(p.room, int(svc.Counts().Instances)))
+	}
 	instances(p, canonical, func(record *fsm.Record) bool {
 		if !compiled.match(record) {
 			return ctx.Err() == nil
 		}
 		if !p.take(len(record.Encoded())) {
+			last := found[len(found)-1]
 			resp.NextPageToken = p.next(last.Namespace(), last.Service(), last.ID())
 			return false
 		}
-		encoded, last = appendInstance(encoded, record), record
+		found = append(found, record)
 		return true
 	})
-	resp.ProtoReflect().SetUnknown(encoded)
-	return resp, ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return withInstances(resp, found)
 }
 
-// appendInstance appends an instance as field 2 of a GetResponse or a ListInstancesResponse. The State has its instances
-// encoded, so they go into answers as they are, as "unknown" fields: on the wire there is no difference, and decoding
-// them to encode them again would be most of the work.
-func appendInstance(b []byte, record *fsm.Record) []byte {
-	const field = 2
-	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), record.Encoded())
+// withInstances encodes a GetResponse or a ListInstancesResponse together with the instances that it lacks. The State has
+// them encoded: they are copied into the answer as they are.
+func withInstances(resp proto.Message, found []*fsm.Record) (*encoded, error) {
+	const field = 2 // of both
+	size := proto.Size(resp)
+	for _, record := range found {
+		size += protowire.SizeTag(field) + protowire.SizeBytes(len(record.Encoded()))
+	}
+	var err error
+	answer := newEncoded(size, func(b []byte) []byte {
+		b, err = proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, resp)
+		for _, record := range found {
+			b = protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), record.Encoded())
+		}
+		return b
+	})
+	return answer, err
 }
 
 // instances visits the instances of the filter's services after the last one of the page before.

@@ -74,30 +74,38 @@ func BenchmarkRegisterHandler(b *testing.B) {
 func BenchmarkListHandler(b *testing.B) {
 	r := newRig(b)
 	for i := range 10 {
-		if _, err := r.registry.Register(bg, &apiv1.RegisterRequest{Instance: benchInstance("web", fmt.Sprint(i))}); err != nil {
-			b.Fatal(err)
-		}
+		r.register(b, benchInstance("web", fmt.Sprint(i)))
 	}
-	server := &registryServer{core: r.server.core}
-	req := &apiv1.ListInstancesRequest{Filter: &apiv1.Filter{Service: "web"}}
-	b.Run("handler", func(b *testing.B) {
+	server, send := &registryServer{core: r.server.core}, sent(b)
+	b.Run("list", func(b *testing.B) {
 		b.ReportAllocs()
+		req := &apiv1.ListInstancesRequest{Filter: &apiv1.Filter{Service: "web"}}
 		for b.Loop() {
-			if _, err := server.ListInstances(bg, req); err != nil {
-				b.Fatal(err)
-			}
+			send(server.listInstances(bg, req))
 		}
 	})
-	resp, err := server.ListInstances(bg, req)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Run("marshal", func(b *testing.B) {
+	b.Run("get", func(b *testing.B) {
 		b.ReportAllocs()
+		req := &apiv1.GetRequest{Key: &apiv1.InstanceKey{Service: "web", Id: "1"}}
 		for b.Loop() {
-			if _, err := proto.Marshal(resp); err != nil {
-				b.Fatal(err)
-			}
+			send(server.get(bg, req))
 		}
 	})
+}
+
+// sent does to an answer what gRPC does: it encodes it and frees the buffer.
+func sent(tb testing.TB) func(*encoded, error) {
+	tb.Helper()
+	c := newCodec()
+	return func(answer *encoded, err error) {
+		tb.Helper()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		data, err := c.Marshal(answer)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		data.Free()
+	}
 }

@@ -2,8 +2,10 @@ package rpc
 
 import (
 	"context"
+	"slices"
 
 	"github.com/zeebo/xxh3"
+	"google.golang.org/grpc"
 
 	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/fsm"
@@ -19,6 +21,21 @@ type registryServer struct {
 	apiv1.UnimplementedRegistryServiceServer
 	*core
 }
+
+// registryService describes RegistryService with methods of which the answers are encoded already.
+var registryService = func() *grpc.ServiceDesc { //nolint:gochecknoglobals // Like what is generated; nobody changes it.
+	desc := apiv1.RegistryService_ServiceDesc
+	desc.Methods = slices.Clone(desc.Methods)
+	for i := range desc.Methods {
+		switch m := &desc.Methods[i]; m.MethodName {
+		case "Get":
+			m.Handler = answerEncoded(apiv1.RegistryService_Get_FullMethodName, (*registryServer).get)
+		case "ListInstances":
+			m.Handler = answerEncoded(apiv1.RegistryService_ListInstances_FullMethodName, (*registryServer).listInstances)
+		}
+	}
+	return &desc
+}()
 
 // aboutInstance explains an error of an order about one instance.
 func aboutInstance(err error, verb string, k *raftlogv1.Key) error {

@@ -134,7 +134,7 @@ func (s *Server) options() []grpc.ServerOption {
 }
 
 func (s *Server) register() {
-	apiv1.RegisterRegistryServiceServer(s.grpc, &registryServer{core: s.core})
+	s.grpc.RegisterService(registryService, &registryServer{core: s.core})
 	apiv1.RegisterSessionServiceServer(s.grpc, &sessionServer{core: s.core})
 	apiv1.RegisterLeaseServiceServer(s.grpc, &leaseServer{core: s.core})
 	apiv1.RegisterLockServiceServer(s.grpc, &lockServer{core: s.core})

@@ -182,7 +182,7 @@ func listenTo(t *testing.T, b *bare, known past, asked []byte) {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		server := b.impl[&apiv1.RegistryService_ServiceDesc].(*registryServer)
+		server := b.impl[registryService].(*registryServer)
 		ended <- server.Watch(&grpc.GenericServerStream[apiv1.WatchRequest, apiv1.WatchResponse]{ServerStream: l})
 	}()
 	synctest.Wait()

@@ -49,14 +49,10 @@ func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error
 }
 
 func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
-	compiled, err := compileFilter(req.GetFilter())
-	if err != nil {
-		return nil, err
-	}
 	var f faults
 	sub := &subscription{
 		id:     req.GetSubscriptionId(),
-		filter: compiled,
+		filter: compileFilter(f.filter("filter", req.GetFilter())),
 		resume: req.GetResume(),
 		interval: f.duration("progress_interval", req.GetProgressInterval(), span{
 			least: MinProgressInterval, most: MaxProgressInterval, byDefault: DefaultProgressInterval,
