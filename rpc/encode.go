@@ -75,14 +75,18 @@ func (e *specEncoder) message(n protowire.Number, size int) {
 
 // metadata appends a map, sorted by key. Its entries name key and value even when they are empty.
 func (e *specEncoder) metadata(n protowire.Number, m map[string]string) {
-	keys := slices.AppendSeq(make([]string, 0, len(m)), maps.Keys(m))
-	slices.Sort(keys)
-	for _, key := range keys {
+	for _, key := range sortedKeys(m) {
 		value := m[key]
 		e.message(n, bytesSize(1, key)+bytesSize(2, value))
 		e.bytes(1, key)
 		e.bytes(2, value)
 	}
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := slices.AppendSeq(make([]string, 0, len(m)), maps.Keys(m))
+	slices.Sort(keys)
+	return keys
 }
 
 // nested appends a message as the library encodes it.

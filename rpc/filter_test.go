@@ -47,7 +47,7 @@ func TestFilterChoosesWhatMatches(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var faulty faults
-			f := compileFilter(faulty.filter("filter", tc.filter))
+			f := compileFilter(faulty.filter(tc.filter))
 			if err := faulty.err(); err != nil {
 				t.Fatal(err)
 			}
@@ -80,7 +80,7 @@ func TestBadFilterIsRefused(t *testing.T) {
 		{Namespace: "A"}, {Service: "/"}, {Tags: make([]string, 17)}, {Zone: "\x00"}, {MinHealth: 99},
 	} {
 		var f faults
-		if f.filter("filter", in); !errors.Is(f.err(), ErrInvalid) {
+		if f.filter(in); !errors.Is(f.err(), ErrInvalid) {
 			t.Errorf("filter %v: %v", in, f.err())
 		}
 	}

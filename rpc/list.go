@@ -87,7 +87,7 @@ func summaryOf(svc *fsm.Service) *apiv1.ServiceSummary {
 // listInstances lists instances, sorted by namespace, service and id, as an encoded ListInstancesResponse.
 func (s *registryServer) listInstances(ctx context.Context, req *apiv1.ListInstancesRequest) (*encoded, error) {
 	var f faults
-	canonical := f.filter("filter", req.GetFilter())
+	canonical := f.filter(req.GetFilter())
 	p, err := s.openPage(ctx, &f, canonical, req)
 	if err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ type sessionServer struct {
 func (s *sessionServer) Open(ctx context.Context, req *apiv1.OpenRequest) (*apiv1.OpenResponse, error) {
 	var f faults
 	id := f.request(req)
-	open := f.newSession("", req)
+	open := f.newSession(req)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -42,11 +42,10 @@ type sessionWish interface {
 	GetTtl() *durationpb.Duration
 }
 
-// newSession checks the fields of a wish, whose names begin with at, and gives the session its id: what is random is
-// settled before the log.
-func (f *faults) newSession(at string, wish sessionWish) *raftlogv1.OpenSession {
-	f.text(at+"client_name", wish.GetClientName(), MaxClientNameLen)
-	ttl := f.duration(at+"ttl", wish.GetTtl(), span{least: MinTTL, most: MaxTTL, byDefault: DefaultSessionTTL})
+// newSession checks the fields of a wish, and gives the session its id: what is random is settled before the log.
+func (f *faults) newSession(wish sessionWish) *raftlogv1.OpenSession {
+	f.text("client_name", wish.GetClientName(), MaxClientNameLen)
+	ttl := f.duration("ttl", wish.GetTtl(), span{least: MinTTL, most: MaxTTL, byDefault: DefaultSessionTTL})
 	return &raftlogv1.OpenSession{Id: uuid.NewString(), ClientName: wish.GetClientName(), TtlMs: millis(ttl)}
 }
 
@@ -55,7 +54,9 @@ func (f *faults) ownSession(wish *apiv1.NewSession) *raftlogv1.OpenSession {
 	if wish == nil {
 		return nil
 	}
-	return f.newSession("open_session.", wish)
+	f.place.enter("open_session")
+	defer f.place.leave()
+	return f.newSession(wish)
 }
 
 // opened returns the session that a command opened with so many instances on it, nil if it was to open none. This node

@@ -48,10 +48,12 @@ func invalid(field, format string, args ...any) error {
 	return &InvalidError{Violations: []Violation{{Field: field, Description: fmt.Sprintf(format, args...)}}}
 }
 
-// faults gathers what is wrong with a request. Its methods check one field each, and return it in its canonical form.
+// faults gathers what is wrong with a request. Its methods check one field each, and return it in its canonical form. A
+// field is named from where its message is; "" is the list item or map entry that was entered.
 type faults struct {
 	InvalidError
-	size int // of the violations, in bytes
+	size  int // of the violations, in bytes
+	place place
 }
 
 func (f *faults) add(field, format string, args ...any) {
@@ -59,7 +61,7 @@ func (f *faults) add(field, format string, args ...any) {
 		f.More++
 		return
 	}
-	v := Violation{Field: field, Description: fmt.Sprintf(format, args...)}
+	v := Violation{Field: f.place.of(field), Description: fmt.Sprintf(format, args...)}
 	if f.size += len(v.Field) + len(v.Description); f.size > maxViolationBytes && len(f.Violations) > 0 {
 		f.More++
 		return
@@ -72,7 +74,8 @@ func (f *faults) err() error {
 	if len(f.Violations) == 0 {
 		return nil
 	}
-	return &f.InvalidError
+	e := f.InvalidError // A copy: so f stays on the stack of its user.
+	return &e
 }
 
 // alphabet is a set of characters from which names are made.

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -24,31 +23,34 @@ func (f *faults) instance(field string, in *registryv1.Instance, open *raftlogv1
 		f.add(field, "is required")
 		return nil
 	}
-	at := func(name string) string { return field + "." + name }
+	f.place.enter(field)
+	defer f.place.leave()
 	out := &registryv1.Instance{
-		Namespace: f.namespace(at("namespace"), in.GetNamespace()),
+		Namespace: f.namespace("namespace", in.GetNamespace()),
 		Service:   in.GetService(),
 		Id:        in.GetId(),
 		Address:   in.GetAddress(),
-		Ports:     f.ports(at("ports"), in.GetPorts()),
-		Tags:      f.tags(at("tags"), in.GetTags(), MaxTags),
-		Metadata:  f.metadata(at("metadata"), in.GetMetadata(), MaxMetadata),
+		Ports:     f.ports("ports", in.GetPorts()),
+		Tags:      f.tags("tags", in.GetTags(), MaxTags),
+		Metadata:  f.metadata("metadata", in.GetMetadata(), MaxMetadata),
 		Zone:      in.GetZone(),
 		Region:    in.GetRegion(),
-		Weight:    f.number(at("weight"), in.GetWeight(), 1, MaxWeight, DefaultWeight),
-		SessionId: f.owner(at("session_id"), in.GetSessionId(), open),
+		Weight:    f.number("weight", in.GetWeight(), 1, MaxWeight, DefaultWeight),
+		SessionId: f.owner("session_id", in.GetSessionId(), open),
 		LeaseId:   in.GetLeaseId(),
 	}
-	f.service(at("service"), out.GetService())
-	f.path(at("id"), out.GetId(), MaxInstanceIDLen)
-	f.address(at("address"), out.GetAddress())
-	f.text(at("zone"), out.GetZone(), MaxZoneLen)
-	f.text(at("region"), out.GetRegion(), MaxZoneLen)
-	f.optionalName(at("lease_id"), out.GetLeaseId(), MaxIDLen)
-	out.Checks = f.checks(at("checks"), in.GetChecks(), out)
-	out.DeregisterCriticalAfter = f.criticalAfter(at("deregister_critical_after"), in.GetDeregisterCriticalAfter())
-	if n := proto.Size(out); n > MaxInstanceBytes {
-		f.add(field, "has %d bytes when encoded, the limit is %d", n, MaxInstanceBytes)
+	f.service("service", out.GetService())
+	f.path("id", out.GetId(), MaxInstanceIDLen)
+	f.address("address", out.GetAddress())
+	f.text("zone", out.GetZone(), MaxZoneLen)
+	f.text("region", out.GetRegion(), MaxZoneLen)
+	f.optionalName("lease_id", out.GetLeaseId(), MaxIDLen)
+	out.Checks = f.checks("checks", in.GetChecks(), out)
+	out.DeregisterCriticalAfter = f.criticalAfter("deregister_critical_after", in.GetDeregisterCriticalAfter())
+	if len(out.GetChecks()) > 0 { // The limits of everything else together are far below.
+		if n := proto.Size(out); n > MaxInstanceBytes {
+			f.add("", "has %d bytes when encoded, the limit is %d", n, MaxInstanceBytes)
+		}
 	}
 	return out
 }
@@ -114,62 +116,67 @@ func isHost(s string) bool {
 }
 
 func (f *faults) ports(field string, in []*registryv1.Port) []*registryv1.Port {
-	if !f.count(field, len(in), MaxPorts) {
+	if len(in) == 0 || !f.count(field, len(in), MaxPorts) {
 		return nil
 	}
 	seen := make(map[string]bool, len(in))
 	out := make([]*registryv1.Port, 0, len(in))
 	for i, p := range in {
-		at := index(field, i)
+		f.place.enterItem(field, i)
 		name := p.GetName()
 		if name == "" && len(in) == 1 {
 			name = "main"
 		}
-		f.word(at+".name", name, MaxPortNameLen, lowerChars)
+		f.word("name", name, MaxPortNameLen, lowerChars)
 		if name != "" && seen[name] {
-			f.add(at+".name", "is there twice: %s", quote(name))
+			f.add("name", "is there twice: %s", quote(name))
 		}
 		seen[name] = true
-		out = append(out, &registryv1.Port{Name: name, Number: f.number(at+".number", p.GetNumber(), 1, MaxPort, 0)})
+		out = append(out, &registryv1.Port{Name: name, Number: f.number("number", p.GetNumber(), 1, MaxPort, 0)})
+		f.place.leave()
 	}
 	return out
 }
 
 // tags returns the tags sorted.
 func (f *faults) tags(field string, in []string, limit int) []string {
-	if !f.count(field, len(in), limit) {
+	if len(in) == 0 || !f.count(field, len(in), limit) {
 		return nil
 	}
 	seen := make(map[string]bool, len(in))
 	for i, tag := range in {
+		f.place.enterItem(field, i)
 		switch {
 		case tag == "":
-			f.add(index(field, i), "is empty")
+			f.add("", "is empty")
 		case seen[tag]:
-			f.add(index(field, i), "is there twice: %s", quote(tag))
+			f.add("", "is there twice: %s", quote(tag))
 		default:
-			f.text(index(field, i), tag, MaxTagLen)
+			f.text("", tag, MaxTagLen)
 		}
+		f.place.leave()
 		seen[tag] = true
 	}
-	return slices.Sorted(slices.Values(in))
+	out := slices.Clone(in)
+	slices.Sort(out)
+	return out
 }
 
 func (f *faults) metadata(field string, in map[string]string, limit int) map[string]string {
-	if !f.count(field, len(in), limit) {
+	if len(in) == 0 || !f.count(field, len(in), limit) {
 		return nil
 	}
 	total := 0
-	for _, key := range slices.Sorted(maps.Keys(in)) {
+	for _, key := range sortedKeys(in) {
 		value := in[key]
 		total += len(key) + len(value)
-		at := field + "[" + quote(key) + "]"
+		f.place.enterEntry(field, key)
+		f.text("", key, MaxMetadataKeyLen)
+		f.lines("", value, MaxMetadataValueLen)
+		f.place.leave()
 		if key == "" {
 			f.add(field, "has an empty key")
-		} else {
-			f.text(at, key, MaxMetadataKeyLen)
 		}
-		f.lines(at, value, MaxMetadataValueLen)
 	}
 	if total > MaxMetadataBytes {
 		f.add(field, "has %d bytes of keys and values, the limit is %d", total, MaxMetadataBytes)

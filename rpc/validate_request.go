@@ -19,13 +19,15 @@ func (f *faults) key(field string, in *apiv1.InstanceKey) *raftlogv1.Key {
 		f.add(field, "is required")
 		return nil
 	}
+	f.place.enter(field)
+	defer f.place.leave()
 	out := &raftlogv1.Key{
-		Namespace: f.namespace(field+".namespace", in.GetNamespace()),
+		Namespace: f.namespace("namespace", in.GetNamespace()),
 		Service:   in.GetService(),
 		Id:        in.GetId(),
 	}
-	f.service(field+".service", in.GetService())
-	f.path(field+".id", in.GetId(), MaxInstanceIDLen)
+	f.service("service", in.GetService())
+	f.path("id", in.GetId(), MaxInstanceIDLen)
 	return out
 }
 
@@ -121,22 +123,24 @@ func (f *faults) anyNamespace(field, value string) string {
 const allNamespaces = "*"
 
 // filter checks a filter and returns its canonical form: equal filters become equal messages.
-func (f *faults) filter(field string, in *apiv1.Filter) *apiv1.Filter {
+func (f *faults) filter(in *apiv1.Filter) *apiv1.Filter {
+	f.place.enter("filter")
+	defer f.place.leave()
 	out := &apiv1.Filter{
-		Namespace: f.anyNamespace(field+".namespace", in.GetNamespace()),
+		Namespace: f.anyNamespace("namespace", in.GetNamespace()),
 		Service:   in.GetService(),
 		MinHealth: in.GetMinHealth(),
-		Tags:      slices.Compact(f.tags(field+".tags", in.GetTags(), MaxFilterTerms)),
+		Tags:      slices.Compact(f.tags("tags", in.GetTags(), MaxFilterTerms)),
 		Zone:      in.GetZone(),
-		Metadata:  f.metadata(field+".metadata", in.GetMetadata(), MaxFilterTerms),
+		Metadata:  f.metadata("metadata", in.GetMetadata(), MaxFilterTerms),
 	}
 	if out.GetService() != "" {
-		f.service(field+".service", out.GetService())
+		f.service("service", out.GetService())
 	}
 	if _, known := registryv1.Health_name[int32(in.GetMinHealth())]; !known {
-		f.add(field+".min_health", "is unknown: %d", in.GetMinHealth())
+		f.add("min_health", "is unknown: %d", in.GetMinHealth())
 	}
-	f.text(field+".zone", in.GetZone(), MaxZoneLen)
+	f.text("zone", in.GetZone(), MaxZoneLen)
 	return out
 }
 
@@ -146,7 +150,9 @@ func (f *faults) ids(field string, ids []string) {
 		return
 	}
 	for i, id := range ids {
-		f.word(index(field, i), id, MaxIDLen, nameChars)
+		f.place.enterItem(field, i)
+		f.word("", id, MaxIDLen, nameChars)
+		f.place.leave()
 	}
 }
 

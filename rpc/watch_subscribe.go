@@ -52,7 +52,7 @@ func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
 	var f faults
 	sub := &subscription{
 		id:     req.GetSubscriptionId(),
-		filter: compileFilter(f.filter("filter", req.GetFilter())),
+		filter: compileFilter(f.filter(req.GetFilter())),
 		resume: req.GetResume(),
 		interval: f.duration("progress_interval", req.GetProgressInterval(), span{
 			least: MinProgressInterval, most: MaxProgressInterval, byDefault: DefaultProgressInterval,
