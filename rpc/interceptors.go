@@ -66,7 +66,10 @@ func (s *Server) deadline(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
 		timeout, limit = MaxLockWait, MaxLockWait
 	}
 	if end, ok := ctx.Deadline(); ok {
-		timeout = min(time.Until(end), limit)
+		if time.Until(end) <= limit {
+			return next(ctx, req)
+		}
+		timeout = limit
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
