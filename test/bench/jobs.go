@@ -43,6 +43,7 @@ func jobs(overload time.Duration) []job {
 		})
 	}
 	list = append(list,
+		job{name: "register through any node, 64 clients", unit: "/s", goal: 2.5, run: registeringAnywhere(64)},
 		job{name: "register with its own session, 64 clients", unit: "/s", goal: 6, run: registeringAlone(64)},
 		job{name: "linearizable read of a service of 10, 64 clients", unit: "/s", goal: 1.8, run: reading(64, true)},
 		job{name: "stale read of a service of 10, 64 clients", unit: "/s", goal: 1.7, run: reading(64, false)},

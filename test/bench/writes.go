@@ -21,6 +21,22 @@ func registering(clients, metadata int) measurement {
 	})
 }
 
+// registeringAnywhere is registering through all nodes alike, as clients that know one of them do.
+func registeringAnywhere(clients int) measurement {
+	return func(ctx context.Context, c *cluster, last time.Duration) (result, error) {
+		conns, done, err := c.everywhere(ctx, connections)
+		if err != nil {
+			return result{}, err
+		}
+		defer done()
+		op, err := writing(ctx, c, conns, 0)
+		if err != nil {
+			return result{}, err
+		}
+		return closed(ctx, c.cpu, clients, last, op)
+	}
+}
+
 // writing registers on a live session, in turn in a thousand services.
 func writing(ctx context.Context, c *cluster, conns []*grpc.ClientConn, metadata int) (operation, error) {
 	who, err := c.open(ctx, conns[0])
