@@ -498,3 +498,29 @@ func TestARetriedWriteIsAppliedOnce(t *testing.T) {
 		}
 	})
 }
+
+// A round first asks one of the two followers. One that does not answer delays at most the reads of the first round.
+func TestAFollowerThatIsGoneDelaysNoReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clustertest.New(t, 3)
+		c.Ready()
+		leader := c.Leader()
+		c.Net.Isolate(c.Follower().Info().Name)
+		var slow int
+		for range 50 {
+			began := time.Now()
+			if _, err := leader.View(within(t, time.Second), cluster.Freshness{}); err != nil {
+				t.Fatal(err)
+			}
+			switch d := time.Since(began); {
+			case d > cluster.DefaultHeartbeatTimeout/10:
+				t.Fatalf("a read took %v", d)
+			case d > 0:
+				slow++
+			}
+		}
+		if slow > 2 {
+			t.Errorf("%d of 50 reads waited for the follower that is gone", slow)
+		}
+	})
+}

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,8 @@ import (
 // later leader existed, and no write that this node doesn't know had been acknowledged. No clock is involved.
 // raft.VerifyLeader does not give this: it counts answers to heartbeats that were sent before the question.
 //
-// One round serves all who came before it began, and at most one question is under way to each peer.
+// One round serves all who came before it began, and at most one question is under way to each peer. A round asks as many
+// voters as make a majority, of those that have answered what they were asked before, and after patience all.
 type rounds struct {
 	term   uint64
 	self   raft.ServerID
@@ -29,6 +31,9 @@ type rounds struct {
 	still  func() bool            // this node has seen no later term and leads
 	open   func(context.Context, raft.ServerID) (peerv1.PeerService_ConfirmClient, error)
 	tick   time.Duration
+	// patience is how long the peers that a round asks first may take.
+	patience time.Duration
+	late     *time.Timer // fires patience after a round began
 
 	mu        sync.Mutex
 	begun     uint64                   // number of the last round that began
@@ -52,24 +57,45 @@ type ride struct {
 type asker struct {
 	cancel context.CancelFunc
 	wake   chan struct{} // capacity 1
+	// wanted is the last round that it shall answer, asking whether it owes an answer. Both under mu of its rounds.
+	wanted uint64
+	asking bool
 }
 
 // run proves the leadership until ctx ends, at least once a tick, so that the age of every node's state is known.
 func (r *rounds) run(ctx context.Context) {
 	ticker := time.NewTicker(r.tick)
 	defer ticker.Stop()
+	defer r.late.Stop()
 	for {
 		r.mu.Lock()
 		r.follow(ctx)
 		if r.confirmed == r.begun {
 			r.begin()
 		}
+		r.askAll()
 		r.mu.Unlock()
-		select {
-		case <-ctx.Done():
+		if !r.await(ctx, ticker) {
 			r.close()
 			return
+		}
+	}
+}
+
+// await waits for the next tick, and hurries rounds that are late. False: ctx has ended.
+func (r *rounds) await(ctx context.Context, ticker *time.Ticker) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
 		case <-ticker.C:
+			return true
+		case <-r.late.C:
+			r.mu.Lock()
+			if r.confirmed < r.begun {
+				r.askAll()
+			}
+			r.mu.Unlock()
 		}
 	}
 }
@@ -114,13 +140,46 @@ func (r *rounds) begin() {
 		r.riding = append(r.riding, ride{r.begun, done})
 	}
 	r.waiting = r.waiting[:0]
-	for _, p := range r.peers {
-		select {
-		case p.wake <- struct{}{}:
-		default:
+	r.askMajority()
+	r.late.Reset(r.patience)
+	r.settle()
+}
+
+// askMajority asks as many voters as are needed, or all if too many owe an answer. Called with mu held.
+func (r *rounds) askMajority() {
+	voters := r.voters()
+	need := len(voters)/2 + 1
+	if slices.Contains(voters, r.self) {
+		need--
+	}
+	for id, p := range r.peers { // In any order, so that all have their share.
+		if need == 0 {
+			return
+		}
+		if !p.asking && slices.Contains(voters, id) {
+			r.want(p)
+			need--
 		}
 	}
-	r.settle()
+	if need > 0 {
+		r.askAll()
+	}
+}
+
+// askAll has all peers answer the round that began last. Called with mu held.
+func (r *rounds) askAll() {
+	for _, p := range r.peers {
+		r.want(p)
+	}
+}
+
+// want is called with mu held.
+func (r *rounds) want(p *asker) {
+	p.wanted = r.begun
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
 }
 
 // settle confirms the round under way if a majority has answered it. Called with mu held.
@@ -209,9 +268,11 @@ func (r *rounds) askStream(ctx context.Context, id raft.ServerID, p *asker) {
 	var sent []question // not yet known to be proven; stays short as the proof follows within two rounds
 	for {
 		r.mu.Lock()
-		round, confirmed, answered := r.begun, r.confirmed, r.answered[id]
+		round, confirmed := r.begun, r.confirmed
+		p.asking = r.answered[id] < p.wanted
+		idle := !p.asking
 		r.mu.Unlock()
-		if answered >= round {
+		if idle {
 			select {
 			case <-ctx.Done():
 				return

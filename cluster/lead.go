@@ -152,9 +152,11 @@ func (n *Node) newRounds(term uint64) *rounds {
 			}
 			return ids
 		},
-		still: func() bool { return r.State() == raft.Leader && n.highestTerm() == term },
-		open:  n.openConfirm,
-		tick:  n.cfg.HeartbeatTimeout / 5,
+		still:    func() bool { return r.State() == raft.Leader && n.highestTerm() == term },
+		open:     n.openConfirm,
+		tick:     n.cfg.HeartbeatTimeout / 5,
+		patience: n.cfg.HeartbeatTimeout / 50,
+		late:     time.NewTimer(n.cfg.HeartbeatTimeout),
 
 		peers: map[raft.ServerID]*asker{}, answered: map[raft.ServerID]uint64{},
 	}
