@@ -90,10 +90,14 @@ func (b *renewals) take() []*renewal {
 // merge makes one list for each kind.
 func merge(batch []*renewal) []*peerv1.Renewals {
 	var lists []*peerv1.Renewals
+	size := 0
+	for _, r := range batch {
+		size += len(r.ids)
+	}
 	for _, r := range batch {
 		i := slices.IndexFunc(lists, func(l *peerv1.Renewals) bool { return l.GetKind() == r.kind })
 		if i < 0 {
-			lists = append(lists, &peerv1.Renewals{Kind: r.kind})
+			lists = append(lists, &peerv1.Renewals{Kind: r.kind, Ids: make([]string, 0, size)})
 			i = len(lists) - 1
 		}
 		lists[i].Ids = append(lists[i].Ids, r.ids...)

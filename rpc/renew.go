@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -20,7 +19,7 @@ type renewStream struct {
 	send  func(renewed) error
 }
 
-// renewed is an answer on such a stream.
+// renewed is an answer on such a stream, to all messages up to that of the sequence.
 type renewed struct {
 	sequence    uint64
 	ended       []string
@@ -28,13 +27,13 @@ type renewed struct {
 	leader      string
 }
 
-// renewStream answers renewals in their order until the client ends the stream or this node leaves.
+// renewStream answers renewals until the client ends the stream or this node leaves.
 //
-// Those that come while some are under way are renewed together next, so that a client that sends single ids, many at a
-// time, waits for few rounds. What goes wrong on the way to the leader (there is none, it is overloaded) does not end the
-// stream: the renewals are tried again until they are answered. That costs nothing while there is no leader, and spares all
-// clients a reconnection just when there is one again. A client that would rather try another node ends the stream; it has
-// a third of the TTL for each answer.
+// Those that come while some are under way are renewed together next and have one answer, so that a client that sends
+// single ids, many at a time, waits for few rounds and reads few messages. What goes wrong on the way to the leader (there
+// is none, it is overloaded) does not end the stream: the renewals are tried again until they are answered. That costs
+// nothing while there is no leader, and spares all clients a reconnection just when there is one again. A client that would
+// rather try another node ends the stream; it has a third of the TTL for each answer.
 func (c *core) renewStream(ctx context.Context, s renewStream) error {
 	pending := newPendingRenewals()
 	defer close(pending.done)
@@ -46,14 +45,14 @@ func (c *core) renewStream(ctx context.Context, s renewStream) error {
 			return s.send(c.farewell())
 		case <-pending.come:
 		}
-		list, end := pending.take()
-		if len(list) > 0 {
-			ended, err := c.renewUntilAnswered(ctx, s.kind, idsOf(list))
+		batch, end := pending.take()
+		if batch.messages > 0 {
+			ended, err := c.renewUntilAnswered(ctx, s.kind, batch.ids)
 			if errors.Is(err, cluster.ErrClosed) || errors.Is(err, cluster.ErrRemoved) {
 				return s.send(c.farewell())
 			}
 			if err == nil {
-				err = s.answer(list, ended)
+				err = s.send(renewed{sequence: batch.sequence, ended: ended})
 			}
 			if err != nil {
 				return err
@@ -68,35 +67,11 @@ func (c *core) renewStream(ctx context.Context, s renewStream) error {
 	}
 }
 
-// answer answers each of the renewals that were made together.
-func (s renewStream) answer(list []renewal, ended []string) error {
-	for _, r := range list {
-		mine := ended
-		if len(list) > 1 && len(ended) > 0 {
-			mine = slices.DeleteFunc(slices.Clone(r.ids), func(id string) bool { return !slices.Contains(ended, id) })
-		}
-		if err := s.send(renewed{sequence: r.sequence, ended: mine}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func idsOf(list []renewal) []string {
-	if len(list) == 1 {
-		return list[0].ids
-	}
-	var ids []string
-	for _, r := range list {
-		ids = append(ids, r.ids...)
-	}
-	return ids
-}
-
-// renewal is one message of a client.
-type renewal struct {
+// renewalBatch is what some messages of a client renew together.
+type renewalBatch struct {
+	messages int
 	ids      []string
-	sequence uint64
+	sequence uint64 // of the last message
 }
 
 // pendingRenewals are those of a stream that have come and were not yet renewed.
@@ -105,13 +80,12 @@ type pendingRenewals struct {
 	room chan struct{} // holds a token when there may be room again
 	done chan struct{} // closed when nobody takes any more
 
-	mu   sync.Mutex
-	list []renewal
-	size int   // messages and ids
-	end  error // why no more come
+	mu    sync.Mutex // guards the next two
+	batch renewalBatch
+	end   error // why no more come
 }
 
-// maxPending bounds the messages and ids of a stream that wait to be renewed together. The last message may exceed it.
+// maxPending bounds the ids of a stream that wait to be renewed together. The last message may exceed it.
 const maxPending = 512
 
 func newPendingRenewals() *pendingRenewals {
@@ -127,14 +101,7 @@ func (p *pendingRenewals) gather(s renewStream) {
 			f.ids(s.field, ids)
 			err = f.err()
 		}
-		p.mu.Lock()
-		if err == nil {
-			p.list = append(p.list, renewal{ids: ids, sequence: sequence})
-			p.size += 1 + len(ids)
-		}
-		p.end = err
-		full := p.size >= maxPending
-		p.mu.Unlock()
+		full := p.put(ids, sequence, err)
 		signal(p.come)
 		if err != nil {
 			return
@@ -145,21 +112,40 @@ func (p *pendingRenewals) gather(s renewStream) {
 			case <-p.done:
 				return
 			}
-			p.mu.Lock()
-			full = p.size >= maxPending
-			p.mu.Unlock()
+			full = p.full()
 		}
 	}
 }
 
-// take returns what has come, and why no more will, if so.
-func (p *pendingRenewals) take() (list []renewal, end error) {
+// put adds a message, or why there are no more, and tells whether there is no room for the next one.
+func (p *pendingRenewals) put(ids []string, sequence uint64, end error) (full bool) {
 	p.mu.Lock()
-	list, end = p.list, p.end
-	p.list, p.size = nil, 0
+	defer p.mu.Unlock()
+	if p.end = end; end != nil {
+		return true
+	}
+	b := &p.batch
+	b.messages++
+	b.ids = append(b.ids, ids...)
+	b.sequence = sequence
+	return len(b.ids) >= maxPending
+}
+
+func (p *pendingRenewals) full() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.batch.ids) >= maxPending
+}
+
+// take returns what has come, and why no more will, if so.
+func (p *pendingRenewals) take() (batch renewalBatch, end error) {
+	p.mu.Lock()
+	batch, end = p.batch, p.end
+	// The next is often as large.
+	p.batch = renewalBatch{ids: make([]string, 0, min(len(batch.ids), maxPending))}
 	p.mu.Unlock()
 	signal(p.room)
-	return list, end
+	return batch, end
 }
 
 // signal puts a token into a channel of one, unless there is one.

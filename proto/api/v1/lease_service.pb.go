@@ -147,7 +147,7 @@ type KeepAliveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Leases, at most 10,000.
 	LeaseIds []string `protobuf:"bytes,1,rep,name=lease_ids,json=leaseIds,proto3" json:"lease_ids,omitempty"`
-	// Number that the answer repeats.
+	// Number of the request, larger than those before it on the stream. Who waits for each answer needs none.
 	Sequence      uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -197,13 +197,14 @@ func (x *KeepAliveRequest) GetSequence() uint64 {
 	return 0
 }
 
-// KeepAliveResponse acknowledges renewals: each lease that is not listed as ended is guaranteed until its TTL after
-// the request was received.
+// KeepAliveResponse acknowledges all requests that have no answer yet, up to the one that it names: each lease of theirs
+// that is not listed as ended is guaranteed until its TTL after the last of them that names it was received. Requests that
+// come faster than the cluster renews share answers.
 type KeepAliveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of the request.
+	// Number of the last request that it answers.
 	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Leases that are unknown or have ended.
+	// Leases of these requests that are unknown or have ended.
 	Ended []string `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`
 	// The node leaves: go on at another one.
 	GoElsewhere bool `protobuf:"varint,3,opt,name=go_elsewhere,json=goElsewhere,proto3" json:"go_elsewhere,omitempty"`

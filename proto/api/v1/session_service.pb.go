@@ -147,7 +147,7 @@ type AttachRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sessions to renew, at most 10,000.
 	SessionIds []string `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
-	// Number that the answer repeats.
+	// Number of the request, larger than those before it on the stream. Who waits for each answer needs none.
 	Sequence      uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -197,13 +197,14 @@ func (x *AttachRequest) GetSequence() uint64 {
 	return 0
 }
 
-// AttachResponse acknowledges renewals: each session that is not listed as ended is guaranteed until its TTL after the
-// request was received.
+// AttachResponse acknowledges all requests that have no answer yet, up to the one that it names: each session of theirs
+// that is not listed as ended is guaranteed until its TTL after the last of them that names it was received. Requests that
+// come faster than the cluster renews share answers.
 type AttachResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of the request.
+	// Number of the last request that it answers.
 	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Sessions that are unknown or have ended.
+	// Sessions of these requests that are unknown or have ended.
 	Ended []string `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`
 	// The node leaves: attach at another one.
 	GoElsewhere bool `protobuf:"varint,3,opt,name=go_elsewhere,json=goElsewhere,proto3" json:"go_elsewhere,omitempty"`

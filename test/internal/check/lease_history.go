@@ -108,7 +108,8 @@ func renewedIDs(m renewRequest) []string {
 	}
 }
 
-// stream notes the renewals of one stream. An answer acknowledges the oldest request with its number that has none.
+// stream notes the renewals of one stream. An answer acknowledges the oldest request with its number that has none, and all
+// before that.
 func (l *leasing) stream(kind fsm.EventKind, messages []history.Message) {
 	var open []history.Message
 	note := func(request history.Message, ended time.Duration, resp renewResponse) {
@@ -134,10 +135,10 @@ func (l *leasing) stream(kind fsm.EventKind, messages []history.Message) {
 		i := slices.IndexFunc(open, func(q history.Message) bool {
 			return q.Body.(renewRequest).GetSequence() == resp.GetSequence() //nolint:forcetypeassert // Looked at above.
 		})
-		if i >= 0 {
-			note(open[i], m.At, resp)
-			open = slices.Delete(open, i, i+1)
+		for _, request := range open[:i+1] {
+			note(request, m.At, resp)
 		}
+		open = open[i+1:]
 	}
 	for _, m := range open {
 		note(m, last, nil)
