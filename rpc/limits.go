@@ -96,6 +96,11 @@ const (
 	// MaxLockWait is how long one Acquire may wait. It is also the wait of a call without a deadline.
 	MaxLockWait = time.Hour
 
+	// streamWindow is how much a client may send on a stream ahead of what is read, and connWindow on a connection. gRPC
+	// would measure each path for better ones, with a ping to and fro for every few requests.
+	streamWindow = 64 << 10
+	connWindow   = 1 << 20
+
 	// MaxBatch is the number of registrations and deregistrations of one batch together.
 	MaxBatch = 1000
 	// MaxPageSize is the number of items on a page, and the default.

@@ -19,6 +19,10 @@ const (
 	backoffBase = 100 * time.Millisecond
 	backoffMax  = time.Second
 
+	// window is how much of a stream, and of a connection, may be sent ahead of what is read. gRPC would measure the path for
+	// a better one, with a ping to and fro for each message: more than many a message costs.
+	window = 1 << 20
+
 	// 10 s is the least that grpc-go allows to a client. It finds a connection whose packets vanish, where TCP
 	// would go on retransmitting at ever longer intervals.
 	keepaliveTime    = 10 * time.Second
@@ -56,6 +60,8 @@ func (AuthInfo) AuthType() string { return "regd-peer" }
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(handshakeCredentials{}),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveServerTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinTime, PermitWithoutStream: true}),
 	}
@@ -79,6 +85,8 @@ func (m *Mux) DialNode(nodeID, addr string) (*grpc.ClientConn, error) {
 	cc, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithContextDialer(dialer),
 		grpc.WithTransportCredentials(handshakeCredentials{}),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: backoffBase, Multiplier: 1.6, Jitter: 0.2, MaxDelay: backoffMax},
 			MinConnectTimeout: m.cfg.HandshakeTimeout,
