@@ -21,6 +21,8 @@ type core struct {
 	lockWaiters chan struct{}
 	// watches bounds the watch streams: one token each.
 	watches chan struct{}
+	// watchMessages counts what was sent on watch streams.
+	watchMessages atomic.Uint64
 
 	// unready makes the health service say NOT_SERVING, while everything else goes on.
 	unready atomic.Bool

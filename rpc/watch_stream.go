@@ -260,6 +260,7 @@ func (w *watchStream) send(ctx context.Context, m *encoded) error {
 	w.sending.Reset(stuckAfter)
 	err := w.stream.SendMsg(m)
 	w.sending.Stop()
+	w.core.watchMessages.Add(1)
 	w.lastSent = time.Now()
 	return err
 }
