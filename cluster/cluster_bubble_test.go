@@ -89,6 +89,26 @@ func TestAnyNodeTakesWritesAndAnswersLinearizableReads(t *testing.T) {
 	})
 }
 
+// Else what is written before a pause would be seen at followers only after a timeout of Raft, CommitTimeout to twice that.
+func TestFollowersHearAtOnceOfTheLastWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const late = 100 * time.Millisecond
+		c := clustertest.New(t, 3, func(cfg *cluster.Config) { cfg.CommitTimeout = late })
+		c.Ready()
+		for i := range 10 {
+			time.Sleep(time.Second)
+			c.Put(c.Leader(), "web", fmt.Sprint(i))
+			written := time.Now()
+			c.Wait("the write at all nodes", func() bool {
+				return !slices.ContainsFunc(c.Nodes(), func(n *cluster.Node) bool { return !has(n, "web", fmt.Sprint(i)) })
+			})
+			if took := time.Since(written); took >= late {
+				t.Errorf("write %d was at all nodes after %v", i, took)
+			}
+		}
+	})
+}
+
 func TestWritesGoOnAfterTheLeaderIsCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := clustertest.New(t, 3)

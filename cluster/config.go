@@ -43,7 +43,7 @@ type Config struct {
 	HeartbeatTimeout time.Duration
 	// LeaseTimeout is how long a leader goes on without a majority. Default half of HeartbeatTimeout, at most all of it.
 	LeaseTimeout time.Duration
-	// CommitTimeout is how soon followers learn of the last commit when writes pause. Default 10 ms.
+	// CommitTimeout is how soon Raft tells followers of the last commit who were not told at once. Default 10 ms.
 	CommitTimeout time.Duration
 	// SnapshotThreshold is the number of log entries after which a snapshot is taken. Default 8192. One is also taken
 	// after 8 to 64 MiB of log, by the size of the registry.

@@ -111,7 +111,7 @@ func Open(cfg Config) (*Node, error) {
 	n.fsm = newMachine(n.feed, cfg.Applied, n.fatal)
 	n.proposer = newProposer(cfg.MaxPending, func(data []byte) raft.ApplyFuture {
 		return n.raft.Load().Apply(data, enqueueTimeout)
-	})
+	}, func(index uint64) { n.port.transport.Load().Committed(index) }) // Raft has committed: there is a transport.
 	n.forwards = &forwards{dial: n.port.peers.leader, most: cfg.MaxPending}
 	n.asks = &indexAsks{fetch: n.fetchIndex, timeout: 2 * cfg.HeartbeatTimeout}
 	n.renewals = &renewals{send: n.sendRenewals}

@@ -19,6 +19,8 @@ const (
 	maxEntryBytes = 256 << 10
 	// maxEntryCommands bounds the commands of one log entry.
 	maxEntryCommands = 512
+	// pauseAfter is how long no entry follows another in a pause: longer than a client takes that writes one after the other.
+	pauseAfter = time.Millisecond
 	// enqueueTimeout is how long raft may take to accept an entry.
 	enqueueTimeout = 2 * time.Second
 )
@@ -28,7 +30,9 @@ const (
 type proposer struct {
 	queue chan *proposal
 	apply func(data []byte) raft.ApplyFuture
-	done  chan struct{} // closed when no proposal will be taken any more
+	// paused is called with the index of the last entry that was committed when none has followed it for a while.
+	paused func(index uint64)
+	done   chan struct{} // closed when no proposal will be taken any more
 	// underway is closed when the entry that was begun last is applied here, or failed.
 	underway atomic.Pointer[chan struct{}]
 	ended    chan struct{} // closed when run has ended
@@ -50,9 +54,10 @@ type answer struct {
 	err     error
 }
 
-func newProposer(maxPending int, apply func([]byte) raft.ApplyFuture) *proposer {
+func newProposer(maxPending int, apply func([]byte) raft.ApplyFuture, paused func(index uint64)) *proposer {
 	p := &proposer{
-		queue: make(chan *proposal, maxPending), apply: apply, done: make(chan struct{}), ended: make(chan struct{}),
+		queue: make(chan *proposal, maxPending), apply: apply, paused: paused,
+		done: make(chan struct{}), ended: make(chan struct{}),
 	}
 	p.abandoned, p.abandon = context.WithCancel(context.Background()) // Until close.
 	go p.run()
@@ -149,23 +154,30 @@ func (p *proposer) settle(ctx context.Context) error {
 func (p *proposer) run() {
 	defer close(p.ended)
 	var held *proposal // did not fit into the last entry
+	var last uint64    // index of the last entry
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	<-pause.C
 	for {
 		first := held
-		held = nil
-		if first == nil {
+		for first == nil {
 			select {
 			case <-p.done:
 				p.refuse()
 				return
 			case first = <-p.queue:
-			}
-			if !first.taken.CompareAndSwap(false, true) {
-				continue // Its caller has given up.
+				if !first.taken.CompareAndSwap(false, true) {
+					first = nil // Its caller has given up.
+				}
+			case <-pause.C:
+				p.paused(last)
 			}
 		}
 		var batch []*proposal
 		batch, held = p.gather(first)
-		p.commit(batch)
+		if last = p.commit(batch); last > 0 {
+			pause.Reset(pauseAfter)
+		}
 	}
 }
 
@@ -203,8 +215,8 @@ func (p *proposer) gather(first *proposal) (batch []*proposal, held *proposal) {
 	return batch, nil
 }
 
-// commit puts a batch into the log as one entry and hands out its outcomes.
-func (p *proposer) commit(batch []*proposal) {
+// commit puts a batch into the log as one entry, hands out its outcomes, and returns its index, 0 when it failed.
+func (p *proposer) commit(batch []*proposal) (index uint64) {
 	commands := make([][]byte, len(batch))
 	for i, q := range batch {
 		commands[i] = q.command
@@ -233,8 +245,10 @@ func (p *proposer) commit(batch []*proposal) {
 			q.deliver(answer{err: err})
 			continue
 		}
-		q.deliver(answer{outcome: result.Outcomes[i], index: future.Index()})
+		index = future.Index()
+		q.deliver(answer{outcome: result.Outcomes[i], index: index})
 	}
+	return index
 }
 
 // Propose puts a command into the log of the cluster, through this node if it leads, else through the node that does,

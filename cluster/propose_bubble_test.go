@@ -26,7 +26,7 @@ func (f forgotten) Error() error {
 func TestAStoppingProposerWaitsForNoAnswerThatNeverComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		never := make(chan struct{})
-		p := newProposer(1, func([]byte) raft.ApplyFuture { return forgotten{answer: never} })
+		p := newProposer(1, func([]byte) raft.ApplyFuture { return forgotten{answer: never} }, nil)
 		proposed, closed := make(chan error, 1), make(chan struct{})
 		go func() {
 			_, err := p.propose(t.Context(), []byte("command"))
@@ -55,7 +55,7 @@ func TestAStoppingProposerWaitsForNoAnswerThatNeverComes(t *testing.T) {
 func TestWhoSettlesWaitsForTheEntryUnderWayAndNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := make(chan struct{})
-		p := newProposer(1, func([]byte) raft.ApplyFuture { return forgotten{answer: answer} })
+		p := newProposer(1, func([]byte) raft.ApplyFuture { return forgotten{answer: answer} }, nil)
 		settle := func(within time.Duration) error {
 			ctx, cancel := context.WithTimeout(t.Context(), within)
 			defer cancel()

@@ -71,7 +71,7 @@ func (c TransportConfig) withDefaults() TransportConfig {
 }
 
 // Transport is what Raft sends and receives through. It adds to raft.NetworkTransport: each RPC reaches the node it is
-// meant for or none; the gate; entries that are sent ahead; and the highest term in which this node asked for votes or granted one, before which
+// meant for or none; the gate; entries sent ahead and commits told at once; and the highest term in which this node asked for votes or granted one, before which
 // nothing is taken from anybody.
 //
 // It embeds the NetworkTransport, because Raft finds pre-vote and Close by type assertion and would silently go
@@ -81,7 +81,8 @@ type Transport struct {
 	cfg      TransportConfig
 	layer    streamLayer
 	consumer chan raft.RPC
-	ahead    ahead
+
+	followers followers
 
 	highestTerm atomic.Uint64
 	gated       atomic.Uint64
@@ -89,7 +90,7 @@ type Transport struct {
 
 	close sync.Once
 	done  chan struct{}
-	wg    sync.WaitGroup // forward, and what is sent ahead
+	wg    sync.WaitGroup // forward, and what is sent beside Raft
 }
 
 // Raft asks for the first two by type assertion.
@@ -108,7 +109,6 @@ func NewTransport(m *Mux, cfg TransportConfig) *Transport {
 		layer:    streamLayer{door: m.raft, mux: m},
 		consumer: make(chan raft.RPC),
 		done:     make(chan struct{}),
-		ahead:    ahead{followers: map[raft.ServerID]*follower{}},
 	}
 	t.highestTerm.Store(cfg.HighestTerm)
 	t.NetworkTransport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
@@ -139,7 +139,7 @@ func (t *Transport) Close() error {
 	var err error
 	t.close.Do(func() {
 		close(t.done)
-		t.ahead.close()
+		t.followers.close()
 		err = t.NetworkTransport.Close()
 	})
 	t.wg.Wait()
@@ -255,7 +255,7 @@ func (t *Transport) AppendEntries(
 			return err
 		}
 	}
-	t.ahead.note(id, target, args, resp.Success)
+	t.followers.note(id, target, args, resp.Success)
 	return nil
 }
 
