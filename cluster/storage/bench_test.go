@@ -30,39 +30,58 @@ func BenchmarkStoreLogs(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer db.Close()
-				storeInTurns(b, db, s.Logs(), n)
+				storeInTurns(b, [2]raft.LogStore{db, s.Logs()}, [2]string{"bare", "wrapped"}, n)
 			})
 		}
 	}
 }
 
-func storeInTurns(b *testing.B, bare, wrapped raft.LogStore, n int) {
+// BenchmarkLogStores compares the log stores in turns, by their medians, with
+// fsync: the disk decides.
+func BenchmarkLogStores(b *testing.B) {
+	for _, n := range []int{1, 16, 64} {
+		b.Run(fmt.Sprintf("entries=%d", n), func(b *testing.B) {
+			var logs []raft.LogStore
+			for _, store := range LogStores() {
+				cfg := inStore(store, b.TempDir())
+				cfg.NoSync, cfg.segmentSize = false, 0
+				s, err := Open(cfg)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer s.Close()
+				logs = append(logs, s.Logs())
+			}
+			storeInTurns(b, [2]raft.LogStore(logs), [2]string{"boltdb", "wal"}, n)
+		})
+	}
+}
+
+// storeInTurns appends n entries at a time to two logs and reports the medians.
+func storeInTurns(b *testing.B, logs [2]raft.LogStore, names [2]string, n int) {
 	b.Helper()
 	data := bytes.Repeat([]byte("x"), 250)
-	var tookBare, tookWrapped []time.Duration
-	store := func(l raft.LogStore, first uint64, took *[]time.Duration) {
+	var took [2][]time.Duration
+	store := func(i int, first uint64) {
 		batch := make([]*raft.Log, n)
 		for i := range batch {
 			batch[i] = &raft.Log{Index: first + uint64(i), Term: 1, Data: data, AppendedAt: time.Unix(1_700_000_000, 0)}
 		}
 		began := time.Now()
-		if err := l.StoreLogs(batch); err != nil {
+		if err := logs[i].StoreLogs(batch); err != nil {
 			b.Fatal(err)
 		}
-		*took = append(*took, time.Since(began))
+		took[i] = append(took[i], time.Since(began))
 	}
 	for next := uint64(1); b.Loop(); next += uint64(n) {
-		if len(tookBare)%2 == 0 {
-			store(bare, next, &tookBare)
-			store(wrapped, next, &tookWrapped)
-		} else {
-			store(wrapped, next, &tookWrapped)
-			store(bare, next, &tookBare)
-		}
+		first := len(took[0]) % 2
+		store(first, next)
+		store(1-first, next)
 	}
-	for unit, took := range map[string][]time.Duration{"bare-ns": tookBare, "wrapped-ns": tookWrapped} {
-		slices.Sort(took)
-		b.ReportMetric(float64(took[len(took)/2]), unit)
+	for i, list := range took {
+		slices.Sort(list)
+		b.ReportMetric(float64(list[len(list)/2]), names[i]+"-ns")
+		b.ReportMetric(float64(list[len(list)*99/100]), names[i]+"-p99-ns")
 	}
 	b.ReportMetric(0, "ns/op") // of both together: of no use
 }

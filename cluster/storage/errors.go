@@ -16,6 +16,8 @@ var (
 	ErrNewerFormat = errors.New("data folder has a newer format")
 	// ErrForeignCluster: the folder belongs to another cluster.
 	ErrForeignCluster = errors.New("data folder belongs to another cluster")
+	// ErrLogStore: the folder has another log store than was asked for.
+	ErrLogStore = errors.New("data folder has another log store")
 	// ErrNotWritable: the folder can't be made, or this user can't write in it.
 	ErrNotWritable = errors.New("data folder is not writable")
 	// ErrCorrupt: a file is damaged or missing; the error is a CorruptError too.

@@ -150,7 +150,7 @@ func FuzzIdentity(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
-	check(writeIdentity(dir, Identity{NodeID: "3a5f8f0e-0000-4000-8000-1234567890ab", ClusterID: "c"}))
+	check(writeIdentity(dir, Identity{NodeID: "3a5f8f0e-0000-4000-8000-1234567890ab", ClusterID: "c", LogStore: LogStoreWAL}))
 	good, err := os.ReadFile(filepath.Join(dir, identityFile))
 	check(err)
 	f.Add(good)

@@ -8,10 +8,11 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	wal "github.com/hashicorp/raft-wal"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// guard stands before every use of the database. It turns bbolt's panics and
+// guard stands before every use of the databases. It turns bbolt's panics and
 // faults in its memory map into errors, types the errors of writes, and once
 // the disk has failed lets nothing more be written: after a failed fsync
 // nobody knows what is on disk, so a later success would mean nothing.
@@ -54,25 +55,29 @@ func (g *guard) failure() error {
 	return f.err
 }
 
-// damaged is fail for damage found in the database.
-func (g *guard) damaged(where string, cause error) error {
-	return g.fail(corrupt(g.dir, databaseFile, where, cause))
+// damaged is fail for damage found in a file of the folder.
+func (g *guard) damaged(file, where string, cause error) error {
+	return g.fail(corrupt(g.dir, file, where, cause))
 }
 
-// read runs a read of the database. A miss and a closed database are ordinary.
-func (g *guard) read(where string, fn func() error) error {
+// read runs a read. A miss and a closed database are ordinary. file and where
+// are asked for what was read only if it is damaged.
+func (g *guard) read(place func() (file, where string), fn func() error) error {
 	err := caught(fn)
-	switch {
-	case err == nil, errors.Is(err, raft.ErrLogNotFound), errors.Is(err, raftboltdb.ErrKeyNotFound),
-		errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+	if err == nil || errors.Is(err, raft.ErrLogNotFound) || errors.Is(err, raftboltdb.ErrKeyNotFound) || isClosed(err) {
 		return err
-	default:
-		return g.damaged(where, err)
 	}
+	file, where := place()
+	return g.damaged(file, where, err)
 }
 
-// write runs a write of the database, unless an earlier one has failed.
-func (g *guard) write(what string, fn func() error) error {
+// isClosed tells whether a database was closed before it was used.
+func isClosed(err error) bool {
+	return errors.Is(err, bolterrors.ErrDatabaseNotOpen) || errors.Is(err, wal.ErrClosed)
+}
+
+// write runs a write to a file, unless an earlier one has failed.
+func (g *guard) write(file, what string, fn func() error) error {
 	if err := g.failure(); err != nil {
 		return fmt.Errorf("%s: stopped by an earlier error: %w", what, err)
 	}
@@ -81,13 +86,13 @@ func (g *guard) write(what string, fn func() error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
+	case isClosed(err):
 		return fmt.Errorf("%s: %w", what, err)
 	case isFull(err):
 		g.onFull()
 		return fmt.Errorf("%s: %w: %w", what, ErrDiskFull, err)
 	case errors.As(err, &crash):
-		return g.damaged(what, err)
+		return g.damaged(file, what, err)
 	default:
 		return g.fail(fmt.Errorf("%s: %w: %w", what, ErrSync, err))
 	}

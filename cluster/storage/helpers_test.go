@@ -17,8 +17,28 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// config opens a folder with the log store that it has; a new one gets boltdb.
 func config(dir string) Config {
-	return Config{Dir: dir, NoSync: true, MinFreeBytes: 1, Logger: slog.New(slog.DiscardHandler)}
+	id, _ := readIdentity(dir) // Without one it is new, or not to be opened at all.
+	return Config{
+		Dir: dir, LogStore: id.LogStore, NoSync: true, MinFreeBytes: 1, Logger: slog.New(slog.DiscardHandler),
+		segmentSize: 16 << 10,
+	}
+}
+
+// inStore is config for a new folder with a log store.
+func inStore(store LogStore, dir string) Config {
+	cfg := config(dir)
+	cfg.LogStore = store
+	return cfg
+}
+
+// eachStore runs a test with each log store.
+func eachStore(t *testing.T, test func(t *testing.T, store LogStore)) {
+	t.Helper()
+	for _, store := range LogStores() {
+		t.Run(string(store), func(t *testing.T) { test(t, store) })
+	}
 }
 
 func open(t *testing.T, dir string) *Store {
@@ -158,11 +178,17 @@ func edit(t *testing.T, path string, change func([]byte) []byte) {
 	}
 }
 
-// built makes a closed folder with entries 1 to n and a vote.
+// built makes a closed folder with entries 1 to n and a vote, the log in raft.db.
 func built(t *testing.T, n uint64) string {
 	t.Helper()
+	return builtIn(t, LogStoreBoltDB, n)
+}
+
+// builtIn is built with a log store.
+func builtIn(t *testing.T, store LogStore, n uint64) string {
+	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data")
-	s := open(t, dir)
+	s := openConfig(t, inStore(store, dir))
 	appendEntries(t, s, 1, n)
 	if err := s.Stable().SetUint64([]byte("CurrentTerm"), 7); err != nil {
 		t.Fatal(err)

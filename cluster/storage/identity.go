@@ -12,8 +12,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// format is the version of the folder's layout, checksums included.
-const format = 1
+// The version of the folder's layout, checksums included. A folder with the log
+// in raft.db is of the first one: also an older regd may open it.
+const (
+	format    = 2
+	formatWAL = 2
+)
 
 // Identity is who the node is, for as long as its folder lives.
 type Identity struct {
@@ -21,6 +25,8 @@ type Identity struct {
 	NodeID string
 	// ClusterID is the cluster the node belongs to; "" until SetClusterID.
 	ClusterID string
+	// LogStore is what keeps the log.
+	LogStore LogStore
 }
 
 // identityRecord is node.json.
@@ -28,11 +34,15 @@ type identityRecord struct {
 	Format    int    `json:"format"`
 	NodeID    string `json:"node_id"`
 	ClusterID string `json:"cluster_id"`
+	LogStore  string `json:"log_store,omitempty"` // since format 2
 	Checksum  string `json:"checksum"`
 }
 
 func (r identityRecord) sum() string {
 	text := fmt.Sprintf("%d %q %q", r.Format, r.NodeID, r.ClusterID)
+	if r.LogStore != "" {
+		text += fmt.Sprintf(" %q", r.LogStore)
+	}
 	return fmt.Sprintf("%08x", crc32.Checksum([]byte(text), castagnoli()))
 }
 
@@ -56,15 +66,22 @@ func readIdentity(dir string) (Identity, error) {
 	case r.Checksum != r.sum():
 		err := fmt.Errorf("checksum is %q, the content has %q", r.Checksum, r.sum())
 		return Identity{}, corrupt(dir, identityFile, "its checksum", err)
-	case r.Format < 1, uuid.Validate(r.NodeID) != nil:
-		err := fmt.Errorf("format %d, node id %q", r.Format, r.NodeID)
+	case r.Format < 1, (r.Format >= formatWAL) != (r.LogStore == string(LogStoreWAL)), uuid.Validate(r.NodeID) != nil:
+		err := fmt.Errorf("format %d, log store %q, node id %q", r.Format, r.LogStore, r.NodeID)
 		return Identity{}, corrupt(dir, identityFile, "its content", err)
 	}
-	return Identity{NodeID: r.NodeID, ClusterID: r.ClusterID}, nil
+	id := Identity{NodeID: r.NodeID, ClusterID: r.ClusterID, LogStore: LogStoreBoltDB}
+	if r.LogStore != "" {
+		id.LogStore = LogStore(r.LogStore)
+	}
+	return id, nil
 }
 
 func writeIdentity(dir string, id Identity) error {
-	r := identityRecord{Format: format, NodeID: id.NodeID, ClusterID: id.ClusterID}
+	r := identityRecord{Format: 1, NodeID: id.NodeID, ClusterID: id.ClusterID}
+	if id.LogStore == LogStoreWAL {
+		r.Format, r.LogStore = formatWAL, string(LogStoreWAL)
+	}
 	r.Checksum = r.sum()
 	content, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

@@ -6,11 +6,21 @@ import (
 	"github.com/hashicorp/raft"
 )
 
+// logDatabase is what keeps the entries of the log. It is opened once all of it
+// was checked; see inspect.
+type logDatabase interface {
+	raft.LogStore
+	// file is the file, in the data folder, that has the entry at an index.
+	file(index uint64) string
+	// Close ends it; raft.db is closed after it.
+	Close() error
+}
+
 // logs is the raft.LogStore: checksums, append times and recent entries around
 // the database. Unlike raft.LogCache its cache is bounded in bytes too, and
 // leaves the errors of the store whole, so that ErrDiskFull reaches a proposer.
 type logs struct {
-	inner   raft.LogStore
+	inner   logDatabase
 	guard   *guard
 	appends *appendClock
 	recent  *recent
@@ -29,7 +39,7 @@ func (l *logs) IsMonotonic() bool {
 
 // FirstIndex returns the index of the oldest entry, 0 if there is none.
 func (l *logs) FirstIndex() (index uint64, err error) {
-	err = l.guard.read("the first index", func() error {
+	err = l.guard.read(l.place(0), func() error {
 		index, err = l.inner.FirstIndex()
 		return err
 	})
@@ -38,11 +48,16 @@ func (l *logs) FirstIndex() (index uint64, err error) {
 
 // LastIndex returns the index of the newest entry, 0 if there is none.
 func (l *logs) LastIndex() (index uint64, err error) {
-	err = l.guard.read("the last index", func() error {
+	err = l.guard.read(l.place(0), func() error {
 		index, err = l.inner.LastIndex()
 		return err
 	})
 	return index, err
+}
+
+// place is where an entry is; index 0 stands for the oldest and the newest one.
+func (l *logs) place(index uint64) func() (file, where string) {
+	return func() (string, string) { return l.inner.file(index), fmt.Sprintf("index %d", index) }
 }
 
 // GetLog reads the entry at index into e: raft.ErrLogNotFound if there is none,
@@ -52,7 +67,7 @@ func (l *logs) GetLog(index uint64, e *raft.Log) error {
 		return nil
 	}
 	var read raft.Log
-	err := l.guard.read(fmt.Sprintf("index %d", index), func() error {
+	err := l.guard.read(l.place(index), func() error {
 		if err := l.inner.GetLog(index, &read); err != nil {
 			return err
 		}
@@ -76,7 +91,7 @@ func (l *logs) StoreLogs(entries []*raft.Log) error {
 	end := l.appends.begin()
 	defer end()
 	sealed := seal(entries)
-	if err := l.guard.write("append to the log", func() error { return l.inner.StoreLogs(sealed) }); err != nil {
+	if err := l.guard.write(l.inner.file(entries[0].Index), "append to the log", func() error { return l.inner.StoreLogs(sealed) }); err != nil {
 		return err
 	}
 	l.recent.add(entries)
@@ -86,5 +101,5 @@ func (l *logs) StoreLogs(entries []*raft.Log) error {
 // DeleteRange deletes the entries from index low to high, both included.
 func (l *logs) DeleteRange(low, high uint64) error {
 	l.recent.remove(low, high)
-	return l.guard.write("delete from the log", func() error { return l.inner.DeleteRange(low, high) })
+	return l.guard.write(l.inner.file(low), "delete from the log", func() error { return l.inner.DeleteRange(low, high) })
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"pgregory.net/rapid"
 )
@@ -40,7 +41,7 @@ func (f *faulty) Set(key, value []byte) error {
 	return f.InmemStore.Set(key, value)
 }
 
-type monotonic struct{ raft.LogStore }
+type monotonic struct{ inMemory }
 
 func (monotonic) IsMonotonic() bool { return true }
 
@@ -52,6 +53,12 @@ type wrapped struct {
 	full   int
 }
 
+// inMemory is a log database that is not on disk; file says it is in raft.db.
+type inMemory struct{ raft.LogStore }
+
+func (inMemory) file(uint64) string { return databaseFile }
+func (inMemory) Close() error       { return nil }
+
 func wrap(inner interface {
 	raft.LogStore
 	raft.StableStore
@@ -59,7 +66,7 @@ func wrap(inner interface {
 ) *wrapped {
 	w := &wrapped{}
 	g := &guard{dir: "/data", onFatal: func(err error) { w.fatal = append(w.fatal, err) }, onFull: func() { w.full++ }}
-	w.logs = &logs{inner: inner, guard: g, appends: newAppendClock(), recent: newRecent(4)}
+	w.logs = &logs{inner: inMemory{inner}, guard: g, appends: newAppendClock(), recent: newRecent(4)}
 	w.stable = &stable{inner: inner, guard: g}
 	return w
 }
@@ -77,6 +84,7 @@ func TestErrorsOfWrites(t *testing.T) {
 		"a file sync finds no space": {&fs.PathError{Op: "sync", Path: "raft.db", Err: syscall.ENOSPC}, ErrSync, true},
 		"a write fails":              {&fs.PathError{Op: "write", Path: "raft.db", Err: syscall.EIO}, ErrSync, true},
 		"an fsync fails":             {syscall.EIO, ErrSync, true},
+		"the log is closed":          {wal.ErrClosed, wal.ErrClosed, false},
 		"the store is closed":        {bolterrors.ErrDatabaseNotOpen, bolterrors.ErrDatabaseNotOpen, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -186,15 +194,18 @@ func TestNumberOfWrongSizeIsDamage(t *testing.T) {
 }
 
 func TestMonotonicIsWhatTheInnerStoreSays(t *testing.T) {
-	for want, inner := range map[bool]raft.LogStore{false: raft.NewInmemStore(), true: monotonic{raft.NewInmemStore()}} {
+	for want, inner := range map[bool]logDatabase{false: inMemory{raft.NewInmemStore()}, true: monotonic{inMemory{raft.NewInmemStore()}}} {
 		var l raft.LogStore = &logs{inner: inner}
 		if m, ok := l.(raft.MonotonicLogStore); want != (ok && m.IsMonotonic()) {
 			t.Errorf("monotonic is not %v", want)
 		}
 	}
-	if m, ok := open(t, t.TempDir()).Logs().(raft.MonotonicLogStore); ok && m.IsMonotonic() {
-		t.Error("bbolt is said to be monotonic")
-	}
+	eachStore(t, func(t *testing.T, store LogStore) {
+		m, ok := openConfig(t, inStore(store, t.TempDir())).Logs().(raft.MonotonicLogStore)
+		if got := ok && m.IsMonotonic(); got != (store == LogStoreWAL) {
+			t.Errorf("monotonic: %v", got)
+		}
+	})
 }
 
 // raft compares this text, so it is part of the contract.
@@ -209,7 +220,11 @@ func TestKeyNeverSetIsNotFound(t *testing.T) {
 }
 
 func TestEntryWithoutExtensionsIsReadWithout(t *testing.T) {
-	cfg := config(t.TempDir())
+	eachStore(t, entryWithoutExtensionsIsReadWithout)
+}
+
+func entryWithoutExtensionsIsReadWithout(t *testing.T, store LogStore) {
+	cfg := inStore(store, t.TempDir())
 	cfg.LogCacheEntries = 1
 	s := openConfig(t, cfg)
 	want := raft.Log{Index: 1, Term: 1, Type: raft.LogNoop}
@@ -222,7 +237,11 @@ func TestEntryWithoutExtensionsIsReadWithout(t *testing.T) {
 }
 
 func TestStoringLeavesRaftsEntriesAlone(t *testing.T) {
-	s := open(t, t.TempDir())
+	eachStore(t, storingLeavesRaftsEntriesAlone)
+}
+
+func storingLeavesRaftsEntriesAlone(t *testing.T, store LogStore) {
+	s := openConfig(t, inStore(store, t.TempDir()))
 	list := entries(1, 3)
 	list[1].Extensions = make([]byte, 0, 64) // with room in which an append would be seen
 	check(t, s.Logs().StoreLogs(list))
@@ -237,10 +256,12 @@ func TestStoringLeavesRaftsEntriesAlone(t *testing.T) {
 
 // The log store behaves as a map from index to entry whose ends are known, in
 // cache and out of it, before and after a restart.
-func TestLogStoreIsAMapByIndex(t *testing.T) {
+func TestLogStoreIsAMapByIndex(t *testing.T) { eachStore(t, logStoreIsAMapByIndex) }
+
+func logStoreIsAMapByIndex(t *testing.T, store LogStore) {
 	dir := t.TempDir() // one for all: making a folder costs several fsyncs
 	rapid.Check(t, func(rt *rapid.T) {
-		cfg := config(dir)
+		cfg := inStore(store, dir)
 		cfg.LogCacheEntries = rapid.IntRange(1, 8).Draw(rt, "cache")
 		s := openConfig(t, cfg)
 		defer func() { closeStore(t, s) }()

@@ -32,10 +32,12 @@ func mount(t *testing.T, source, dir, kind string, flags uintptr, data string) {
 }
 
 // A real disk that is full: a small file system in memory.
-func TestFullDiskRefusesAndRecovers(t *testing.T) {
+func TestFullDiskRefusesAndRecovers(t *testing.T) { eachStore(t, fullDiskRefusesAndRecovers) }
+
+func fullDiskRefusesAndRecovers(t *testing.T, store LogStore) {
 	dir := t.TempDir()
 	mount(t, "tmpfs", dir, "tmpfs", 0, "size=4m")
-	cfg := config(filepath.Join(dir, "data"))
+	cfg := inStore(store, filepath.Join(dir, "data"))
 	cfg.MinFreeBytes = 256 << 10
 	cfg.OnFatal = func(err error) { t.Errorf("fatal: %v", err) }
 	s := openConfig(t, cfg)

@@ -40,9 +40,9 @@ type node struct {
 	store *Store
 }
 
-func start(t *testing.T, dir string) *node {
+func start(t *testing.T, in LogStore, dir string) *node {
 	t.Helper()
-	store := open(t, dir)
+	store := openConfig(t, inStore(in, dir))
 	conf := raft.DefaultConfig()
 	conf.LocalID = raft.ServerID(store.Identity().NodeID)
 	conf.Logger = hclog.NewNullLogger()
@@ -80,10 +80,14 @@ func (n *node) apply(t *testing.T, times int) (entries int) {
 }
 
 func TestRaftKeepsEverythingAcrossRestarts(t *testing.T) {
+	eachStore(t, raftKeepsEverythingAcrossRestarts)
+}
+
+func raftKeepsEverythingAcrossRestarts(t *testing.T, store LogStore) {
 	dir := t.TempDir()
 	want := 0
 	for round := range 5 {
-		n := start(t, dir)
+		n := start(t, store, dir)
 		want += 30
 		if got := n.apply(t, 30); got != want {
 			t.Fatalf("round %d: the state has %d entries, want %d", round, got, want)
@@ -106,9 +110,11 @@ func TestRaftKeepsEverythingAcrossRestarts(t *testing.T) {
 }
 
 // An operator's restore burns an index; the gap that it leaves is no damage.
-func TestRaftReopensAfterARestore(t *testing.T) {
+func TestRaftReopensAfterARestore(t *testing.T) { eachStore(t, raftReopensAfterARestore) }
+
+func raftReopensAfterARestore(t *testing.T, store LogStore) {
 	dir := t.TempDir()
-	n := start(t, dir)
+	n := start(t, store, dir)
 	n.apply(t, 20)
 	snap := n.Snapshot()
 	check(t, snap.Error())
@@ -121,7 +127,7 @@ func TestRaftReopensAfterARestore(t *testing.T) {
 		t.Errorf("the state has %d entries, want 21", got)
 	}
 	n.stop(t)
-	n = start(t, dir)
+	n = start(t, store, dir)
 	if got := n.apply(t, 1); got != 22 {
 		t.Errorf("after the restart the state has %d entries, want 22", got)
 	}

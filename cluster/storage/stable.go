@@ -20,12 +20,12 @@ var _ raft.StableStore = (*stable)(nil)
 // Set makes the value of a key durable.
 func (s *stable) Set(key, value []byte) error {
 	sealed := sealValue(key, value)
-	return s.guard.write("store the vote or the term", func() error { return s.inner.Set(key, sealed) })
+	return s.guard.write(databaseFile, "store the vote or the term", func() error { return s.inner.Set(key, sealed) })
 }
 
 // Get returns the value of a key. The error for one never set says "not found".
 func (s *stable) Get(key []byte) (value []byte, err error) {
-	err = s.guard.read(fmt.Sprintf("key %q", key), func() error {
+	err = s.guard.read(func() (string, string) { return databaseFile, fmt.Sprintf("key %q", key) }, func() error {
 		if value, err = s.inner.Get(key); err != nil {
 			return err
 		}
@@ -47,7 +47,7 @@ func (s *stable) GetUint64(key []byte) (uint64, error) {
 		return 0, err
 	}
 	if len(value) != 8 {
-		return 0, s.guard.damaged(fmt.Sprintf("key %q", key), fmt.Errorf("%d bytes are not a number", len(value)))
+		return 0, s.guard.damaged(databaseFile, fmt.Sprintf("key %q", key), fmt.Errorf("%d bytes are not a number", len(value)))
 	}
 	return binary.BigEndian.Uint64(value), nil
 }

@@ -1,13 +1,17 @@
 // Package storage keeps what one node must not forget: its data folder with
 // the raft log, the votes, the snapshots and the node's identity.
 //
-// It wraps raft-boltdb and raft.FileSnapshotStore and adds what they lack:
-// checksums over every entry, vote and snapshot; a check of all of it before
-// raft starts, so that a damaged node refuses to start instead of serving wrong
-// data; a stop after the first failed write; figures on append times, an append
-// that hangs, and free space. It knows nothing of what entries mean, starts no
-// goroutine and never repairs: a node with a damaged folder comes back empty,
-// as a new member, because it may have forgotten what it acknowledged.
+// It wraps raft-boltdb or raft-wal, and raft.FileSnapshotStore, and adds what
+// they lack: checksums over every entry, vote and snapshot; a check of all of it
+// before raft starts, so that a damaged node refuses to start instead of serving
+// wrong data; a stop after the first failed write; figures on append times, an
+// append that hangs, and free space. It knows nothing of what entries mean and
+// never repairs: a node with a damaged folder comes back empty, as a new member,
+// because it may have forgotten what it acknowledged.
+//
+// Term and vote are in raft.db, a database of bbolt, whatever keeps the log.
+// With LogStoreBoltDB the log is there too; with LogStoreWAL it is in segments
+// in the folder wal, whose list is in raft.db.
 //
 // Start from Open and Store.
 package storage
@@ -18,14 +22,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -33,15 +36,31 @@ const (
 	defaultCacheEntries = 256
 	maxCacheEntries     = 1 << 16
 	maxClusterID        = 256
-
-	// lockWait is how long bbolt tries to lock its file. Nobody else should have it.
-	lockWait = time.Second
 )
+
+// LogStore is what keeps the entries of the log. A folder has one for good.
+type LogStore string
+
+// The log stores.
+const (
+	// LogStoreBoltDB keeps the log in a database: two fsyncs an append.
+	LogStoreBoltDB LogStore = "boltdb"
+	// LogStoreWAL keeps the log in files that are appended to: one fsync an
+	// append. What is damaged in the last append before a crash may be taken for
+	// torn by it, and fetched from the leader again.
+	LogStoreWAL LogStore = "wal"
+)
+
+// LogStores are all of them, the default first.
+func LogStores() []LogStore { return []LogStore{LogStoreBoltDB, LogStoreWAL} }
 
 // Config says where and how a node stores. Zero values mean the defaults.
 type Config struct {
 	// Dir is the data folder. It is made, with its parents, if it is missing.
 	Dir string
+	// LogStore is what keeps the log (LogStoreBoltDB). A folder that has another
+	// one is refused.
+	LogStore LogStore
 	// NoSync leaves out the fsync of the log. For tests only: with it a power
 	// loss takes acknowledged entries.
 	NoSync bool
@@ -62,6 +81,9 @@ type Config struct {
 	// panics on some of them, so a program that wants an exit code of its own
 	// ends itself inside the callback. It must not use the storage.
 	OnFatal func(error)
+
+	// segmentSize is what a segment of the log takes of the disk, for tests.
+	segmentSize int
 }
 
 // Validate reports all that is wrong with the configuration.
@@ -69,6 +91,9 @@ func (c Config) Validate() error {
 	var errs []error
 	if c.Dir == "" {
 		errs = append(errs, errors.New("dir is empty"))
+	}
+	if c.LogStore != "" && !slices.Contains(LogStores(), c.LogStore) {
+		errs = append(errs, fmt.Errorf("log store %q is none of %q", c.LogStore, LogStores()))
 	}
 	if c.SnapshotRetain != 0 && c.SnapshotRetain < defaultRetain {
 		errs = append(errs, fmt.Errorf("snapshot retain is %d, at least %d are needed", c.SnapshotRetain, defaultRetain))
@@ -83,6 +108,12 @@ func (c Config) Validate() error {
 }
 
 func (c Config) withDefaults() Config {
+	if c.LogStore == "" {
+		c.LogStore = LogStoreBoltDB
+	}
+	if c.segmentSize == 0 {
+		c.segmentSize = defaultSegmentSize
+	}
 	if c.SnapshotRetain == 0 {
 		c.SnapshotRetain = defaultRetain
 	}
@@ -97,6 +128,7 @@ type Store struct {
 	dir       string
 	lock      *os.File
 	db        *raftboltdb.BoltStore
+	log       logDatabase
 	logs      *logs
 	stable    *stable
 	snapshots *snapshots
@@ -109,9 +141,9 @@ type Store struct {
 
 // Open makes or opens the data folder and takes it for this process. It reads
 // and verifies everything in it first (some 3 us an entry; progress is logged)
-// and refuses, without having changed anything but the lock file, with ErrLocked, ErrNewerFormat, ErrNotWritable, ErrDiskFull or
-// a CorruptError. A damaged snapshot that an older one and the log replace is
-// set aside with a warning.
+// and refuses, without having changed anything but the lock file, with ErrLocked, ErrNewerFormat, ErrLogStore,
+// ErrNotWritable, ErrDiskFull or a CorruptError. A damaged snapshot that an older one and the log replace is
+// set aside with a warning; so is an append cut off that a power loss has torn.
 func Open(cfg Config) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("storage configuration: %w", err)
@@ -136,7 +168,7 @@ func Open(cfg Config) (*Store, error) {
 }
 
 func (s *Store) open(cfg Config) error {
-	found, err := inspect(s.dir, cfg.Logger)
+	found, err := inspect(s.dir, cfg.LogStore, cfg.Logger)
 	if err != nil {
 		return err
 	}
@@ -154,21 +186,28 @@ func (s *Store) open(cfg Config) error {
 	}
 	s.identity = found.identity
 	if found.fresh {
-		if s.identity, err = initialize(s.dir, cfg.NoSync, cfg.Logger); err != nil {
+		if s.identity, err = initialize(s.dir, cfg); err != nil {
 			return err
 		}
 	}
 	if s.db, err = openDatabase(filepath.Join(s.dir, databaseFile), cfg.NoSync); err != nil {
 		return err
 	}
-	s.logs = &logs{inner: s.db, guard: g, appends: newAppendClock(), recent: newRecent(cfg.LogCacheEntries)}
 	s.stable = &stable{inner: s.db, guard: g}
+	s.log = boltLog{s.db}
+	if cfg.LogStore == LogStoreWAL {
+		files := &walFiles{dir: s.dir, size: cfg.segmentSize, noSync: cfg.NoSync, guard: g, stable: s.stable}
+		if s.log, err = openWAL(files, found.torn, found.base, cfg.Logger); err != nil {
+			return err
+		}
+	}
+	s.logs = &logs{inner: s.log, guard: g, appends: newAppendClock(), recent: newRecent(cfg.LogCacheEntries)}
 	return nil
 }
 
 // initialize makes a folder's files at the first start. The identity comes
 // last: once it is there, everything else was, and what is missing was lost.
-func initialize(dir string, noSync bool, logger *slog.Logger) (Identity, error) {
+func initialize(dir string, cfg Config) (Identity, error) {
 	node, err := uuid.NewRandom()
 	if err != nil {
 		return Identity{}, fmt.Errorf("make node id: %w", err)
@@ -178,7 +217,7 @@ func initialize(dir string, noSync bool, logger *slog.Logger) (Identity, error) 
 	if err = os.RemoveAll(tmp); err != nil {
 		return Identity{}, fmt.Errorf("remove unfinished database: %w", accessError(err))
 	}
-	db, err := openDatabase(tmp, noSync)
+	db, err := openDatabase(tmp, cfg.NoSync)
 	if err != nil {
 		return Identity{}, err
 	}
@@ -188,36 +227,12 @@ func initialize(dir string, noSync bool, logger *slog.Logger) (Identity, error) 
 	if err = renameFile(tmp, path); err != nil {
 		return Identity{}, fmt.Errorf("make %s: %w", path, accessError(err))
 	}
-	id := Identity{NodeID: node.String()}
+	id := Identity{NodeID: node.String(), LogStore: cfg.LogStore}
 	if err = writeIdentity(dir, id); err != nil {
 		return Identity{}, err
 	}
-	logger.Info("data folder made", "dir", dir, "node", id.NodeID)
+	cfg.Logger.Info("data folder made", "dir", dir, "node", id.NodeID, "log_store", id.LogStore)
 	return id, nil
-}
-
-// openDatabase opens a file that is new or was checked. The list of free pages
-// is not written with each commit but read from the tree at the start.
-func openDatabase(path string, noSync bool) (db *raftboltdb.BoltStore, err error) {
-	err = caught(func() error {
-		db, err = raftboltdb.New(raftboltdb.Options{
-			Path:   path,
-			NoSync: noSync,
-			BoltOptions: &bbolt.Options{
-				Timeout:        lockWait,
-				NoFreelistSync: true,
-				FreelistType:   bbolt.FreelistMapType,
-			},
-		})
-		return err
-	})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("%w: %s is open in another process", ErrLocked, path)
-	case err != nil:
-		return nil, fmt.Errorf("open %s: %w", path, accessError(err))
-	}
-	return db, nil
 }
 
 // Logs returns the raft log. See Config.OnFatal for errors after which the
@@ -252,7 +267,8 @@ func (s *Store) SetClusterID(id string) error {
 	default:
 		return fmt.Errorf("%w: it is a member of %s, not of %s", ErrForeignCluster, s.identity.ClusterID, id)
 	}
-	next := Identity{NodeID: s.identity.NodeID, ClusterID: id}
+	next := s.identity
+	next.ClusterID = id
 	if err := writeIdentity(s.dir, next); err != nil {
 		return err
 	}
@@ -301,8 +317,11 @@ func (s *Store) Close() error {
 		return nil
 	}
 	var err error
+	if s.log != nil {
+		err = caught(s.log.Close)
+	}
 	if s.db != nil {
-		err = caught(s.db.Close)
+		err = errors.Join(err, caught(s.db.Close))
 	}
 	if err = errors.Join(err, s.lock.Close()); err != nil {
 		return fmt.Errorf("close data folder %s: %w", s.dir, err)

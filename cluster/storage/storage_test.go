@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestFolderSurvivesReopen(t *testing.T) {
-	dir := built(t, 30)
+func TestFolderSurvivesReopen(t *testing.T) { eachStore(t, folderSurvivesReopen) }
+
+func folderSurvivesReopen(t *testing.T, store LogStore) {
+	dir := builtIn(t, store, 300)
 	first := open(t, dir)
 	id := first.Identity()
 	if err := uuid.Validate(id.NodeID); err != nil {
@@ -28,10 +30,10 @@ func TestFolderSurvivesReopen(t *testing.T) {
 	closeStore(t, first)
 
 	s := open(t, dir)
-	if want := (Identity{NodeID: id.NodeID, ClusterID: "cluster-1"}); s.Identity() != want {
+	if want := (Identity{NodeID: id.NodeID, ClusterID: "cluster-1", LogStore: store}); s.Identity() != want {
 		t.Errorf("identity is %+v, want %+v", s.Identity(), want)
 	}
-	wantEntries(t, s.Logs(), 1, 30)
+	wantEntries(t, s.Logs(), 1, 300)
 	if term, err := s.Stable().GetUint64([]byte("CurrentTerm")); term != 7 || err != nil {
 		t.Errorf("term is %d, %v, want 7", term, err)
 	}
@@ -40,14 +42,16 @@ func TestFolderSurvivesReopen(t *testing.T) {
 	}
 }
 
-func TestEmptyUntilRaftStores(t *testing.T) {
+func TestEmptyUntilRaftStores(t *testing.T) { eachStore(t, emptyUntilRaftStores) }
+
+func emptyUntilRaftStores(t *testing.T, in LogStore) {
 	for name, store := range map[string]func(s *Store){
 		"a term":     func(s *Store) { check(t, s.Stable().SetUint64([]byte("CurrentTerm"), 1)) },
 		"an entry":   func(s *Store) { check(t, s.Logs().StoreLog(entry(1))) },
 		"a snapshot": func(s *Store) { makeSnapshot(t, s, 5, "state") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := open(t, t.TempDir())
+			s := openConfig(t, inStore(in, t.TempDir()))
 			if empty, err := s.Empty(); !empty || err != nil {
 				t.Fatalf("a new folder: empty %v, %v", empty, err)
 			}
@@ -111,7 +115,7 @@ func TestDatabaseOpenElsewhereIsAnErrorNotAHang(t *testing.T) {
 func TestNewerFormatIsRefused(t *testing.T) {
 	dir := built(t, 1)
 	edit(t, filepath.Join(dir, identityFile), func(b []byte) []byte {
-		return []byte(strings.Replace(string(b), `"format": 1`, `"format": 2, "new": {}`, 1))
+		return []byte(strings.Replace(string(b), `"format": 1`, `"format": 3, "new": {}`, 1))
 	})
 	if err := refused(t, dir); !errors.Is(err, ErrNewerFormat) {
 		t.Errorf("open: %v", err)
@@ -153,8 +157,8 @@ func TestFolderThatCannotBeMadeIsNotWritable(t *testing.T) {
 }
 
 func TestConfigReportsAllFaults(t *testing.T) {
-	_, err := Open(Config{SnapshotRetain: 1, LogCacheEntries: -1})
-	for _, want := range []string{"dir", "retain", "cache", "logger"} {
+	_, err := Open(Config{LogStore: "paper", SnapshotRetain: 1, LogCacheEntries: -1})
+	for _, want := range []string{"dir", "paper", "retain", "cache", "logger"} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%q is not in: %v", want, err)
 		}
@@ -166,10 +170,15 @@ func TestInterruptedFirstStartGoesOn(t *testing.T) {
 	closeStore(t, open(t, made))
 	database, err := os.ReadFile(filepath.Join(made, databaseFile))
 	check(t, err)
+	check(t, writeIdentity(made, Identity{NodeID: uuid.NewString(), LogStore: LogStoreWAL}))
+	identity, err := os.ReadFile(filepath.Join(made, identityFile))
+	check(t, err)
 	for name, left := range map[string]map[string]string{
 		"after the lock":            {"LOCK": "1\n"},
 		"while making the database": {"raft.db.tmp": "half", "snapshots/.keep": ""},
 		"before the identity":       {"raft.db": string(database), "node.json.tmp": "{"},
+		"after the identity":        {"raft.db": string(database), "node.json": string(identity)},
+		"while making a segment":    {"raft.db": string(database), "node.json": string(identity), "wal/00000000000000000001-0000000000000000.wal": "\x00"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -177,7 +186,7 @@ func TestInterruptedFirstStartGoesOn(t *testing.T) {
 				check(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), dirMode))
 				check(t, os.WriteFile(filepath.Join(dir, file), []byte(content), fileMode))
 			}
-			s := open(t, dir)
+			s := openConfig(t, inStore(LogStoreWAL, dir))
 			appendEntries(t, s, 1, 3)
 			closeStore(t, s)
 			wantEntries(t, open(t, dir).Logs(), 1, 3)
@@ -186,9 +195,13 @@ func TestInterruptedFirstStartGoesOn(t *testing.T) {
 }
 
 func TestMissingFilesAreDamage(t *testing.T) {
+	eachStore(t, missingFilesAreDamage)
+}
+
+func missingFilesAreDamage(t *testing.T, store LogStore) {
 	for _, file := range []string{identityFile, databaseFile} {
 		t.Run(file, func(t *testing.T) {
-			dir := built(t, 3)
+			dir := builtIn(t, store, 3)
 			check(t, os.Remove(filepath.Join(dir, file)))
 			wantCorrupt(t, refused(t, dir), file)
 		})

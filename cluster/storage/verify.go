@@ -29,6 +29,7 @@ const (
 type contents struct {
 	entries, values int
 	last            uint64 // index of the newest entry
+	segments        string // the list of the segments of the log, if it has any
 }
 
 // checkDatabase reads all of raft.db without changing it: the structure, every
@@ -76,8 +77,12 @@ type checker struct {
 func (c *checker) check(bucket string, page uint64, key, value []byte) error {
 	if bucket == stableBucket {
 		c.found.values++
-		if _, err := unsealValue(key, value); err != nil {
+		content, err := unsealValue(key, value)
+		if err != nil {
 			return corrupt(c.dir, databaseFile, fmt.Sprintf("key %q (page %d)", key, page), err)
+		}
+		if string(key) == segmentsKey {
+			c.found.segments = string(content)
 		}
 		return nil
 	}
@@ -130,21 +135,36 @@ type inspection struct {
 	identity Identity
 	fresh    bool       // nothing was ever stored: this is the first start
 	damaged  []snapshot // not needed: an older snapshot and the log replace them
+	base     uint64     // index of the newest good snapshot
+	torn     bool       // the log ends in an append that a power loss has torn
 }
 
-// inspect decides whether the node may serve from its folder. It changes nothing.
-func inspect(dir string, logger *slog.Logger) (inspection, error) {
+// checkLog reads all of the log, term and vote. torn is as in checkSegments.
+func checkLog(dir string, store LogStore, base uint64, logger *slog.Logger) (found contents, torn bool, err error) {
+	found, err = checkDatabase(dir, base, logger)
+	if err != nil || store != LogStoreWAL {
+		return found, false, err
+	}
+	return checkSegments(dir, found.segments, base, logger)
+}
+
+// inspect decides whether the node may serve from its folder with a log store.
+// It changes nothing.
+func inspect(dir string, asked LogStore, logger *slog.Logger) (inspection, error) {
 	id, err := readIdentity(dir)
 	unnamed := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !unnamed {
 		return inspection{}, err
+	}
+	if !unnamed && id.LogStore != asked {
+		return inspection{}, fmt.Errorf("%w: %s has %s, asked for was %s", ErrLogStore, dir, id.LogStore, asked)
 	}
 	snapshots, err := listSnapshots(dir, logger)
 	if err != nil {
 		return inspection{}, err
 	}
 	base, damaged := judgeSnapshots(snapshots)
-	found, err := checkDatabase(dir, base, logger)
+	found, torn, err := checkLog(dir, id.LogStore, base, logger)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if unnamed && len(snapshots) == 0 && (missing || err == nil && found == contents{}) {
 		return inspection{fresh: true}, nil
@@ -160,5 +180,5 @@ func inspect(dir string, logger *slog.Logger) (inspection, error) {
 		return inspection{}, err
 	}
 	logger.Info("data verified", "dir", dir, "entries", found.entries, "last_index", found.last, "snapshot_index", base)
-	return inspection{identity: id, damaged: damaged}, nil
+	return inspection{identity: id, damaged: damaged, base: base, torn: torn}, nil
 }

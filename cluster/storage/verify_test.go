@@ -196,18 +196,22 @@ func TestEntryWithoutChecksumIsRefused(t *testing.T) {
 	}
 }
 
-func TestGapsCoveredByASnapshotAreLawful(t *testing.T) {
+func TestGapsCoveredByASnapshotAreLawful(t *testing.T) { eachStore(t, gapsCoveredByASnapshotAreLawful) }
+
+func gapsCoveredByASnapshotAreLawful(t *testing.T, store LogStore) {
 	dir := t.TempDir()
-	s := open(t, dir)
+	s := openConfig(t, inStore(store, dir))
 	appendEntries(t, s, 1, 10)
 	makeSnapshot(t, s, 50, "received") // as a follower that was far behind
+	closeStore(t, s)
+	s = open(t, dir)
 	appendEntries(t, s, 51, 60)
 	closeStore(t, s)
 	s = open(t, dir)
 	wantEntries(t, s.Logs(), 51, 60)
 	check(t, s.Logs().DeleteRange(1, 55)) // too far: 51 to 55 are in no snapshot
 	closeStore(t, s)
-	wantCorrupt(t, refused(t, dir), databaseFile)
+	wantCorrupt(t, refused(t, dir), map[LogStore]string{LogStoreBoltDB: databaseFile, LogStoreWAL: walDir}[store])
 }
 
 // A file that the bbolt tool has compacted has a list of free pages.
