@@ -10,6 +10,7 @@ import (
 
 	"github.com/regd-io/regd/cluster/feed"
 	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/storage"
 	peerv1 "github.com/regd-io/regd/proto/peer/v1"
 )
 
@@ -19,6 +20,8 @@ type Config struct {
 	Name string
 	// DataDir is the folder of the node's log, snapshots and identity.
 	DataDir string
+	// LogStore is what keeps the log in it. Default storage.LogStoreBoltDB.
+	LogStore storage.LogStore
 	// PeerListen is the host:port on which peers are answered.
 	PeerListen string
 	// PeerAdvertise is the host:port under which peers reach this node; names are resolved at each dial. Default: PeerListen.

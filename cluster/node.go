@@ -97,7 +97,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	var err error
 	n.store, err = storage.Open(storage.Config{
-		Dir: cfg.DataDir, NoSync: cfg.NoSync, MinFreeBytes: cfg.MinFreeBytes, Logger: n.log, OnFatal: n.fatal,
+		Dir: cfg.DataDir, LogStore: cfg.LogStore, NoSync: cfg.NoSync, MinFreeBytes: cfg.MinFreeBytes, Logger: n.log, OnFatal: n.fatal,
 	})
 	if err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ import (
 
 // serveConfig is the configuration of a node, as flags, environment and file make it.
 type serveConfig struct {
-	Name, DataDir                               string
+	Name, DataDir, LogStore                     string
 	GRPCListen, PeerListen, HTTPListen          string
 	AdvertiseGRPC, AdvertisePeer, AdvertiseHTTP string
 	InitialPeers, Join                          []string
@@ -135,6 +135,7 @@ func serveErrors() []struct {
 		{storage.ErrForeignCluster, exitDataForeign, "check --data-dir, --initial-peers and --join: they name different clusters"},
 		{storage.ErrNewerFormat, exitDataNewer, "run the version that wrote it, or a newer one"},
 		{storage.ErrCorrupt, exitDataCorrupt, ""},
+		{storage.ErrLogStore, exitConfig, "start the node with the --log-store that its folder has; for another one it has to come back empty, as a new member"},
 		{storage.ErrNotWritable, exitDataDenied, "the folder must belong to the user that runs regd"},
 		{storage.ErrSync, exitDataSync, "check the disk before starting the node again"},
 		{syscall.EADDRINUSE, exitFailed, "another process listens there: stop it, or choose another port"},
@@ -230,7 +231,7 @@ func (s *server) openNode(ctx context.Context) error {
 	}
 	//nolint:contextcheck // It runs until it is closed: later than ctx, as it has to be stopped in order.
 	node, err := cluster.Open(cluster.Config{
-		Name: s.cfg.Name, DataDir: s.cfg.DataDir, PeerListen: s.cfg.PeerListen, PeerAdvertise: s.cfg.AdvertisePeer,
+		Name: s.cfg.Name, DataDir: s.cfg.DataDir, LogStore: storage.LogStore(s.cfg.LogStore), PeerListen: s.cfg.PeerListen, PeerAdvertise: s.cfg.AdvertisePeer,
 		GRPCAdvertise: s.cfg.AdvertiseGRPC, HTTPAdvertise: s.cfg.AdvertiseHTTP, Version: s.cfg.Build.Version,
 		InitialPeers: s.cfg.InitialPeers, Join: s.cfg.Join, NonVoter: s.cfg.NonVoter,
 		HeartbeatTimeout: s.cfg.HeartbeatTimeout, NoSync: s.cfg.NoSync, Network: network, Logger: s.log,

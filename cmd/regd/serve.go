@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/cluster/storage"
 )
 
 // Default ports.
@@ -91,6 +92,9 @@ func (c *serveConfig) addFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Name, "name", hostname, "`name` of the node, unique in the cluster; default: the host name")
 	fs.Lookup("name").DefValue = "" // Help reads the same on every machine.
 	fs.StringVar(&c.DataDir, "data-dir", "", "`folder` of the node's log, snapshots and identity; required")
+	enumVar(fs, &c.LogStore, "log-store", "what keeps the log, for good; wal needs one fsync a write, not two",
+		string(storage.LogStoreBoltDB), string(storage.LogStoreWAL))
+	setDefault(fs, "log-store", string(storage.LogStoreBoltDB))
 	fs.StringVar(&c.GRPCListen, "grpc-listen", defaultGRPC, "`address` on which clients are answered")
 	fs.StringVar(&c.PeerListen, "peer-listen", defaultPeer, "`address` on which other nodes are answered")
 	fs.StringVar(&c.HTTPListen, "http-listen", defaultHTTP, "`address` of health and metrics")

@@ -28,12 +28,14 @@ func serveArgs(t *testing.T, dir string, more ...string) []string {
 }
 
 // used makes the data folder of a node that has run.
-func used(t *testing.T) string {
+func used(t *testing.T, more ...string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "n1")
 	peers := freeAddress(t)
-	run := newShell(t).start("serve", "--name", "n1", "--data-dir", dir, "--grpc-listen", "127.0.0.1:0",
-		"--http-listen", "127.0.0.1:0", "--peer-listen", peers, "--initial-peers", peers, "--heartbeat-timeout", "100ms")
+	run := newShell(t).start(append([]string{
+		"serve", "--name", "n1", "--data-dir", dir, "--grpc-listen", "127.0.0.1:0",
+		"--http-listen", "127.0.0.1:0", "--peer-listen", peers, "--initial-peers", peers, "--heartbeat-timeout", "100ms",
+	}, more...)...)
 	eventually(t, func() string {
 		if strings.Contains(run.stderr.String(), `"msg":"ready"`) {
 			return ""
@@ -86,6 +88,7 @@ func TestUnusableDataFolderHasItsExitCode(t *testing.T) {
 			}
 			return filepath.Join(file, "n1")
 		}, exitDataDenied},
+		{"of another log store", func(t *testing.T) string { t.Helper(); return used(t, "--log-store", "wal") }, exitConfig},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
