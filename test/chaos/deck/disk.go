@@ -1,8 +1,11 @@
 package deck
 
 import (
+	"bytes"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unsafe"
@@ -98,7 +101,7 @@ func (w *world) fill(n *nodes.Node) undo {
 // corrupt flips a byte in the middle of a stopped node's log, where entries are.
 func (w *world) corrupt(n *nodes.Node) undo {
 	n.Kill()
-	path := filepath.Join(n.Dir, "raft.db")
+	path := w.logFile(n)
 	offset, err := entryOffset(path)
 	w.must(err)
 	w.must(disksim.FlipByte(path, offset))
@@ -107,7 +110,7 @@ func (w *world) corrupt(n *nodes.Node) undo {
 
 func (w *world) truncate(n *nodes.Node) undo {
 	n.Kill()
-	path := filepath.Join(n.Dir, "raft.db")
+	path := w.logFile(n)
 	w.must(disksim.Truncate(path, 3*4096+100))
 	return w.refused(n, path)
 }
@@ -137,8 +140,35 @@ func damageOf(said string) string {
 	return "damaged at " + where
 }
 
-// entryOffset is where in a database of raft-boltdb the middle of the newest log entry lies.
-func entryOffset(path string) (offset int64, err error) {
+// logFile is the file with the newest entries of a node's log.
+func (w *world) logFile(n *nodes.Node) string {
+	segments, err := filepath.Glob(filepath.Join(n.Dir, "wal", "*.wal"))
+	w.must(err)
+	if len(segments) == 0 {
+		return filepath.Join(n.Dir, "raft.db")
+	}
+	slices.Sort(segments) // Their names begin with an index of 20 digits.
+	return segments[len(segments)-1]
+}
+
+// entryOffset is where in the file of a log the newest entry lies.
+func entryOffset(path string) (int64, error) {
+	if filepath.Base(path) == "raft.db" {
+		return databaseOffset(path)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	written := int64(len(bytes.TrimRight(content, "\x00"))+7) &^ 7
+	if written == 0 {
+		return 0, fmt.Errorf("%s is empty", path)
+	}
+	return written - 20, nil // It ends with a commit frame of 8 bytes, after an entry of at least 24.
+}
+
+// databaseOffset is where in a database of raft-boltdb the middle of the newest log entry lies.
+func databaseOffset(path string) (offset int64, err error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
 		return 0, err
