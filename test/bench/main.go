@@ -19,6 +19,7 @@ import (
 // options are those of the command line.
 type options struct {
 	regd, etcd string // binaries
+	logStore   string
 	rounds     int
 	last       time.Duration // of each measurement
 	overload   time.Duration // of the overload
@@ -42,6 +43,7 @@ func run() error {
 	drawn := flag.String("curves", "", "measure the scale curves whose names match this regular expression, too; empty for none")
 	flag.IntVar(&o.most, "most", 1_000_000, "largest size on a curve, 1 to 1000000")
 	flag.StringVar(&o.regd, "regd", "", "binary of regd (required)")
+	flag.StringVar(&o.logStore, "log-store", "boltdb", "log store of regd: boltdb or wal")
 	flag.StringVar(&o.etcd, "etcd", "", "binary of etcd (none: regd alone)")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each job is measured on each system, 1 to 20")
 	flag.DurationVar(&o.last, "last", 3*time.Second, "how long a measurement takes, 100ms to 1m")

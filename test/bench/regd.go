@@ -19,8 +19,9 @@ import (
 
 // regd is what is measured.
 type regd struct {
-	binary string
-	asked  atomic.Uint64 // sequences of requests
+	binary, logStore string
+
+	asked atomic.Uint64 // sequences of requests
 }
 
 func (*regd) name() string { return "regd" }
@@ -37,6 +38,7 @@ func (s *regd) command(node int, all []addresses, dir string) []string {
 	return []string{
 		s.binary, "serve", "--name", "n" + strconv.Itoa(node), "--data-dir", filepath.Join(dir, "data"), "--grpc-listen", a.client,
 		"--peer-listen", a.peer, "--http-listen", a.metrics, "--initial-peers", peers,
+		"--log-store", s.logStore,
 	}
 }
 

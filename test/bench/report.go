@@ -60,16 +60,17 @@ type row struct {
 
 // report is a run.
 type report struct {
-	Date   string  `json:"date"`
-	Commit string  `json:"commit"`
-	Cores  int     `json:"cores"`
-	Rounds int     `json:"rounds"`
-	Rows   []*row  `json:"rows"`
-	Curves []drawn `json:"curves,omitempty"`
+	Date     string  `json:"date"`
+	Commit   string  `json:"commit"`
+	LogStore string  `json:"log_store"` // of regd
+	Cores    int     `json:"cores"`
+	Rounds   int     `json:"rounds"`
+	Rows     []*row  `json:"rows"`
+	Curves   []drawn `json:"curves,omitempty"`
 }
 
 func newReport(o options) *report {
-	return &report{Date: time.Now().UTC().Format(time.DateOnly), Commit: o.commit, Cores: runtime.NumCPU(), Rounds: o.rounds}
+	return &report{Date: time.Now().UTC().Format(time.DateOnly), Commit: o.commit, LogStore: o.logStore, Cores: runtime.NumCPU(), Rounds: o.rounds}
 }
 
 func (r *report) add(j job, f figure) {
@@ -126,7 +127,7 @@ func (r *row) ratio() float64 {
 
 // markdown writes the report.
 func (r *report) markdown(w io.Writer) {
-	fmt.Fprintf(w, "%s, commit %s, %d cores for the servers and the clients, jobs: medians of %d (least to greatest)\n", r.Date, r.Commit, r.Cores, r.Rounds)
+	fmt.Fprintf(w, "%s, commit %s, log store %s, %d cores for the servers and the clients, jobs: medians of %d (least to greatest)\n", r.Date, r.Commit, r.LogStore, r.Cores, r.Rounds)
 	if len(r.Rows) > 0 {
 		r.jobs(w)
 	}

@@ -72,7 +72,7 @@ type changes interface {
 
 // systems are those that are measured, each as a function that makes it.
 func systems(o options, alone bool) []func() system {
-	list := []func() system{func() system { return &regd{binary: o.regd} }}
+	list := []func() system{func() system { return &regd{binary: o.regd, logStore: o.logStore} }}
 	if o.etcd != "" && !alone {
 		list = append(list, func() system { return &etcd{binary: o.etcd} })
 	}
