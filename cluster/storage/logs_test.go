@@ -317,6 +317,22 @@ func logStoreIsAMapByIndex(t *testing.T, store LogStore) {
 	})
 }
 
+func TestDeletedEntriesAreNotFound(t *testing.T) {
+	eachStore(t, func(t *testing.T, store LogStore) {
+		cfg := inStore(store, t.TempDir())
+		cfg.LogCacheEntries = 1
+		s := openConfig(t, cfg)
+		appendEntries(t, s, 1, 60)
+		for high := uint64(1); high < 60; high++ {
+			check(t, s.Logs().DeleteRange(1, high))
+			if err := s.Logs().GetLog(high, &raft.Log{}); !errors.Is(err, raft.ErrLogNotFound) {
+				t.Errorf("get %d: %v", high, err)
+			}
+			wantEntries(t, s.Logs(), high+1, high+1)
+		}
+	})
+}
+
 func TestRecentEntriesAreBoundedInBytes(t *testing.T) {
 	r := newRecent(8)
 	for i := uint64(1); i <= 20; i++ {

@@ -139,10 +139,18 @@ func (w *walLog) LastIndex() (uint64, error) {
 	return w.log.LastIndex()
 }
 
-// GetLog reads an entry.
+// GetLog reads an entry. raft-wal alone would also read what was deleted from
+// the front of the newest segment, and raft would never send a snapshot.
 func (w *walLog) GetLog(index uint64, e *raft.Log) error {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
+	first, err := w.log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	if index < first {
+		return raft.ErrLogNotFound
+	}
 	return w.log.GetLog(index, e)
 }
 
