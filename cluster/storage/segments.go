@@ -2,6 +2,7 @@ package storage
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -138,16 +139,8 @@ func readBatches(file []byte) (read batches, broken int) {
 // acknowledged. An append begins when the one before is on disk: so nothing
 // whole follows a torn one. And the sectors that it lacks are zeros still.
 func torn(file []byte, info types.SegmentInfo, read batches, end int) bool {
-	for at := read.end + frameHeader; at < len(file); at += frameHeader {
-		if file[at] != frameEntry {
-			continue
-		}
-		if index, err := entryAt(file, at); err != nil || index <= read.last(info) {
-			continue
-		}
-		if _, _, whole := readBatch(file, at, at, batches{}); whole {
-			return false
-		}
+	if followed(file, read.end+frameHeader, read.last(info)) {
+		return false
 	}
 	if end == read.end+1 {
 		return true // Its end is not there.
@@ -158,6 +151,38 @@ func torn(file []byte, info types.SegmentInfo, read batches, end int) bool {
 		}
 	}
 	return false
+}
+
+// followed tells whether a whole batch of entries newer than last begins at an
+// offset or later. Where a frame begins is known no more: any multiple of 8 may
+// be one. What only looks like one costs its length, so there is a limit to
+// that, beyond which it is taken for a batch: better a refusal too many.
+func followed(file []byte, at int, last uint64) bool {
+	from, most := 0, 16*len(file) // where entries that follow each other begin, 0: nowhere; bytes to look at
+	for most >= 0 && at < len(file) {
+		begin, next := from, at+frameHeader
+		from = 0
+		switch kind, _, end, ok := frameAt(file, at); {
+		case !ok:
+		case kind == frameEntry:
+			most -= end - at
+			if index, err := entryAt(file, at); err == nil && index > last {
+				from, next = cmp.Or(begin, at), end
+			}
+		case begin > 0:
+			if kind == frameIndex {
+				at = end // Nothing but the commit follows.
+			}
+			if kind, sum, _, ok := frameAt(file, at); ok && kind == frameCommit {
+				most -= at - begin
+				if crc32.Checksum(file[begin:at], castagnoli()) == sum {
+					return true
+				}
+			}
+		}
+		at = next
+	}
+	return most < 0
 }
 
 // entryAt reads and verifies the entry in a frame, at whatever index it says it has.
