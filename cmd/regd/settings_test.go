@@ -39,7 +39,7 @@ func TestFlagWinsOverEnvironmentOverFileOverDefault(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := serveConfig{
-		Name: "flag", DataDir: "/env", HeartbeatTimeout: 2 * time.Second, InitialPeers: []string{"a:1", "b:1"},
+		Name: "flag", DataDir: "/env", LogStore: "boltdb", HeartbeatTimeout: 2 * time.Second, InitialPeers: []string{"a:1", "b:1"},
 		Join: []string{"c:1", "d:1"}, Insecure: true, GRPCListen: defaultGRPC, PeerListen: defaultPeer, HTTPListen: defaultHTTP,
 	}
 	if diff := cmp.Diff(want, *cfg); diff != "" {
