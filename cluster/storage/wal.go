@@ -35,11 +35,16 @@ const (
 // walLog is the log in segments, files that are written from front to back: one
 // fsync an append. raft-wal does that work; what it takes for granted is done
 // here and in walFiles.
+//
+// raft-wal has one goroutine, which makes the next segment when one is full. It
+// writes under the lock that Close takes first, so it writes nothing after
+// Close, and ends by itself: it is not waited for. A segment that Close has kept
+// it from making is made by the next open.
 type walLog struct {
 	files  *walFiles
 	logger hclog.Logger
 
-	mu  sync.RWMutex // guards what follows; held alone only to replace it
+	mu  sync.RWMutex // guards what follows; held alone to replace it, and to delete
 	log *wal.WAL
 }
 
@@ -176,10 +181,12 @@ func (w *walLog) store(entries []*raft.Log) error {
 	return w.log.StoreLogs(entries)
 }
 
-// DeleteRange deletes entries at the front or at the end.
+// DeleteRange deletes entries at the front or at the end. It waits for those who
+// read: raft-wal would close the files of whoever begins to just then, and an
+// error of the disk means damage.
 func (w *walLog) DeleteRange(low, high uint64) error {
-	w.mu.RLock()
-	defer w.mu.RUnlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	last, err := w.log.LastIndex()
 	if err != nil {
 		return err

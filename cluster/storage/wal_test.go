@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -331,6 +333,110 @@ func TestRotationOnAFullDiskIsRefusedAndTriedAgain(t *testing.T) {
 	appendEntries(t, s, next, next+100)
 	closeStore(t, s)
 	wantEntries(t, open(t, dir).Logs(), 1, next+100)
+}
+
+// As raft does it: appends of many entries, which fill one segment after the
+// other, snapshots that delete the front, and followers that read far behind.
+func TestSegmentsRotateUnderLoad(t *testing.T) {
+	cfg := inStore(LogStoreWAL, filepath.Join(t.TempDir(), "data"))
+	cfg.segmentSize = 64 << 10
+	cfg.OnFatal = func(err error) { t.Errorf("fatal: %v", err) }
+	const batch, between, trailing = 40, 800, 300
+	var first, last atomic.Uint64
+	first.Store(1)
+	var rotations uint64
+	for range 3 {
+		s := openConfig(t, cfg)
+		stop := make(chan struct{})
+		var readers sync.WaitGroup
+		for range 2 {
+			readers.Go(func() {
+				for index := first.Load(); ; index++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					written := last.Load()
+					if index > written {
+						index = first.Load()
+					}
+					var got raft.Log
+					err := s.Logs().GetLog(index, &got)
+					if err != nil && (!errors.Is(err, raft.ErrLogNotFound) || first.Load() <= index && index <= written) {
+						t.Errorf("get entry %d: %v", index, err)
+						return
+					}
+				}
+			})
+		}
+		for range 4 {
+			for range between / batch {
+				next := last.Load() + 1
+				check(t, s.Logs().StoreLogs(entries(next, next+batch-1)))
+				last.Store(next + batch - 1)
+			}
+			makeSnapshot(t, s, last.Load(), "state")
+			low := first.Swap(last.Load() - trailing + 1)
+			check(t, s.Logs().DeleteRange(low, first.Load()-1))
+		}
+		close(stop)
+		readers.Wait()
+		closeStore(t, s)
+		list := listed(t, cfg.Dir)
+		if kept, err := os.ReadDir(filepath.Join(cfg.Dir, walDir)); err != nil || len(kept) != len(list.Segments) {
+			t.Errorf("%d files, %d segments are listed, %v", len(kept), len(list.Segments), err)
+		}
+		rotations = list.NextSegmentID
+		s = openConfig(t, cfg)
+		if got, err := s.Logs().FirstIndex(); err != nil || got != first.Load() {
+			t.Errorf("first index %d, %v, want %d", got, err, first.Load())
+		}
+		if got, err := s.Logs().LastIndex(); err != nil || got != last.Load() {
+			t.Errorf("last index %d, %v, want %d", got, err, last.Load())
+		}
+		wantEntries(t, s.Logs(), first.Load(), last.Load())
+		closeStore(t, s)
+	}
+	if rotations < 50 {
+		t.Errorf("%d segments", rotations)
+	}
+}
+
+// A follower that lags reads what a snapshot deletes: it gets the entry or none, never an error that means damage.
+func TestWhatIsDeletedWhileItIsRead(t *testing.T) {
+	cfg := inStore(LogStoreWAL, t.TempDir())
+	cfg.segmentSize = 4 << 10
+	s := openConfig(t, cfg)
+	var first atomic.Uint64
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for i := range uint64(8) {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				var e raft.Log
+				if err := s.log.GetLog(first.Load()+i, &e); err != nil && !errors.Is(err, raft.ErrLogNotFound) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	const batch = 20
+	for low := uint64(1); low < 2000 && !t.Failed(); low += batch {
+		check(t, s.Logs().StoreLogs(entries(low, low+batch-1)))
+		if low > batch {
+			check(t, s.Logs().DeleteRange(first.Load(), low-1))
+		}
+		first.Store(low)
+	}
+	close(stop)
+	readers.Wait()
 }
 
 // raft-wal writes the next append at the offset of the one that failed. Of that nothing may be left.
