@@ -23,8 +23,9 @@ import (
 func (n *Node) localStatus() *peerv1.NodeStatusResponse {
 	st := n.feed.State()
 	p50, p99 := n.store.AppendLatency()
+	id := n.store.Identity()
 	s := &peerv1.NodeStatusResponse{
-		Member: n.knownSelf(), ClusterId: n.store.Identity().ClusterID,
+		Member: n.knownSelf(), ClusterId: id.ClusterID, LogStore: string(id.LogStore),
 		AppliedIndex: st.Index(), Revision: st.Revision(), RaftState: "Starting",
 		LastContactMs: -1, StalenessMs: -1, DiskFreeBytes: n.store.DiskFree(), UptimeMs: time.Since(n.started).Milliseconds(),
 		AppendP50Us: p50.Microseconds(), AppendP99Us: p99.Microseconds(),
@@ -127,7 +128,7 @@ func (n *Node) memberStatus(s raft.Server, replies map[raft.ServerID]statusReply
 	if ms := reply.GetStalenessMs(); ms >= 0 {
 		m.Staleness = durationpb.New(time.Duration(ms) * time.Millisecond)
 	}
-	m.DiskFreeBytes, m.Problems = reply.GetDiskFreeBytes(), reply.GetProblems()
+	m.DiskFreeBytes, m.Problems, m.LogStore = reply.GetDiskFreeBytes(), reply.GetProblems(), reply.GetLogStore()
 	m.Uptime = durationpb.New(time.Duration(reply.GetUptimeMs()) * time.Millisecond)
 	m.AppendP50 = durationpb.New(time.Duration(reply.GetAppendP50Us()) * time.Microsecond)
 	m.AppendP99 = durationpb.New(time.Duration(reply.GetAppendP99Us()) * time.Microsecond)

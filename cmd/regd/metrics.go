@@ -70,6 +70,7 @@ type clusterCollector struct {
 	metrics []clusterMetric
 	descs   []*prometheus.Desc
 	appends *prometheus.Desc
+	store   *prometheus.Desc
 }
 
 func newClusterCollector(node statusNode) *clusterCollector {
@@ -78,6 +79,7 @@ func newClusterCollector(node statusNode) *clusterCollector {
 		c.descs = append(c.descs, prometheus.NewDesc(m.name, m.help, nil, nil))
 	}
 	c.appends = prometheus.NewDesc("regd_log_append_seconds", "Time of recent log appends, fsync included.", []string{"quantile"}, nil)
+	c.store = prometheus.NewDesc("regd_log_store_info", "1, with what keeps the log of this node.", []string{"log_store"}, nil)
 	return c
 }
 
@@ -87,6 +89,7 @@ func (c *clusterCollector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- d
 	}
 	ch <- c.appends
+	ch <- c.store
 }
 
 // Collect implements prometheus.Collector.
@@ -110,6 +113,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 	p50, p99 := s.self.GetAppendP50().AsDuration(), s.self.GetAppendP99().AsDuration()
 	ch <- prometheus.MustNewConstMetric(c.appends, prometheus.GaugeValue, p50.Seconds(), "0.5")
 	ch <- prometheus.MustNewConstMetric(c.appends, prometheus.GaugeValue, p99.Seconds(), "0.99")
+	ch <- prometheus.MustNewConstMetric(c.store, prometheus.GaugeValue, 1, s.self.GetLogStore())
 }
 
 // buildCollector tells which binary this is.

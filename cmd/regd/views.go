@@ -294,6 +294,7 @@ type memberView struct {
 	Term          uint64   `json:"term"`
 	Revision      uint64   `json:"revision"`
 	StalenessMs   *float64 `json:"staleness_ms,omitempty"`
+	LogStore      string   `json:"log_store"`
 	DiskFreeBytes uint64   `json:"disk_free_bytes"`
 	AppendP50Ms   float64  `json:"append_p50_ms"`
 	AppendP99Ms   float64  `json:"append_p99_ms"`
@@ -315,7 +316,7 @@ func viewMembers(members []*apiv1.MemberStatus) []memberView {
 			HTTPAddress: m.GetHttpAddress(), Role: enumWord(s.GetRole().String(), "ROLE_"),
 			Suffrage: enumWord(s.GetSuffrage().String(), "SUFFRAGE_"), Reachable: s.GetReachable(),
 			AppliedIndex: s.GetAppliedIndex(), Term: s.GetTerm(), Revision: s.GetRevision(),
-			DiskFreeBytes: s.GetDiskFreeBytes(), AppendP50Ms: milliseconds(s.GetAppendP50().AsDuration()),
+			LogStore: s.GetLogStore(), DiskFreeBytes: s.GetDiskFreeBytes(), AppendP50Ms: milliseconds(s.GetAppendP50().AsDuration()),
 			AppendP99Ms: milliseconds(s.GetAppendP99().AsDuration()), UptimeSeconds: s.GetUptime().AsDuration().Seconds(),
 			Version: m.GetVersion(), FeatureLevel: m.GetFeatureLevel(), Problems: append([]string{}, s.GetProblems()...),
 		}
@@ -369,6 +370,7 @@ func memberTable() tableOf[memberView] {
 			{title: "APPLIED", right: true, text: reached(func(v memberView) string { return strconv.FormatUint(v.AppliedIndex, 10) })},
 			{title: "LAG", right: true, text: reached(func(v memberView) string { return strconv.FormatUint(v.lag, 10) })},
 			{title: "TERM", wide: true, right: true, text: reached(func(v memberView) string { return strconv.FormatUint(v.Term, 10) })},
+			{title: "LOG-STORE", wide: true, text: func(v memberView) string { return v.LogStore }},
 			{title: "DISK-FREE", text: reached(func(v memberView) string { return bytesText(v.DiskFreeBytes) })},
 			{title: "FSYNC-P99", text: reached(func(v memberView) string { return fmt.Sprintf("%.1fms", v.AppendP99Ms) })},
 			{title: "VERSION", wide: true, text: func(v memberView) string { return v.Version }},

@@ -165,7 +165,9 @@ type MemberStatus struct {
 	// 99th percentile of its recent log appends.
 	AppendP99 *durationpb.Duration `protobuf:"bytes,12,opt,name=append_p99,json=appendP99,proto3" json:"append_p99,omitempty"`
 	// Why it does not answer, or what ails it. Empty: nothing.
-	Problems      []string `protobuf:"bytes,13,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,13,rep,name=problems,proto3" json:"problems,omitempty"`
+	// What keeps its log: boltdb or wal. Empty: it does not say.
+	LogStore      string `protobuf:"bytes,14,opt,name=log_store,json=logStore,proto3" json:"log_store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -289,6 +291,13 @@ func (x *MemberStatus) GetProblems() []string {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *MemberStatus) GetLogStore() string {
+	if x != nil {
+		return x.LogStore
+	}
+	return ""
 }
 
 // StatusRequest asks for the status.
@@ -1640,7 +1649,7 @@ var File_api_v1_cluster_service_proto protoreflect.FileDescriptor
 
 const file_api_v1_cluster_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1capi/v1/cluster_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\xb1\x04\n" +
+	"\x1capi/v1/cluster_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\xce\x04\n" +
 	"\fMemberStatus\x120\n" +
 	"\x06member\x18\x01 \x01(\v2\x18.regd.registry.v1.MemberR\x06member\x12%\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x11.regd.api.v1.RoleR\x04role\x121\n" +
@@ -1657,7 +1666,8 @@ const file_api_v1_cluster_service_proto_rawDesc = "" +
 	"append_p50\x18\v \x01(\v2\x19.google.protobuf.DurationR\tappendP50\x128\n" +
 	"\n" +
 	"append_p99\x18\f \x01(\v2\x19.google.protobuf.DurationR\tappendP99\x12\x1a\n" +
-	"\bproblems\x18\r \x03(\tR\bproblems\"%\n" +
+	"\bproblems\x18\r \x03(\tR\bproblems\x12\x1b\n" +
+	"\tlog_store\x18\x0e \x01(\tR\blogStore\"%\n" +
 	"\rStatusRequest\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\bR\x05local\"\xf5\x02\n" +
 	"\x0eStatusResponse\x123\n" +

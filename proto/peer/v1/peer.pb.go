@@ -1258,7 +1258,9 @@ type NodeStatusResponse struct {
 	// What ails it.
 	Problems []string `protobuf:"bytes,14,rep,name=problems,proto3" json:"problems,omitempty"`
 	// UUID of its cluster.
-	ClusterId     string `protobuf:"bytes,15,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	ClusterId string `protobuf:"bytes,15,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// What keeps its log: boltdb or wal.
+	LogStore      string `protobuf:"bytes,16,opt,name=log_store,json=logStore,proto3" json:"log_store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1394,6 +1396,13 @@ func (x *NodeStatusResponse) GetProblems() []string {
 func (x *NodeStatusResponse) GetClusterId() string {
 	if x != nil {
 		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *NodeStatusResponse) GetLogStore() string {
+	if x != nil {
+		return x.LogStore
 	}
 	return ""
 }
@@ -1894,7 +1903,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\rRenewResponse\x12,\n" +
 	"\x05ended\x18\x01 \x03(\v2\x16.regd.peer.v1.RenewalsR\x05ended\x12)\n" +
 	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"\x13\n" +
-	"\x11NodeStatusRequest\"\x89\x04\n" +
+	"\x11NodeStatusRequest\"\xa6\x04\n" +
 	"\x12NodeStatusResponse\x120\n" +
 	"\x06member\x18\x01 \x01(\v2\x18.regd.registry.v1.MemberR\x06member\x12\x1d\n" +
 	"\n" +
@@ -1914,7 +1923,8 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\rappend_p99_us\x18\r \x01(\x03R\vappendP99Us\x12\x1a\n" +
 	"\bproblems\x18\x0e \x03(\tR\bproblems\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x0f \x01(\tR\tclusterId\"(\n" +
+	"cluster_id\x18\x0f \x01(\tR\tclusterId\x12\x1b\n" +
+	"\tlog_store\x18\x10 \x01(\tR\blogStore\"(\n" +
 	"\x10StateHashRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"\x9d\x01\n" +
 	"\x11StateHashResponse\x12\x14\n" +
