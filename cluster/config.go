@@ -44,7 +44,8 @@ type Config struct {
 	// HeartbeatTimeout is how long a follower waits for its leader before it asks for votes, and how long an election
 	// may take. Default 500 ms, at least 50 ms.
 	HeartbeatTimeout time.Duration
-	// LeaseTimeout is how long a leader goes on without a majority. Default half of HeartbeatTimeout, at most all of it.
+	// LeaseTimeout is how long a leader goes on without a majority: nothing depends on its being short, as reads are proven
+	// otherwise. Default, and at most, HeartbeatTimeout: half of it made leaders of overloaded machines step down.
 	LeaseTimeout time.Duration
 	// CommitTimeout is how soon Raft tells followers of the last commit who were not told at once. Default 10 ms.
 	CommitTimeout time.Duration
@@ -104,7 +105,7 @@ const DefaultHeartbeatTimeout = 500 * time.Millisecond
 func (c Config) withDefaults() Config {
 	setDefault(&c.PeerAdvertise, c.PeerListen)
 	setDefault(&c.HeartbeatTimeout, DefaultHeartbeatTimeout)
-	setDefault(&c.LeaseTimeout, c.HeartbeatTimeout/2)
+	setDefault(&c.LeaseTimeout, c.HeartbeatTimeout)
 	setDefault(&c.CommitTimeout, 10*time.Millisecond)
 	setDefault(&c.SnapshotThreshold, 8192)
 	setDefault(&c.SnapshotInterval, 30*time.Second)

@@ -180,7 +180,7 @@ func (n *Node) startRaft(notify chan<- bool) error {
 	}
 	t := peer.NewTransport(n.port.mux, peer.TransportConfig{
 		HighestTerm: voted, Gate: n.gate, Following: following, AddressProvider: addressProvider{n}, Timeout: transportTimeout,
-		MaxPool: 3, AheadFor: n.cfg.LeaseTimeout, Logger: newRaftLogger(n.log.With("component", "transport")),
+		MaxPool: 3, AheadFor: n.cfg.HeartbeatTimeout / 2, Logger: newRaftLogger(n.log.With("component", "transport")),
 	})
 	logs := aheadLogs{LogStore: n.disk.Logs(), send: func(entries []*raft.Log) {
 		if r := started.Load(); r != nil {
