@@ -59,19 +59,21 @@ func (t *Transport) SendAhead(entries []*raft.Log, commit uint64) {
 	}
 }
 
-// answeredAhead waits for the answer to args if they were sent ahead, and reports whether there is one. Raft takes an
-// answer for a sign of life: an old one is none.
-func (t *Transport) answeredAhead(id raft.ServerID, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) bool {
+// answeredAhead waits for the answer to args if they were sent ahead, and returns what was sent, nil if there is no answer:
+// the commit index in it was that of then. Raft takes an answer for a sign of life: an old one is none.
+func (t *Transport) answeredAhead(
+	id raft.ServerID, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse,
+) *raft.AppendEntriesRequest {
 	s := t.followers.takeAhead(id, args)
 	if s == nil {
-		return false
+		return nil
 	}
 	<-s.done // It takes as long as an exchange may, or until the transport is closed.
 	if s.err != nil || time.Since(s.answered) > t.cfg.AheadFor {
-		return false
+		return nil
 	}
 	*resp = s.answer
-	return true
+	return &s.request
 }
 
 // takeAhead returns what was sent ahead if args are the same, once. Entries of one term and index are the same.

@@ -282,3 +282,34 @@ func TestAWriteThatTheLeaderCouldNotStoreIsOneForAll(t *testing.T) {
 		}
 	})
 }
+
+// The request that Raft makes after all may say more of what is committed than what was sent ahead did.
+func TestWhoGotEntriesAheadIsToldOfTheirCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{AheadFor: time.Second})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		defer b.Close()
+		var heard []uint64 // commit indexes
+		respond(t, b, func(cmd any) any {
+			heard = append(heard, cmd.(*raft.AppendEntriesRequest).LeaderCommitIndex)
+			return &raft.AppendEntriesResponse{Success: true}
+		})
+		var resp raft.AppendEntriesResponse
+		if err := a.AppendEntries("b", "b:7401", appending(5), &resp); err != nil {
+			t.Fatal(err)
+		}
+		a.SendAhead([]*raft.Log{entry(6, 3)}, 5)
+		later := appending(6)
+		later.LeaderCommitIndex = 6
+		if err := a.AppendEntries("b", "b:7401", later, &resp); err != nil {
+			t.Fatal(err)
+		}
+		a.Committed(6)
+		synctest.Wait()
+		if want := []uint64{0, 5, 6}; !cmp.Equal(heard, want) {
+			t.Errorf("the follower heard of commits %v, want %v", heard, want)
+		}
+	})
+}

@@ -250,12 +250,14 @@ func (t *Transport) AppendEntries(
 	if err := t.pass(); err != nil {
 		return err
 	}
-	if !t.answeredAhead(id, args, resp) {
+	sent := t.answeredAhead(id, args, resp)
+	if sent == nil {
+		sent = args
 		if err := t.NetworkTransport.AppendEntries(id, t.resolve(id, target), args, resp); err != nil {
 			return err
 		}
 	}
-	t.followers.note(id, target, args, resp.Success)
+	t.followers.note(id, target, sent, resp.Success)
 	return nil
 }
 
