@@ -596,17 +596,25 @@ func watching(t *testing.T, r *rig) int {
 	return -1
 }
 
-// W14: what a node skips by installing a snapshot is told, deletions included.
+// W14: what a node skips by installing a snapshot is told, deletions included, and where nothing differs that there is a
+// gap: something may have come and gone.
 func TestInstalledSnapshotIsTold(t *testing.T) {
 	bubble(t, func(t *testing.T, ctx context.Context, r *rig) {
 		r.node.put(t, instance("web", "1"))
 		r.node.put(t, instance("web", "2"))
+		r.node.put(t, instance("db", "1"))
+		r.node.put(t, instance("cache", "1"))
 		f := newFollower(ctx, t, r.registry)
 		f.subscribe(subscribe(1, "web"))
 		f.subscribe(subscribe(2, "db"))
 		f.subscribe(&apiv1.Subscribe{SubscriptionId: 3, Filter: &apiv1.Filter{Namespace: "*", Service: "web"}})
+		f.subscribe(subscribe(4, "cache"))
+		f.subscribe(subscribe(5, "job"))
+		f.subscribe(&apiv1.Subscribe{SubscriptionId: 6, Filter: &apiv1.Filter{Namespace: "*", Service: "job"}})
 		f.until(r.node.feed.State().Revision())
-		r.node.skip(t, removal("web", "1"), registration(t, instance("web", "3")), registration(t, instance("other", "1")))
+		r.node.skip(t, removal("web", "1"), registration(t, instance("web", "3")), registration(t, instance("other", "1")),
+			registration(t, instance("cache", "2")), removal("cache", "2"),
+			registration(t, instance("job", "1")), removal("job", "1"))
 		f.until(r.node.feed.State().Revision())
 		f.equal(r.node.feed.State())
 		for _, id := range []uint32{1, 3} {
@@ -614,6 +622,13 @@ func TestInstalledSnapshotIsTold(t *testing.T) {
 			if got.GetFull() || got.GetReason() != apiv1.CutReason_CUT_REASON_SNAPSHOT_INSTALLED ||
 				len(got.GetInstances()) != 1 || len(got.GetDeleted()) != 1 {
 				t.Errorf("cut of subscription %d: %v", id, got)
+			}
+		}
+		for _, id := range []uint32{4, 5, 6} {
+			got := f.cuts[id][len(f.cuts[id])-1]
+			if got.GetFull() || got.GetReason() != apiv1.CutReason_CUT_REASON_SNAPSHOT_INSTALLED ||
+				len(got.GetInstances()) != 0 || len(got.GetDeleted()) != 0 {
+				t.Errorf("cut of subscription %d, where something came and went: %v", id, got)
 			}
 		}
 		if len(f.cuts[2]) != 1 {

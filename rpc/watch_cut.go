@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"sort"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -89,6 +88,12 @@ func (w *watchStream) cutKeys(
 			return err
 		}
 	}
+	if reason == apiv1.CutReason_CUT_REASON_SNAPSHOT_INSTALLED && c.parts == 0 && c.size == 0 {
+		// Nothing differs, but what came and went is not told: the client must know that it may have missed changes.
+		if err := c.send(ctx); err != nil {
+			return err
+		}
+	}
 	return c.end(ctx, sub, v, v.State.Revision())
 }
 
@@ -122,20 +127,6 @@ func (w *watchStream) cutRevision(ctx context.Context, events []*feed.Event, onl
 		}
 	}
 	return nil
-}
-
-// keysOf returns the stretch of the sorted keys that holds all of the topic.
-func keysOf(keys []feed.Key, t feed.Topic) []feed.Key {
-	if t.Namespace == feed.AnyNamespace {
-		return keys
-	}
-	first := feed.Key{Kind: t.Kind, Namespace: t.Namespace, Name: t.Name}
-	from := sort.Search(len(keys), func(i int) bool { return keys[i].Compare(first) >= 0 })
-	keys = keys[from:]
-	return keys[:sort.Search(len(keys), func(i int) bool {
-		k := keys[i]
-		return k.Kind != t.Kind || k.Namespace != t.Namespace || t.Name != "" && k.Name != t.Name
-	})]
 }
 
 // end sends what is left and says that the subscription equals the registry at the revision. A cut without parts has

@@ -171,9 +171,12 @@ func (w *watchStream) resync(ctx context.Context, r *feed.Resync) error {
 		v = cluster.View{State: r.State, Mode: v.Mode, Staleness: -1}
 	}
 	for _, sub := range w.before(r.Revision) {
-		if r.Full {
+		keys, concerned := r.For(sub.filter.topic(), max(sub.from, w.delivered))
+		switch {
+		case !concerned:
+		case r.Full:
 			err = w.cutFull(ctx, sub, v, cutReason(r.Reason))
-		} else if keys := keysOf(r.Keys, sub.filter.topic()); len(keys) > 0 {
+		default:
 			err = w.cutKeys(ctx, sub, v, keys, cutReason(r.Reason))
 		}
 		if err != nil {

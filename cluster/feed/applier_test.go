@@ -77,7 +77,7 @@ func (a *applier) flush(publish bool) {
 	if publish {
 		a.apply(a.buffered...)
 	} else {
-		a.next(a.buffered...)
+		a.events = append(a.events, a.next(a.buffered...).Events...)
 	}
 	a.buffered = nil
 }

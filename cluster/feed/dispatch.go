@@ -97,7 +97,8 @@ func (f *Feed) restored(st *fsm.State) {
 	}
 }
 
-// skipped tells the watchers whom it concerns what differs between two States of one epoch, or that all may.
+// skipped tells the watchers whom it may concern what differs between two States of one epoch, or that all may. What came
+// and went in between differs in neither: who watches something that has changed is told even if nothing of it differs.
 func (f *Feed) skipped(old *fsm.State, it *item) {
 	st := it.state
 	f.history.cut(st)
@@ -110,19 +111,13 @@ func (f *Feed) skipped(old *fsm.State, it *item) {
 	defer t.mu.Unlock()
 	t.begin(st)
 	for topic, list := range t.lists {
-		// Only instances are compared.
-		if d == nil || topic.Kind != fsm.EventInstance {
-			for _, w := range list {
+		for _, w := range list {
+			switch {
+			case d == nil || topic.Kind != fsm.EventInstance: // Only instances are compared.
 				w.skip(ReasonSkipped, st.Revision(), nil)
+			case !topic.unchanged(st, old.Revision()):
+				t.touch(w)
 			}
-		}
-	}
-	if d == nil {
-		return
-	}
-	for i, k := range d.keys {
-		if i == 0 || k.Namespace != d.keys[i-1].Namespace || k.Name != d.keys[i-1].Name {
-			t.concerned(k.Kind, k.Namespace, k.Name, t.touch)
 		}
 	}
 	for _, w := range t.touched {

@@ -55,6 +55,16 @@ func (t Topic) covers(e *Event) bool {
 		(t.Namespace == AnyNamespace || t.Namespace == namespace)
 }
 
+// unchanged tells that nothing of the topic has changed after the revision, as far as the State shows: it does not for a
+// service that is gone, nor for more than one.
+func (t Topic) unchanged(st *fsm.State, after uint64) bool {
+	if t.Kind != fsm.EventInstance || t.Namespace == AnyNamespace || t.Name == "" {
+		return false
+	}
+	svc := st.Service(t.Namespace, t.Name)
+	return svc != nil && svc.Revision() <= after
+}
+
 // Record returns the instance after the event or, for a deletion, before it. Nil for what is not about an instance.
 func (e *Event) Record() *fsm.Record {
 	if e.New != nil {

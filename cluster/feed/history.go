@@ -112,8 +112,8 @@ func (f *Feed) Since(topic Topic, epoch, after, upTo uint64, limit int) (Span, b
 		return Span{}, false
 	}
 	span := Span{Revision: max(after, upTo)}
-	if f.unchangedSince(topic, epoch, after) {
-		return span, true
+	if st := f.State(); st.Epoch() == epoch && topic.unchanged(st, after) {
+		return span, true // What most subscriptions find that resume.
 	}
 	for _, chunk := range chunks {
 		for i := range chunk {
@@ -132,18 +132,4 @@ func (f *Feed) Since(topic Topic, epoch, after, upTo uint64, limit int) (Span, b
 		}
 	}
 	return span, true
-}
-
-// unchangedSince tells that nothing of the topic has changed after the revision, without looking at the history: what
-// most subscriptions find that resume.
-func (f *Feed) unchangedSince(topic Topic, epoch, revision uint64) bool {
-	if topic.Kind != fsm.EventInstance || topic.Namespace == AnyNamespace || topic.Name == "" {
-		return false
-	}
-	st := f.State()
-	if st.Epoch() != epoch {
-		return false
-	}
-	svc := st.Service(topic.Namespace, topic.Name)
-	return svc != nil && svc.Revision() <= revision
 }

@@ -46,7 +46,7 @@ func resume(rt *rapid.T, a *applier, from *reader, epoch uint64) *reader {
 			r.watcher.Close()
 			return nil
 		}
-		r.fold(span.Events)
+		r.told(span.Events, span.Revision)
 		r.from = span.Revision
 		if r.from >= upTo {
 			return r
@@ -57,15 +57,33 @@ func resume(rt *rapid.T, a *applier, from *reader, epoch uint64) *reader {
 // take folds what the watcher has, and compares.
 func (r *reader) take() {
 	t := r.watcher.Take()
-	if t.Resync != nil {
-		if t.Resync.Revision > r.from {
+	if t.Resync != nil && t.Resync.Revision > r.from {
+		if _, concerned := t.Resync.For(r.topic, r.from); concerned {
 			r.lookUp(t.Resync)
 		}
-	} else {
-		r.fold(t.Events)
 	}
+	r.told(t.Events, t.Revision)
 	r.from = max(r.from, t.Revision)
 	r.compare()
+}
+
+// told folds events, which must be all up to the revision: what came and went is not passed over in silence.
+func (r *reader) told(events []*feed.Event, upTo uint64) {
+	came, want := 0, 0
+	for _, e := range events {
+		if e.Revision > r.from {
+			came++
+		}
+	}
+	for _, e := range r.a.events {
+		if r.from < e.Revision && e.Revision <= upTo && r.concerns(e) {
+			want++
+		}
+	}
+	if came != want {
+		r.rt.Fatalf("%d of %d events of revisions %d to %d came", came, want, r.from+1, upTo)
+	}
+	r.fold(events)
 }
 
 // fold applies events.

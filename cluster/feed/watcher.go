@@ -3,6 +3,7 @@ package feed
 import (
 	"maps"
 	"slices"
+	"sort"
 	"sync"
 
 	"github.com/regd-io/regd/fsm"
@@ -49,6 +50,34 @@ type Resync struct {
 	// Revision is the last one that the resync stands for, not above State's: who knows all of a State of that revision
 	// or a later one needs nothing of it.
 	Revision uint64
+}
+
+// For returns the stretch of Keys that holds all of the topic, and whether somebody who knows all of the topic up to the
+// revision has to hear of the resync: where history was skipped he has to even without keys, for something may have come
+// and gone that differs in neither end.
+func (r *Resync) For(t Topic, after uint64) (keys []Key, concerned bool) {
+	keys = r.keysOf(t)
+	switch {
+	case r.Full || len(keys) > 0:
+		return keys, true
+	case r.Reason == ReasonSkipped:
+		return nil, !t.unchanged(r.State, after)
+	default:
+		return nil, false
+	}
+}
+
+func (r *Resync) keysOf(t Topic) []Key {
+	if t.Namespace == AnyNamespace {
+		return r.Keys
+	}
+	first := Key{Kind: t.Kind, Namespace: t.Namespace, Name: t.Name}
+	from := sort.Search(len(r.Keys), func(i int) bool { return r.Keys[i].Compare(first) >= 0 })
+	keys := r.Keys[from:]
+	return keys[:sort.Search(len(keys), func(i int) bool {
+		k := keys[i]
+		return k.Kind != t.Kind || k.Namespace != t.Namespace || t.Name != "" && k.Name != t.Name
+	})]
 }
 
 // Taken is what a Watcher has received.

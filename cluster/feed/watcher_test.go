@@ -147,13 +147,15 @@ func TestResetTellsWhatDiffers(t *testing.T) {
 	a := newApplier(t, feed.Limits{})
 	a.apply(register("web", "old"), register("web", "kept"), register("db", "1"), openSession("s"))
 	web, db, all := a.feed.Watch(service("web")), a.feed.Watch(service("db")), a.feed.Watch(everything())
+	job := a.feed.Watch(service("job"))
 	sessions := a.feed.Watch(feed.Topic{Kind: fsm.EventSession})
-	for _, w := range []*feed.Watcher{web, db, all, sessions} {
+	for _, w := range []*feed.Watcher{web, db, all, job, sessions} {
 		defer w.Close()
 		a.settled(w)
 	}
 	a.apply(register("web", "queued"))
-	a.next(deregister("web", "old"), register("web", "new"), register("cache", "1"))
+	before := a.st.Revision()
+	a.next(deregister("web", "old"), register("web", "new"), register("cache", "1"), register("job", "1"), deregister("job", "1"))
 	a.reset()
 	a.apply(register("web", "later"))
 
@@ -174,6 +176,20 @@ func TestResetTellsWhatDiffers(t *testing.T) {
 	}
 	if got := a.settled(db); got.Resync != nil {
 		t.Errorf("the reset is told to a watcher whom it doesn't concern: %+v", got.Resync)
+	}
+	switch got := a.settled(job).Resync; {
+	case got == nil || got.Full:
+		t.Errorf("watcher of a service that came and went: resync %+v", got)
+	default:
+		if keys, concerned := got.For(service("job"), before); !concerned || len(keys) > 0 {
+			t.Errorf("the resync concerns who watches a service that came and went: %v, with keys %v", concerned, keys)
+		}
+		if keys, concerned := got.For(service("db"), before); concerned {
+			t.Errorf("the resync concerns a service that did not change, with keys %v", keys)
+		}
+		if keys, concerned := got.For(service("web"), before); !concerned || !slices.Equal(keys, []feed.Key{key("web", "new"), key("web", "old")}) {
+			t.Errorf("the resync concerns a service that changed: %v, with keys %v", concerned, keys)
+		}
 	}
 	if got := a.settled(all); got.Resync == nil || got.Resync.Full {
 		t.Errorf("watcher of everything: resync %+v", got.Resync)

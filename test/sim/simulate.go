@@ -226,7 +226,6 @@ func (w *world) judge(h *history.History, start *fsm.State, settled time.Duratio
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	h = spell(h, w.lives, timeline)
 	found, figures := check.Judge(&check.Run{
 		History: h, Timeline: timeline, Clashes: w.log.Clashes(), Grace: grace, Settled: settled,
 	})

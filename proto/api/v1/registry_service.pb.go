@@ -35,7 +35,8 @@ const (
 	CutReason_CUT_REASON_HISTORY_GONE CutReason = 2
 	// The reader was slower than the history is long.
 	CutReason_CUT_REASON_SLOW_READER CutReason = 3
-	// The node skipped history itself by installing a snapshot.
+	// The node skipped history itself by installing a snapshot. The cut is what differs after it, which may be nothing;
+	// what came and went meanwhile is not told.
 	CutReason_CUT_REASON_SNAPSHOT_INSTALLED CutReason = 4
 	// The registry was restored by an operator: a new epoch.
 	CutReason_CUT_REASON_RESTORED CutReason = 5
