@@ -11,8 +11,13 @@ import (
 
 // filter is a compiled apiv1.Filter. It is immutable.
 type filter struct {
-	namespace string // allNamespaces for all
-	service   string // empty for all
+	namespace  string      // allNamespaces for all
+	service    string      // empty for all
+	conditions *conditions // nil for none, as most have it
+}
+
+// conditions are what more has to hold.
+type conditions struct {
 	minHealth registryv1.Health
 	tags      []string
 	zone      string
@@ -23,33 +28,34 @@ type metadataPair struct{ key, value string }
 
 // compileFilter makes a canonical filter fast.
 func compileFilter(in *apiv1.Filter) filter {
-	out := filter{
-		namespace: in.GetNamespace(),
-		service:   in.GetService(),
-		minHealth: in.GetMinHealth(),
-		tags:      in.GetTags(),
-		zone:      in.GetZone(),
+	out := filter{namespace: in.GetNamespace(), service: in.GetService()}
+	if in.GetMinHealth() == 0 && len(in.GetTags()) == 0 && in.GetZone() == "" && len(in.GetMetadata()) == 0 {
+		return out
 	}
+	out.conditions = &conditions{minHealth: in.GetMinHealth(), tags: in.GetTags(), zone: in.GetZone()}
 	for key, value := range in.GetMetadata() {
-		out.metadata = append(out.metadata, metadataPair{key, value})
+		out.conditions.metadata = append(out.conditions.metadata, metadataPair{key, value})
 	}
 	return out
 }
 
 // match tells whether all that is set holds for the instance.
 func (f *filter) match(r *fsm.Record) bool {
-	if f.service != "" && f.service != r.Service() ||
-		f.namespace != allNamespaces && f.namespace != r.Namespace() ||
-		r.Health() < f.minHealth ||
-		f.zone != "" && f.zone != r.Zone() {
+	return (f.service == "" || f.service == r.Service()) &&
+		(f.namespace == allNamespaces || f.namespace == r.Namespace()) &&
+		(f.conditions == nil || f.conditions.hold(r))
+}
+
+func (c *conditions) hold(r *fsm.Record) bool {
+	if r.Health() < c.minHealth || c.zone != "" && c.zone != r.Zone() {
 		return false
 	}
-	for _, tag := range f.tags {
+	for _, tag := range c.tags {
 		if !slices.Contains(r.Tags(), tag) {
 			return false
 		}
 	}
-	for _, pair := range f.metadata {
+	for _, pair := range c.metadata {
 		if value, ok := r.Metadata(pair.key); !ok || value != pair.value {
 			return false
 		}

@@ -55,7 +55,7 @@ const (
 	// leavingGrace is how long a stream goes on after it was told to go elsewhere.
 	leavingGrace = time.Second
 	// watchRequests is the number of requests read ahead of what the stream does.
-	watchRequests = 16
+	watchRequests = 4
 )
 
 // Watch serves any number of subscriptions on one stream.

@@ -1,11 +1,9 @@
 package rpc
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,15 +26,15 @@ type watchStream struct {
 	requests <-chan watchRequest
 	watcher  *feed.Watcher
 
-	subs   map[uint32]*subscription
-	routes map[feed.Topic][]*subscription
+	subs subscriptions
 	// delivered: nothing up to here is missing that was sent as events or resyncs.
 	delivered uint64
 	// synced is the largest revision of a Synced.
 	synced uint64
 	batch  eventBatch
 
-	// awaited are the revisions for which somebody waits, reached gives a token when one may be there.
+	// awaited are the revisions for which somebody waits, reached gives a token when one may be there. Both are nil while
+	// there never was one.
 	awaited map[uint64]struct{}
 	reached chan struct{}
 
@@ -49,28 +47,12 @@ type watchStream struct {
 	unpaced int           // bytes of cuts since the last pause
 }
 
-// subscription is what the client wants to know. It is routed once it is told of changes.
-type subscription struct {
-	id       uint32
-	filter   filter
-	interval time.Duration
-	// resume is where it starts, nil for a full cut.
-	resume *apiv1.ResumePoint
-	// from: the client has everything up to here, or gets it by other ways than events.
-	from   uint64
-	routed bool
-}
-
 func newWatchStream(c *core, stream grpc.ServerStream, requests <-chan watchRequest) *watchStream {
 	w := &watchStream{
 		core:     c,
 		stream:   stream,
 		requests: requests,
 		watcher:  c.node.Feed().Watch(),
-		subs:     map[uint32]*subscription{},
-		routes:   map[feed.Topic][]*subscription{},
-		awaited:  map[uint64]struct{}{},
-		reached:  make(chan struct{}, 1),
 		interval: DefaultProgressInterval,
 		progress: time.NewTimer(DefaultProgressInterval),
 		lastSent: time.Now(),
@@ -96,7 +78,7 @@ func (w *watchStream) run(ctx context.Context) error {
 	defer w.sending.Stop()
 	leaving := w.core.leaving
 	var end <-chan time.Time
-	for w.requests != nil || len(w.subs) > 0 {
+	for w.requests != nil || len(w.subs.byID) > 0 {
 		var err error
 		select {
 		case <-ctx.Done():
@@ -189,12 +171,11 @@ func (w *watchStream) resync(ctx context.Context, r *feed.Resync) error {
 // before returns the subscriptions that are told of changes and have not everything up to the revision, by id.
 func (w *watchStream) before(revision uint64) []*subscription {
 	var subs []*subscription
-	for _, sub := range w.subs {
+	for _, sub := range w.subs.byID {
 		if sub.routed && sub.from < revision {
 			subs = append(subs, sub)
 		}
 	}
-	slices.SortFunc(subs, func(a, b *subscription) int { return cmp.Compare(a.id, b.id) })
 	return subs
 }
 
@@ -236,11 +217,11 @@ func (w *watchStream) showProgress(ctx context.Context) error {
 }
 
 func (w *watchStream) leastInterval() time.Duration {
-	if len(w.subs) == 0 {
+	if len(w.subs.byID) == 0 {
 		return DefaultProgressInterval
 	}
 	least := time.Duration(math.MaxInt64)
-	for _, sub := range w.subs {
+	for _, sub := range w.subs.byID {
 		least = min(least, sub.interval)
 	}
 	return least
@@ -268,13 +249,11 @@ func (w *watchStream) send(ctx context.Context, m *encoded) error {
 	return err
 }
 
-// route has the subscription told of changes: those after the revision that it returns.
+// route has the subscription told of changes: those after the revision that it returns. The caller brings it to a
+// revision first.
 func (w *watchStream) route(sub *subscription) uint64 {
-	topic := sub.filter.topic()
-	sub.routed = true
-	sub.from = math.MaxUint64 // None yet: the caller brings it to a revision first.
-	w.routes[topic] = append(w.routes[topic], sub)
-	return w.watcher.Add(topic)
+	w.subs.route(sub)
+	return w.watcher.Add(sub.filter.topic())
 }
 
 // unroute is the opposite of route.
@@ -282,15 +261,10 @@ func (w *watchStream) unroute(sub *subscription) {
 	if !sub.routed {
 		return
 	}
-	topic := sub.filter.topic()
-	subs := w.routes[topic]
-	subs = slices.DeleteFunc(subs, func(other *subscription) bool { return other == sub })
-	if len(subs) > 0 {
-		w.routes[topic] = subs
-		return
+	w.subs.unroute(sub)
+	if topic := sub.filter.topic(); len(w.subs.of(topic)) == 0 {
+		w.watcher.Remove(topic)
 	}
-	delete(w.routes, topic)
-	w.watcher.Remove(topic)
 }
 
 // routesOf calls fn for the subscriptions that a change of the service can concern.
@@ -301,7 +275,7 @@ func (w *watchStream) routesOf(namespace, service string, fn func(*subscription)
 		{Kind: fsm.EventInstance, Namespace: feed.AnyNamespace},
 		{Kind: fsm.EventInstance, Namespace: feed.AnyNamespace, Name: service},
 	} {
-		for _, sub := range w.routes[topic] {
+		for _, sub := range w.subs.of(topic) {
 			fn(sub)
 		}
 	}

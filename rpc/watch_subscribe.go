@@ -29,18 +29,18 @@ func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error
 	if id == 0 {
 		return invalid("subscribe.subscription_id", "must be at least 1")
 	}
-	if w.subs[id] != nil {
+	if w.subs.get(id) != nil {
 		return invalid("subscribe.subscription_id", "%d is open already", id)
 	}
 	sub, err := newSubscription(req)
-	if err == nil && len(w.subs) == MaxSubscriptions {
+	if err == nil && len(w.subs.byID) == MaxSubscriptions {
 		err = fmt.Errorf("%w: %d subscriptions are open on this stream", fsm.ErrLimit, MaxSubscriptions)
 	}
 	if err != nil {
 		fault, _ := faultOf(Faults(), err)
 		return w.sendEnded(ctx, id, reasonName(fault.Reason), err.Error())
 	}
-	w.subs[id] = sub
+	w.subs.add(sub)
 	if sub.interval < w.interval {
 		w.interval = sub.interval
 		w.progress.Reset(w.interval)
@@ -64,9 +64,9 @@ func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
 // unsubscribe ends a subscription. One that is not open has just been ended by the server, or never began: the client
 // hears the same.
 func (w *watchStream) unsubscribe(ctx context.Context, id uint32) error {
-	if sub := w.subs[id]; sub != nil {
+	if sub := w.subs.get(id); sub != nil {
 		w.unroute(sub)
-		delete(w.subs, id)
+		w.subs.remove(sub)
 	}
 	return w.sendEnded(ctx, id, "", "")
 }
@@ -149,11 +149,15 @@ func (w *watchStream) await(ctx context.Context, revision uint64) {
 	if _, ok := w.awaited[revision]; ok {
 		return
 	}
+	if w.awaited == nil {
+		w.awaited, w.reached = map[uint64]struct{}{}, make(chan struct{}, 1)
+	}
 	w.awaited[revision] = struct{}{}
+	reached := w.reached
 	w.core.tasks.Go(func() {
 		// Without the revision the stream has ended.
 		if err := w.core.node.Feed().WaitQueued(ctx, revision); err == nil {
-			leaveToken(w.reached)
+			leaveToken(reached)
 		}
 	})
 }
@@ -166,7 +170,7 @@ func (w *watchStream) beginAwaited(ctx context.Context) error {
 			delete(w.awaited, awaited)
 		}
 	}
-	for _, sub := range w.subs {
+	for _, sub := range w.subs.byID {
 		if sub.routed {
 			continue
 		}

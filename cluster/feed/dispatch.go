@@ -110,16 +110,19 @@ func (f *Feed) skipped(old *fsm.State, it *item) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.begin(st)
-	for topic, list := range t.lists {
-		for _, w := range list {
-			switch {
-			case d == nil || topic.Kind != fsm.EventInstance: // Only instances are compared.
+	t.each(func(l *list) {
+		full := d == nil || l.topic.Kind != fsm.EventInstance // Only instances are compared.
+		if !full && l.topic.unchanged(st, old.Revision()) {
+			return
+		}
+		for _, w := range l.watchers {
+			if full {
 				w.skip(ReasonSkipped, st.Revision(), nil)
-			case !topic.unchanged(st, old.Revision()):
+			} else {
 				t.touch(w)
 			}
 		}
-	}
+	})
 	for _, w := range t.touched {
 		w.skip(ReasonSkipped, st.Revision(), d)
 	}

@@ -47,6 +47,15 @@ type Topic struct {
 // AnyNamespace is the Topic.Namespace for all.
 const AnyNamespace = "*"
 
+// Compare orders topics by kind, namespace and name.
+func (t Topic) Compare(other Topic) int {
+	return cmp.Or(
+		cmp.Compare(t.Kind, other.Kind),
+		cmp.Compare(t.Namespace, other.Namespace),
+		cmp.Compare(t.Name, other.Name),
+	)
+}
+
 // covers tells whether the topic is about the event.
 func (t Topic) covers(e *Event) bool {
 	namespace, name := e.Subject()

@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/regd-io/regd/fsm"
@@ -11,7 +12,7 @@ import (
 type topics struct {
 	mu       sync.Mutex // guards all below, and some fields of each Watcher
 	watchers map[*Watcher]struct{}
-	lists    map[Topic][]*Watcher
+	scopes   map[scope]map[string]*list // the lists by name
 	round    uint64
 	touched  []*Watcher // in the round under way
 	state    *fsm.State // after the last round: watchers have all events up to it, and none beyond
@@ -21,7 +22,36 @@ type topics struct {
 func (t *topics) init(st *fsm.State) {
 	t.state = st
 	t.watchers = map[*Watcher]struct{}{}
-	t.lists = map[Topic][]*Watcher{}
+	t.scopes = map[scope]map[string]*list{}
+}
+
+// scope is what many topics have in common.
+type scope struct {
+	kind      fsm.EventKind
+	namespace string
+}
+
+// list is who watches a topic.
+type list struct {
+	topic    Topic
+	watchers []*Watcher
+}
+
+// place says where in a list a watcher is.
+type place struct {
+	list *list
+	at   int
+}
+
+// find returns the place of the topic among those of the watcher, or where it would be. They are sorted: most watchers have
+// one, and for those with thousands the search costs little beside what they do then.
+func (w *Watcher) find(topic Topic) (int, bool) {
+	return slices.BinarySearchFunc(w.places, topic, func(p place, topic Topic) int { return p.list.topic.Compare(topic) })
+}
+
+// list returns the list of the topic, nil if nobody watches it.
+func (t *topics) list(topic Topic) *list {
+	return t.scopes[scope{topic.Kind, topic.Namespace}][topic.Name]
 }
 
 func (t *topics) enter(w *Watcher) {
@@ -36,9 +66,10 @@ func (t *topics) enter(w *Watcher) {
 func (t *topics) leave(w *Watcher) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for topic := range w.places {
-		t.unlist(w, topic)
+	for _, p := range w.places {
+		t.unlist(p)
 	}
+	w.places = nil
 	delete(t.watchers, w)
 }
 
@@ -46,9 +77,18 @@ func (t *topics) add(w *Watcher, topic Topic) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	_, open := t.watchers[w]
-	if _, listed := w.places[topic]; open && !listed {
-		w.places[topic] = len(t.lists[topic])
-		t.lists[topic] = append(t.lists[topic], w)
+	if i, listed := w.find(topic); open && !listed {
+		l := t.list(topic)
+		if l == nil {
+			l = &list{topic: topic}
+			s := scope{topic.Kind, topic.Namespace}
+			if t.scopes[s] == nil {
+				t.scopes[s] = map[string]*list{}
+			}
+			t.scopes[s][topic.Name] = l
+		}
+		w.places = slices.Insert(w.places, i, place{l, len(l.watchers)})
+		l.watchers = append(l.watchers, w)
 	}
 	return t.state.Revision()
 }
@@ -56,29 +96,40 @@ func (t *topics) add(w *Watcher, topic Topic) uint64 {
 func (t *topics) remove(w *Watcher, topic Topic) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.unlist(w, topic)
+	if i, listed := w.find(topic); listed {
+		t.unlist(w.places[i])
+		w.places = slices.Delete(w.places, i, i+1)
+	}
 }
 
-// unlist takes w out of the topic's list, the last one takes its place. t.mu is held.
-func (t *topics) unlist(w *Watcher, topic Topic) {
-	place, ok := w.places[topic]
-	if !ok {
+// unlist empties a place; the last watcher of the list moves there. t.mu is held.
+func (t *topics) unlist(p place) {
+	l := p.list
+	last := len(l.watchers) - 1
+	if moved := l.watchers[last]; p.at != last {
+		l.watchers[p.at] = moved
+		i, _ := moved.find(l.topic)
+		moved.places[i].at = p.at
+	}
+	l.watchers[last] = nil
+	l.watchers = l.watchers[:last]
+	if last > 0 {
 		return
 	}
-	delete(w.places, topic)
-	list := t.lists[topic]
-	last := len(list) - 1
-	moved := list[last]
-	list[last] = nil
-	if moved != w {
-		list[place] = moved
-		moved.places[topic] = place
+	s := scope{l.topic.Kind, l.topic.Namespace}
+	delete(t.scopes[s], l.topic.Name)
+	if len(t.scopes[s]) == 0 {
+		delete(t.scopes, s)
 	}
-	if last == 0 {
-		delete(t.lists, topic)
-		return
+}
+
+// each calls fn for each list. t.mu is held.
+func (t *topics) each(fn func(*list)) {
+	for _, lists := range t.scopes {
+		for _, l := range lists {
+			fn(l)
+		}
 	}
-	t.lists[topic] = list[:last]
 }
 
 // begin starts the round that leads to st. t.mu is held.
@@ -102,7 +153,11 @@ func (t *topics) concerned(kind fsm.EventKind, namespace, name string, fn func(*
 	for _, topic := range [...]Topic{
 		{kind, namespace, name}, {kind, namespace, ""}, {kind, AnyNamespace, ""}, {kind, AnyNamespace, name},
 	} {
-		for _, w := range t.lists[topic] {
+		l := t.list(topic)
+		if l == nil {
+			continue
+		}
+		for _, w := range l.watchers {
 			fn(w)
 		}
 	}

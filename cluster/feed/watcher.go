@@ -98,9 +98,9 @@ type Watcher struct {
 	ready chan struct{}
 
 	// Guarded by feed.topics.mu.
-	places map[Topic]int // place in the topic's list
-	round  uint64        // last round of the dispatcher that touched the watcher
-	staged []*Event      // of the round under way
+	places []place  // sorted by topic
+	round  uint64   // last round of the dispatcher that touched the watcher
+	staged []*Event // of the round under way
 
 	mu     sync.Mutex // guards all below
 	queue  []*Event
@@ -128,7 +128,7 @@ const maxDifferences = 4
 
 // Watch returns a Watcher of the topics. It must be closed.
 func (f *Feed) Watch(topics ...Topic) *Watcher {
-	w := &Watcher{feed: f, ready: make(chan struct{}, 1), places: map[Topic]int{}}
+	w := &Watcher{feed: f, ready: make(chan struct{}, 1)}
 	f.topics.enter(w)
 	for _, t := range topics {
 		w.Add(t)
