@@ -193,6 +193,9 @@ func (a *acquisition) run(ctx context.Context) (uint64, *tenure, error) {
 			a.maybe = ""
 			a.c.keeper.over(t.session)
 		case ctx.Err() != nil:
+			if errors.Is(err, ErrLockHeld) { // The node's patience ended at the same moment as ours.
+				err = fmt.Errorf("%w: %w", err, ctx.Err())
+			}
 			return 0, nil, err
 		case errors.Is(err, ErrOutcomeUnknown):
 		case errors.Is(err, ErrLockHeld) && a.wait: // the node's patience ended before ours

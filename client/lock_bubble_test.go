@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -328,6 +329,30 @@ func TestLockOptionsAreChecked(t *testing.T) {
 		c := newFakeCluster(t, 1).client(nil)
 		if _, err := c.TryLock(t.Context(), "job", client.LockValue(make([]byte, 1025)), client.LockNamespace("")); err == nil {
 			t.Error("bad options were accepted")
+		}
+	})
+}
+
+// Whether the node or the client notices first that the time is up: the caller hears that it is.
+func TestLockThatIsWaitedForInVainIsATimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		defer lock(t, f.client(nil), "job").Unlock(t.Context()) //nolint:errcheck // It is not about this one.
+		node := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if method != apiv1.LockService_Acquire_FullMethodName {
+				return invoke(ctx, method, req, reply, cc, opts...)
+			}
+			<-ctx.Done()
+			return reason(apiv1.Reason_REASON_LOCK_HELD)
+		}
+		for name, c := range map[string]*client.Client{
+			"client": f.client(nil), "node": f.client(nil, client.WithDialOptions(grpc.WithUnaryInterceptor(node))),
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if _, err := c.Lock(ctx, "job"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("the %s notices first: %v, want that the deadline was exceeded", name, err)
+			}
+			cancel()
 		}
 	})
 }
