@@ -21,7 +21,7 @@ import (
 
 // Bounds of what is judged for one instance: the cost is exponential in what happens at the same time.
 const (
-	maxAccesses = 1000
+	maxAccesses = 4000
 	maxAtOnce   = 10
 	// maxSteps bounds the search. It counts steps, not time: a run in virtual time has none to wait for.
 	maxSteps = 500_000
