@@ -19,8 +19,8 @@ type Cluster struct {
 // Cluster returns the operator's calls.
 func (c *Client) Cluster() *Cluster { return &Cluster{c: c} }
 
-// stub is the ClusterService at the other end of a connection.
-func stub(conn grpc.ClientConnInterface) apiv1.ClusterServiceClient {
+// clusterService is the ClusterService at the other end of a connection.
+func clusterService(conn grpc.ClientConnInterface) apiv1.ClusterServiceClient {
 	return apiv1.NewClusterServiceClient(conn)
 }
 
@@ -28,7 +28,7 @@ func stub(conn grpc.ClientConnInterface) apiv1.ClusterServiceClient {
 func (o *Cluster) Status(ctx context.Context) (*apiv1.StatusResponse, error) {
 	return read(ctx, o.c, "status",
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.StatusResponse, error) {
-			return stub(conn).Status(ctx, &apiv1.StatusRequest{}, opts...)
+			return clusterService(conn).Status(ctx, &apiv1.StatusRequest{}, opts...)
 		})
 }
 
@@ -57,7 +57,7 @@ func (o *Cluster) LocalStatus(ctx context.Context, address string) NodeStatus {
 	defer o.c.pool.release(ep)
 	var resp *apiv1.StatusResponse
 	e, _ := o.c.attempt(ctx, method{op: op}, ep, func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) error {
-		resp, err = stub(conn).Status(ctx, &apiv1.StatusRequest{Local: true}, opts...)
+		resp, err = clusterService(conn).Status(ctx, &apiv1.StatusRequest{Local: true}, opts...)
 		return err
 	})
 	if e != nil {
@@ -83,7 +83,7 @@ func (o *Cluster) LocalStatuses(ctx context.Context) []NodeStatus {
 func (o *Cluster) Members(ctx context.Context) (*apiv1.MembersResponse, error) {
 	return read(ctx, o.c, "list members",
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.MembersResponse, error) {
-			return stub(conn).Members(ctx, &apiv1.MembersRequest{}, opts...)
+			return clusterService(conn).Members(ctx, &apiv1.MembersRequest{}, opts...)
 		})
 }
 
@@ -93,7 +93,7 @@ func (o *Cluster) Join(ctx context.Context, peerAddress string, nonVoter bool) (
 	req := &apiv1.JoinRequest{PeerAddress: peerAddress, NonVoter: nonVoter}
 	return change(ctx, o, "join "+peerAddress, always,
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.JoinResponse, error) {
-			return stub(conn).Join(ctx, req, opts...)
+			return clusterService(conn).Join(ctx, req, opts...)
 		})
 }
 
@@ -102,7 +102,7 @@ func (o *Cluster) Remove(ctx context.Context, node string, force bool) (*apiv1.R
 	req := &apiv1.RemoveRequest{Node: node, Force: force}
 	return change(ctx, o, "remove "+node, ifUndone,
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.RemoveResponse, error) {
-			return stub(conn).Remove(ctx, req, opts...)
+			return clusterService(conn).Remove(ctx, req, opts...)
 		})
 }
 
@@ -111,7 +111,7 @@ func (o *Cluster) Promote(ctx context.Context, node string) (*apiv1.PromoteRespo
 	req := &apiv1.PromoteRequest{Node: node}
 	return change(ctx, o, "promote "+node, always,
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.PromoteResponse, error) {
-			return stub(conn).Promote(ctx, req, opts...)
+			return clusterService(conn).Promote(ctx, req, opts...)
 		})
 }
 
@@ -120,7 +120,7 @@ func (o *Cluster) Demote(ctx context.Context, node string) (*apiv1.DemoteRespons
 	req := &apiv1.DemoteRequest{Node: node}
 	return change(ctx, o, "demote "+node, always,
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.DemoteResponse, error) {
-			return stub(conn).Demote(ctx, req, opts...)
+			return clusterService(conn).Demote(ctx, req, opts...)
 		})
 }
 
@@ -130,7 +130,7 @@ func (o *Cluster) TransferLeadership(ctx context.Context, node string) (*apiv1.T
 	req := &apiv1.TransferLeadershipRequest{Node: node}
 	return change(ctx, o, "transfer leadership", ifUndone,
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.TransferLeadershipResponse, error) {
-			return stub(conn).TransferLeadership(ctx, req, opts...)
+			return clusterService(conn).TransferLeadership(ctx, req, opts...)
 		})
 }
 
@@ -138,7 +138,7 @@ func (o *Cluster) TransferLeadership(ctx context.Context, node string) (*apiv1.T
 func (o *Cluster) Verify(ctx context.Context) (*apiv1.VerifyResponse, error) {
 	return change(ctx, o, "verify", always,
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.VerifyResponse, error) {
-			return stub(conn).Verify(ctx, &apiv1.VerifyRequest{}, opts...)
+			return clusterService(conn).Verify(ctx, &apiv1.VerifyRequest{}, opts...)
 		})
 }
 

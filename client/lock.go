@@ -192,13 +192,10 @@ func (a *acquisition) run(ctx context.Context) (uint64, *tenure, error) {
 		case errors.Is(err, ErrSessionNotFound):
 			a.maybe = ""
 			a.c.keeper.over(t.session)
+		case errors.Is(err, ErrLockHeld) && a.wait: // The node's patience ended first: whether ours has, the next attempt tells.
 		case ctx.Err() != nil:
-			if errors.Is(err, ErrLockHeld) { // The node's patience ended at the same moment as ours.
-				err = fmt.Errorf("%w: %w", err, ctx.Err())
-			}
 			return 0, nil, err
 		case errors.Is(err, ErrOutcomeUnknown):
-		case errors.Is(err, ErrLockHeld) && a.wait: // the node's patience ended before ours
 		default:
 			if e := (*Error)(nil); errors.As(err, &e) && !e.ambiguous() {
 				a.maybe = ""

@@ -29,7 +29,7 @@ func (o *Cluster) SaveSnapshot(ctx context.Context, w io.Writer, progress func(w
 	var info *apiv1.SnapshotInfo
 	err = o.c.try(ctx, method{op: op, repeat: always, patient: true},
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) error {
-			stream, failed := stub(conn).SaveSnapshot(ctx, &apiv1.SaveSnapshotRequest{Freshness: fresh}, opts...)
+			stream, failed := clusterService(conn).SaveSnapshot(ctx, &apiv1.SaveSnapshotRequest{Freshness: fresh}, opts...)
 			if failed == nil {
 				info, failed = t.receive(stream, w)
 			}
@@ -124,7 +124,7 @@ func (o *Cluster) RestoreSnapshot(ctx context.Context, r io.Reader, progress fun
 			if t.done > 0 && !t.rewind(seeker, start) {
 				return nil
 			}
-			stream, failed := stub(conn).RestoreSnapshot(ctx, opts...)
+			stream, failed := clusterService(conn).RestoreSnapshot(ctx, opts...)
 			if failed == nil {
 				resp, failed = t.send(stream, r)
 			}
