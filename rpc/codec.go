@@ -4,9 +4,12 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // Registers the codec that is wrapped.
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // codec is the ordinary protobuf codec, which also takes answers that are encoded already: a State keeps its instances
@@ -23,6 +26,26 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		return mem.BufferSlice{e.buffer}, nil
 	}
 	return c.CodecV2.Marshal(v)
+}
+
+// Unmarshal decodes a message, or leaves it as it came.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	if u, ok := v.(*undecoded); ok {
+		*u = data.Materialize()
+		return nil
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}
+
+// undecoded is a message that is decoded by whoever uses it, not by who receives it.
+type undecoded []byte
+
+// decode does what the codec would have done.
+func (u undecoded) decode(m proto.Message) error {
+	if err := proto.Unmarshal(u, m); err != nil {
+		return status.Errorf(codes.Internal, "decode request: %v", err)
+	}
+	return nil
 }
 
 // encoded is an encoded message. It can be sent once: the transport frees its buffer.

@@ -21,6 +21,8 @@ type core struct {
 	lockWaiters chan struct{}
 	// watches bounds the watch streams: one token each.
 	watches chan struct{}
+	// workers serve the watch streams.
+	workers workers
 	// watchMessages counts what was sent on watch streams.
 	watchMessages atomic.Uint64
 

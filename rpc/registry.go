@@ -22,7 +22,8 @@ type registryServer struct {
 	*core
 }
 
-// registryService describes RegistryService with methods of which the answers are encoded already.
+// registryService describes RegistryService with methods of which the answers are encoded already, and streams that read
+// requests themselves.
 var registryService = func() *grpc.ServiceDesc { //nolint:gochecknoglobals // Like what is generated; nobody changes it.
 	desc := apiv1.RegistryService_ServiceDesc
 	desc.Methods = slices.Clone(desc.Methods)
@@ -32,6 +33,15 @@ var registryService = func() *grpc.ServiceDesc { //nolint:gochecknoglobals // Li
 			m.Handler = answerEncoded(apiv1.RegistryService_Get_FullMethodName, (*registryServer).get)
 		case "ListInstances":
 			m.Handler = answerEncoded(apiv1.RegistryService_ListInstances_FullMethodName, (*registryServer).listInstances)
+		}
+	}
+	desc.Streams = slices.Clone(desc.Streams)
+	for i := range desc.Streams {
+		switch d := &desc.Streams[i]; d.StreamName {
+		case "Watch":
+			d.Handler = func(srv any, stream grpc.ServerStream) error { return srv.(*registryServer).watch(stream) }
+		case "WatchService":
+			d.Handler = func(srv any, stream grpc.ServerStream) error { return srv.(*registryServer).watchService(stream) }
 		}
 	}
 	return &desc

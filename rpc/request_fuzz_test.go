@@ -66,6 +66,7 @@ func newBare(node *fakeNode) *bare {
 	c := &core{
 		node: node, log: slog.New(slog.DiscardHandler), admission: newAdmission(100),
 		lockWaiters: make(chan struct{}, 100), watches: make(chan struct{}, 100), leaving: make(chan struct{}),
+		workers: workers{most: 2},
 	}
 	return &bare{node, c, map[*grpc.ServiceDesc]any{
 		registryService:                   &registryServer{core: c},
@@ -78,6 +79,7 @@ func newBare(node *fakeNode) *bare {
 
 func (b *bare) close() {
 	b.core.tasks.Wait()
+	b.core.workers.ended.Wait()
 	b.node.feed.Close()
 }
 
@@ -377,6 +379,10 @@ func (s *script) RecvMsg(m any) error {
 			return io.EOF
 		}
 		s.rest = s.rest[n:]
+		if u, ok := m.(*undecoded); ok {
+			*u = frame
+			return nil
+		}
 		if proto.Unmarshal(frame, m.(proto.Message)) == nil {
 			return nil
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -102,6 +103,7 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 			admission:   newAdmission(cfg.MaxInFlight),
 			lockWaiters: make(chan struct{}, cfg.MaxLockWaiters),
 			watches:     make(chan struct{}, cfg.MaxWatches),
+			workers:     workers{most: runtime.GOMAXPROCS(0)},
 			leaving:     make(chan struct{}),
 		},
 		metrics: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(
@@ -196,5 +198,6 @@ func (s *Server) shutdown(ctx context.Context) error {
 		err = fmt.Errorf("finish calls: %w", context.Cause(ctx))
 	}
 	s.core.tasks.Wait()
+	s.core.workers.ended.Wait()
 	return err
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/regd-io/regd/cluster/feed"
-	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
 // subscription is what the client wants to know. It is routed once it is told of changes. There may be very many: it is
@@ -18,8 +17,6 @@ type subscription struct {
 	routed   bool
 	filter   filter
 	interval time.Duration
-	// resume is where it starts, nil for a full cut.
-	resume *apiv1.ResumePoint
 	// from: the client has everything up to here, or gets it by other ways than events.
 	from uint64
 }

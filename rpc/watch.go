@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +13,8 @@ import (
 
 // How a watch works.
 //
-// A stream has one feed.Watcher with the topics of all its subscriptions, and one goroutine that answers requests and
-// sends. An event is looked at once: it goes out with the numbers of all subscriptions whose filter matches it now (as a
+// A stream has one feed.Watcher with the topics of all its subscriptions. It is a job of the workers, who answer its requests
+// and send, one at a time. An event is looked at once: it goes out with the numbers of all subscriptions whose filter matches it now (as a
 // put) or matched it before (as a delete).
 //
 // A subscription begins with a cut, or with the history after its resume point, and is routed to the watcher before that
@@ -58,58 +57,21 @@ const (
 	watchRequests = 4
 )
 
-// Watch serves any number of subscriptions on one stream.
-func (s *registryServer) Watch(stream grpc.BidiStreamingServer[apiv1.WatchRequest, apiv1.WatchResponse]) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	requests := make(chan watchRequest, watchRequests)
-	// Ends when the handler has returned, which ends Recv.
-	s.tasks.Go(func() {
-		defer close(requests)
-		for {
-			req, err := stream.Recv()
-			if errors.Is(err, io.EOF) {
-				return // The client asks for nothing more, and goes on reading.
-			}
-			select {
-			case requests <- watchRequest{req, err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	})
-	return s.watch(ctx, stream, requests)
+// watch serves any number of subscriptions on one stream.
+func (s *registryServer) watch(stream grpc.ServerStream) error {
+	return s.serveWatch(stream, decodeRequest)
 }
 
-// WatchService serves one subscription.
-func (s *registryServer) WatchService(
-	req *apiv1.WatchServiceRequest, stream grpc.ServerStreamingServer[apiv1.WatchServiceResponse],
-) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	requests := make(chan watchRequest, 1)
-	requests <- watchRequest{req: &apiv1.WatchRequest{Action: &apiv1.WatchRequest_Subscribe{Subscribe: &apiv1.Subscribe{
-		SubscriptionId:   1,
-		Filter:           req.GetFilter(),
-		Resume:           req.GetResume(),
-		ProgressInterval: req.GetProgressInterval(),
-	}}}}
-	close(requests)
-	return s.watch(ctx, stream, requests)
+// watchService serves one subscription.
+func (s *registryServer) watchService(stream grpc.ServerStream) error {
+	return s.serveWatch(stream, decodeOnlyRequest)
 }
 
-// watchRequest is what the reader of a stream found.
-type watchRequest struct {
-	req *apiv1.WatchRequest
-	err error
-}
-
-// watch serves a stream until it ends. A goroutine of its own does all the sending, as a send can block for as long as
-// the client likes, and only the return of the handler ends it then.
-func (c *core) watch(ctx context.Context, stream grpc.ServerStream, requests <-chan watchRequest) error {
+// serveWatch serves a stream until it ends, with requests as decode finds them.
+//
+// Its goroutine and the one that receives do next to nothing, all else is done by workers: a stack that has grown once
+// stays so large, and two of 4 kB are most of what an idle stream takes.
+func (c *core) serveWatch(stream grpc.ServerStream, decode requestDecoder) error {
 	if err := c.admission.enter(classResync); err != nil {
 		return err
 	}
@@ -120,17 +82,72 @@ func (c *core) watch(ctx context.Context, stream grpc.ServerStream, requests <-c
 	default:
 		return explain(fmt.Errorf("%w: %d watches are open", ErrOverloaded, cap(c.watches)), "watch")
 	}
-	// So that the client knows that it is connected, before there is anything to say.
-	if err := stream.SendHeader(nil); err != nil {
-		return err
+	requests := make(chan watchRequest, watchRequests)
+	w := &watchStream{core: c, stream: stream, decode: decode, requests: requests, ended: make(chan error, 1)}
+	w.job.doer = w
+	w.wake(newsBegun) // Before there is other news.
+	c.tasks.Go(func() { w.receive(requests) })
+	leaving, gone := c.leaving, stream.Context().Done()
+	for {
+		select {
+		case err := <-w.ended:
+			return err
+		case <-gone:
+			gone = nil
+			w.wake(newsGone) // Which ends a send, too.
+		case <-leaving:
+			leaving = nil
+			w.wake(newsLeaving)
+		}
 	}
-	w := newWatchStream(c, stream, requests)
-	ended := make(chan error, 1)
-	c.tasks.Go(func() { ended <- w.run(ctx) })
-	select {
-	case err := <-ended:
-		return err
-	case <-w.stuck:
-		return explain(fmt.Errorf("%w: its client has not read for %v", ErrOverloaded, stuckAfter), "send to watch")
+}
+
+// watchRequest is what came in on a stream. The bytes are not decoded.
+type watchRequest struct {
+	data undecoded
+	err  error
+}
+
+// receive reads requests until the handler has returned, which ends RecvMsg, or the client asks for nothing more.
+func (w *watchStream) receive(requests chan<- watchRequest) {
+	defer func() {
+		close(requests)
+		w.wake(newsAsked)
+	}()
+	for {
+		var r watchRequest
+		r.err = w.stream.RecvMsg(&r.data)
+		if errors.Is(r.err, io.EOF) {
+			return // The client goes on reading.
+		}
+		select {
+		case requests <- r:
+			w.wake(newsAsked)
+		case <-w.stream.Context().Done():
+			return
+		}
+		if r.err != nil {
+			return
+		}
 	}
+}
+
+// requestDecoder decodes what came in on a stream.
+type requestDecoder func(undecoded) (*apiv1.WatchRequest, error)
+
+func decodeRequest(data undecoded) (*apiv1.WatchRequest, error) {
+	req := new(apiv1.WatchRequest)
+	return req, data.decode(req)
+}
+
+// decodeOnlyRequest decodes that of a WatchService. gRPC itself refuses a second one.
+func decodeOnlyRequest(data undecoded) (*apiv1.WatchRequest, error) {
+	req := new(apiv1.WatchServiceRequest)
+	err := data.decode(req)
+	return &apiv1.WatchRequest{Action: &apiv1.WatchRequest_Subscribe{Subscribe: &apiv1.Subscribe{
+		SubscriptionId:   1,
+		Filter:           req.GetFilter(),
+		Resume:           req.GetResume(),
+		ProgressInterval: req.GetProgressInterval(),
+	}}}, err
 }

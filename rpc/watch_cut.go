@@ -146,7 +146,6 @@ func (c *cut) end(ctx context.Context, sub *subscription, v cluster.View, revisi
 // sendSynced ends a cut or a catch-up: from here on the subscription gets events.
 func (w *watchStream) sendSynced(ctx context.Context, sub *subscription, v cluster.View, revision uint64) error {
 	sub.from = revision
-	sub.resume = nil
 	w.synced = max(w.synced, revision)
 	return w.sendMessage(ctx, &apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Synced{
 		Synced: &apiv1.Synced{SubscriptionId: sub.id, Header: w.header(v, revision)},

@@ -65,16 +65,17 @@ func (l *listener) SetTrailer(metadata.MD)       {}
 func (l *listener) RecvMsg(m any) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	req := m.(*apiv1.WatchRequest)
 	for {
 		frame, n := protowire.ConsumeBytes(l.rest)
 		if n < 0 {
 			return io.EOF
 		}
 		l.rest = l.rest[n:]
+		req := new(apiv1.WatchRequest)
 		if proto.Unmarshal(frame, req) != nil {
 			continue
 		}
+		*m.(*undecoded) = frame
 		if gone := req.GetUnsubscribe(); gone != nil {
 			l.resumes[gone.GetSubscriptionId()] = nil
 		}
@@ -183,7 +184,7 @@ func listenTo(t *testing.T, b *bare, known past, asked []byte) {
 	ended := make(chan error, 1)
 	go func() {
 		server := b.impl[registryService].(*registryServer)
-		ended <- server.Watch(&grpc.GenericServerStream[apiv1.WatchRequest, apiv1.WatchResponse]{ServerStream: l})
+		ended <- server.watch(l)
 	}()
 	synctest.Wait()
 	for _, c := range changes(t) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,99 +16,133 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// watchStream is one stream: its subscriptions, and the one watcher of the feed that they share. One goroutine runs it
-// and calls all its methods.
+// watchStream is one stream: its subscriptions, and the one watcher of the feed that they share. One worker at a time calls
+// its methods.
 //
 // Invariant: a client with a Synced has every matching change up to the larger of that revision and the last one that
 // an Events or Progress named; each change was told once.
 type watchStream struct {
 	core     *core
 	stream   grpc.ServerStream
-	requests <-chan watchRequest
-	watcher  *feed.Watcher
+	job      job
+	decode   requestDecoder
+	requests <-chan watchRequest // nil when no more can come
+	ended    chan error          // has what the handler is to return
 
-	subs subscriptions
+	watcher *feed.Watcher
+	subs    subscriptions
 	// delivered: nothing up to here is missing that was sent as events or resyncs.
 	delivered uint64
 	// synced is the largest revision of a Synced.
 	synced uint64
 	batch  eventBatch
 
-	// awaited are the revisions for which somebody waits, reached gives a token when one may be there. Both are nil while
-	// there never was one.
-	awaited map[uint64]struct{}
-	reached chan struct{}
+	// waiting are subscriptions that have not begun. stopWaiting, unless nil, ends the wait for the least revision of them.
+	waiting     []awaited
+	waitingFor  uint64
+	stopWaiting context.CancelFunc
 
 	interval time.Duration // of progress marks
 	progress *time.Timer
+	grace    *time.Timer // runs once the client was told to go elsewhere
 	lastSent time.Time
 
-	sending *time.Timer   // runs while a send does
-	stuck   chan struct{} // gives a token when sending has run out
-	unpaced int           // bytes of cuts since the last pause
+	sending atomic.Int64 // when the send under way began, by Unix nanoseconds; sendIdle or sendForbidden
+	unpaced int          // bytes of cuts since the last pause
 }
 
-func newWatchStream(c *core, stream grpc.ServerStream, requests <-chan watchRequest) *watchStream {
-	w := &watchStream{
-		core:     c,
-		stream:   stream,
-		requests: requests,
-		watcher:  c.node.Feed().Watch(),
-		interval: DefaultProgressInterval,
-		progress: time.NewTimer(DefaultProgressInterval),
-		lastSent: time.Now(),
-		stuck:    make(chan struct{}, 1),
+// Values of watchStream.sending that are no time.
+const (
+	sendIdle      = 0
+	sendForbidden = -1 // The handler has returned, or is about to.
+)
+
+// News of a stream, in the order in which they are looked after.
+const (
+	newsGone uint32 = 1 << iota // its client, or the connection
+	newsBegun
+	newsAsked    // there are requests
+	newsEvents   // the watcher has something
+	newsReached  // an awaited revision
+	newsProgress // a mark may be due
+	newsLeaving  // the node leaves
+	newsLeft     // and the client has had time to do so
+)
+
+// wake has a worker look after the news.
+func (w *watchStream) wake(news uint32) { w.core.workers.wake(&w.job, news) }
+
+// do serves the stream until it ends, or there is nothing left to serve.
+func (w *watchStream) do(news uint32) {
+	err := w.react(news)
+	if err == nil && (w.requests != nil || len(w.subs.byID) > 0) {
+		return
 	}
-	w.sending = time.AfterFunc(stuckAfter, func() { leaveToken(w.stuck) })
-	w.sending.Stop()
-	return w
+	w.job.end()
+	if w.watcher != nil {
+		w.watcher.Close()
+		w.progress.Stop()
+	}
+	if w.grace != nil {
+		w.grace.Stop()
+	}
+	w.finish(err)
 }
 
-// leaveToken puts a token into a channel of capacity 1.
-func leaveToken(ch chan struct{}) {
+// finish has the handler return.
+func (w *watchStream) finish(err error) {
 	select {
-	case ch <- struct{}{}:
-	default:
+	case w.ended <- err:
+	default: // It has: this send was stuck.
 	}
 }
 
-// run serves the stream until ctx or the stream ends, or there is nothing left to serve.
-func (w *watchStream) run(ctx context.Context) error {
-	defer w.watcher.Close()
-	defer w.progress.Stop()
-	defer w.sending.Stop()
-	leaving := w.core.leaving
-	var end <-chan time.Time
-	for w.requests != nil || len(w.subs.byID) > 0 {
-		var err error
-		select {
-		case <-ctx.Done():
+func (w *watchStream) react(news uint32) (err error) {
+	ctx := w.stream.Context()
+	for news != 0 && err == nil {
+		first := news & -news
+		news &^= first
+		switch first {
+		case newsGone:
 			err = ctx.Err()
-		case r, ok := <-w.requests:
-			if !ok {
-				w.requests = nil
-				break
-			}
-			err = w.handle(ctx, r)
-		case <-w.watcher.Ready():
+		case newsBegun:
+			err = w.start()
+		case newsAsked:
+			err = w.answer(ctx)
+		case newsEvents:
 			err = w.deliver(ctx)
-		case <-w.reached:
+		case newsReached:
 			err = w.beginAwaited(ctx)
-		case <-w.progress.C:
+		case newsProgress:
 			err = w.showProgress(ctx)
-		case <-leaving:
-			leaving, end = nil, time.After(leavingGrace)
-			err = w.sendMessage(ctx, &apiv1.WatchResponse{Payload: &apiv1.WatchResponse_GoElsewhere{
-				GoElsewhere: &apiv1.GoElsewhere{Leader: w.core.node.Info().LeaderAddress},
-			}})
-		case <-end:
+		case newsLeaving:
+			err = w.leave(ctx)
+		case newsLeft:
 			err = explain(cluster.ErrClosed, "watch")
 		}
-		if err != nil {
-			return err
-		}
 	}
+	return err
+}
+
+// start is the first that is done.
+func (w *watchStream) start() error {
+	// So that the client knows that it is connected, before there is anything to say.
+	if err := w.stream.SendHeader(nil); err != nil {
+		return err
+	}
+	w.watcher = w.core.node.Feed().WatchFunc(func() { w.wake(newsEvents) })
+	w.interval = DefaultProgressInterval
+	w.progress = time.AfterFunc(w.interval, func() { w.wake(newsProgress) })
+	w.lastSent = time.Now()
 	return nil
+}
+
+// leave tells the client to go elsewhere.
+func (w *watchStream) leave(ctx context.Context) error {
+	w.grace = time.AfterFunc(leavingGrace, func() { w.wake(newsLeft) })
+	return w.sendMessage(ctx, &apiv1.WatchResponse{Payload: &apiv1.WatchResponse_GoElsewhere{
+		GoElsewhere: &apiv1.GoElsewhere{Leader: w.core.node.Info().LeaderAddress},
+	}})
 }
 
 // view is the current State and how old it is.
@@ -236,17 +271,41 @@ func (w *watchStream) sendMessage(ctx context.Context, m *apiv1.WatchResponse) e
 	return w.send(ctx, newEncoded(len(b), func(dst []byte) []byte { return append(dst, b...) }))
 }
 
-// send sends a message. It blocks while the client does not read; see core.watch.
+// send sends a message. It blocks while the client does not read; see heldUp.
 func (w *watchStream) send(ctx context.Context, m *encoded) error {
 	if err := ctx.Err(); err != nil {
-		return err // The handler may have returned: nothing may be sent any more.
+		return err
 	}
-	w.sending.Reset(stuckAfter)
+	began := time.Now().UnixNano()
+	if !w.sending.CompareAndSwap(sendIdle, began) {
+		return errStuck()
+	}
 	err := w.stream.SendMsg(m)
-	w.sending.Stop()
+	if !w.sending.CompareAndSwap(began, sendIdle) {
+		return errStuck()
+	}
 	w.core.watchMessages.Add(1)
 	w.lastSent = time.Now()
 	return err
+}
+
+// heldUp ends a stream of which a send takes too long: the handler returns, and then the send does.
+func (w *watchStream) heldUp() time.Duration {
+	began := w.sending.Load()
+	if began == sendIdle || began == sendForbidden {
+		return stuckAfter
+	}
+	if left := stuckAfter - time.Since(time.Unix(0, began)); left > 0 {
+		return left
+	}
+	if w.sending.CompareAndSwap(began, sendForbidden) {
+		w.finish(errStuck())
+	}
+	return stuckAfter
+}
+
+func errStuck() error {
+	return explain(fmt.Errorf("%w: its client has not read for %v", ErrOverloaded, stuckAfter), "send to watch")
 }
 
 // route has the subscription told of changes: those after the revision that it returns. The caller brings it to a

@@ -3,17 +3,41 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/regd-io/regd/fsm"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// handle does what the client asks for. An error ends the stream: the client broke the protocol.
+// answer does what the client asks for. An error ends the stream: the client broke the protocol.
+func (w *watchStream) answer(ctx context.Context) error {
+	for range watchRequests { // Others have their turn, too.
+		select {
+		case r, ok := <-w.requests:
+			if !ok {
+				w.requests = nil
+				return nil
+			}
+			if err := w.handle(ctx, r); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+	w.wake(newsAsked)
+	return nil
+}
+
 func (w *watchStream) handle(ctx context.Context, r watchRequest) error {
 	if r.err != nil {
 		return r.err
 	}
-	switch action := r.req.GetAction().(type) {
+	req, err := w.decode(r.data)
+	if err != nil {
+		return err
+	}
+	switch action := req.GetAction().(type) {
 	case *apiv1.WatchRequest_Subscribe:
 		return w.subscribe(ctx, action.Subscribe)
 	case *apiv1.WatchRequest_Unsubscribe:
@@ -45,7 +69,7 @@ func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error
 		w.interval = sub.interval
 		w.progress.Reset(w.interval)
 	}
-	return w.begin(ctx, sub)
+	return w.begin(ctx, sub, req.GetResume())
 }
 
 func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
@@ -53,7 +77,6 @@ func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
 	sub := &subscription{
 		id:     req.GetSubscriptionId(),
 		filter: compileFilter(f.filter(req.GetFilter())),
-		resume: req.GetResume(),
 		interval: f.duration("progress_interval", req.GetProgressInterval(), span{
 			least: MinProgressInterval, most: MaxProgressInterval, byDefault: DefaultProgressInterval,
 		}),
@@ -67,6 +90,7 @@ func (w *watchStream) unsubscribe(ctx context.Context, id uint32) error {
 	if sub := w.subs.get(id); sub != nil {
 		w.unroute(sub)
 		w.subs.remove(sub)
+		w.waiting = slices.DeleteFunc(w.waiting, func(a awaited) bool { return a.sub == sub })
 	}
 	return w.sendEnded(ctx, id, "", "")
 }
@@ -77,14 +101,15 @@ func (w *watchStream) sendEnded(ctx context.Context, id uint32, reason, message 
 	}})
 }
 
-// begin brings a subscription to its first Synced, or has it wait for the revision that it resumes after.
-func (w *watchStream) begin(ctx context.Context, sub *subscription) error {
-	if w.ahead(sub.resume) {
-		w.await(ctx, sub.resume.GetRevision())
+// begin brings a subscription to its first Synced, or has it wait for the revision that it resumes after. It starts with a
+// full cut if resume is nil.
+func (w *watchStream) begin(ctx context.Context, sub *subscription, resume *apiv1.ResumePoint) error {
+	if w.ahead(resume) {
+		w.await(ctx, awaited{sub, resume})
 		return nil
 	}
 	upTo := w.route(sub)
-	reason, err := w.catchUp(ctx, sub, upTo)
+	reason, err := w.catchUp(ctx, sub, resume, upTo)
 	if err != nil {
 		return err
 	}
@@ -100,9 +125,11 @@ func (w *watchStream) begin(ctx context.Context, sub *subscription) error {
 
 // catchUp sends what happened after the resume point, up to the revision after which the subscription is routed. Where
 // that is not possible it returns the reason for a full cut.
-func (w *watchStream) catchUp(ctx context.Context, sub *subscription, upTo uint64) (apiv1.CutReason, error) {
+func (w *watchStream) catchUp(
+	ctx context.Context, sub *subscription, resume *apiv1.ResumePoint, upTo uint64,
+) (apiv1.CutReason, error) {
 	const caughtUp = apiv1.CutReason_CUT_REASON_UNSPECIFIED
-	f, resume := w.core.node.Feed(), sub.resume
+	f := w.core.node.Feed()
 	switch {
 	case resume == nil:
 		return apiv1.CutReason_CUT_REASON_INITIAL, nil
@@ -144,37 +171,41 @@ func (w *watchStream) ahead(resume *apiv1.ResumePoint) bool {
 		resume.GetClusterId() == w.core.node.Info().ClusterID
 }
 
+// awaited is a subscription that waits for the revision that it resumes after.
+type awaited struct {
+	sub    *subscription
+	resume *apiv1.ResumePoint
+}
+
 // await has beginAwaited called when the revision is reached.
-func (w *watchStream) await(ctx context.Context, revision uint64) {
-	if _, ok := w.awaited[revision]; ok {
-		return
+func (w *watchStream) await(ctx context.Context, a awaited) {
+	w.waiting = append(w.waiting, a)
+	revision := a.resume.GetRevision()
+	if w.stopWaiting != nil {
+		if w.waitingFor <= revision {
+			return // It will be seen then that this one has to wait on.
+		}
+		w.stopWaiting()
 	}
-	if w.awaited == nil {
-		w.awaited, w.reached = map[uint64]struct{}{}, make(chan struct{}, 1)
-	}
-	w.awaited[revision] = struct{}{}
-	reached := w.reached
+	ctx, stop := context.WithCancel(ctx)
+	w.waitingFor, w.stopWaiting = revision, stop
 	w.core.tasks.Go(func() {
-		// Without the revision the stream has ended.
+		defer stop()
 		if err := w.core.node.Feed().WaitQueued(ctx, revision); err == nil {
-			leaveToken(reached)
+			w.wake(newsReached)
 		}
 	})
 }
 
 // beginAwaited begins the subscriptions whose revision is there.
 func (w *watchStream) beginAwaited(ctx context.Context) error {
-	revision := w.core.node.Feed().Queued()
-	for awaited := range w.awaited {
-		if awaited <= revision {
-			delete(w.awaited, awaited)
-		}
+	if w.stopWaiting != nil {
+		w.stopWaiting() // The news may be of one that it took the place of.
 	}
-	for _, sub := range w.subs.byID {
-		if sub.routed {
-			continue
-		}
-		if err := w.begin(ctx, sub); err != nil {
+	waiting := w.waiting
+	w.waiting, w.stopWaiting = nil, nil
+	for _, a := range waiting {
+		if err := w.begin(ctx, a.sub, a.resume); err != nil {
 			return err
 		}
 	}

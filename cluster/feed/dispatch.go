@@ -111,8 +111,8 @@ func (f *Feed) skipped(old *fsm.State, it *item) {
 	defer t.mu.Unlock()
 	t.begin(st)
 	t.each(func(l *list) {
-		full := d == nil || l.topic.Kind != fsm.EventInstance // Only instances are compared.
-		if !full && l.topic.unchanged(st, old.Revision()) {
+		full := d == nil || l.topic().Kind != fsm.EventInstance // Only instances are compared.
+		if !full && l.topic().unchanged(st, old.Revision()) {
 			return
 		}
 		for _, w := range l.watchers {

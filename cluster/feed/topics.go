@@ -12,7 +12,7 @@ import (
 type topics struct {
 	mu       sync.Mutex // guards all below, and some fields of each Watcher
 	watchers map[*Watcher]struct{}
-	scopes   map[scope]map[string]*list // the lists by name
+	scopes   map[scope]*lists
 	round    uint64
 	touched  []*Watcher // in the round under way
 	state    *fsm.State // after the last round: watchers have all events up to it, and none beyond
@@ -22,7 +22,7 @@ type topics struct {
 func (t *topics) init(st *fsm.State) {
 	t.state = st
 	t.watchers = map[*Watcher]struct{}{}
-	t.scopes = map[scope]map[string]*list{}
+	t.scopes = map[scope]*lists{}
 }
 
 // scope is what many topics have in common.
@@ -31,27 +31,33 @@ type scope struct {
 	namespace string
 }
 
-// list is who watches a topic.
+// lists are those of one scope.
+type lists struct {
+	scope
+	byName map[string]*list
+}
+
+// list is who watches a topic. There may be very many: it is kept small.
 type list struct {
-	topic    Topic
+	in       *lists
+	name     string
 	watchers []*Watcher
 }
 
-// place says where in a list a watcher is.
-type place struct {
-	list *list
-	at   int
-}
+func (l *list) topic() Topic { return Topic{l.in.kind, l.in.namespace, l.name} }
 
-// find returns the place of the topic among those of the watcher, or where it would be. They are sorted: most watchers have
+// find returns the place of the topic's list among those of the watcher, or where it would be. They are sorted: most watchers have
 // one, and for those with thousands the search costs little beside what they do then.
 func (w *Watcher) find(topic Topic) (int, bool) {
-	return slices.BinarySearchFunc(w.places, topic, func(p place, topic Topic) int { return p.list.topic.Compare(topic) })
+	return slices.BinarySearchFunc(w.lists, topic, func(l *list, topic Topic) int { return l.topic().Compare(topic) })
 }
 
 // list returns the list of the topic, nil if nobody watches it.
 func (t *topics) list(topic Topic) *list {
-	return t.scopes[scope{topic.Kind, topic.Namespace}][topic.Name]
+	if in := t.scopes[scope{topic.Kind, topic.Namespace}]; in != nil {
+		return in.byName[topic.Name]
+	}
+	return nil
 }
 
 func (t *topics) enter(w *Watcher) {
@@ -66,10 +72,10 @@ func (t *topics) enter(w *Watcher) {
 func (t *topics) leave(w *Watcher) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, p := range w.places {
-		t.unlist(p)
+	for _, l := range w.lists {
+		t.unlist(w, l)
 	}
-	w.places = nil
+	w.lists = nil
 	delete(t.watchers, w)
 }
 
@@ -80,14 +86,14 @@ func (t *topics) add(w *Watcher, topic Topic) uint64 {
 	if i, listed := w.find(topic); open && !listed {
 		l := t.list(topic)
 		if l == nil {
-			l = &list{topic: topic}
 			s := scope{topic.Kind, topic.Namespace}
 			if t.scopes[s] == nil {
-				t.scopes[s] = map[string]*list{}
+				t.scopes[s] = &lists{s, map[string]*list{}}
 			}
-			t.scopes[s][topic.Name] = l
+			l = &list{in: t.scopes[s], name: topic.Name}
+			l.in.byName[l.name] = l
 		}
-		w.places = slices.Insert(w.places, i, place{l, len(l.watchers)})
+		w.lists = slices.Insert(w.lists, i, l)
 		l.watchers = append(l.watchers, w)
 	}
 	return t.state.Revision()
@@ -97,36 +103,30 @@ func (t *topics) remove(w *Watcher, topic Topic) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if i, listed := w.find(topic); listed {
-		t.unlist(w.places[i])
-		w.places = slices.Delete(w.places, i, i+1)
+		t.unlist(w, w.lists[i])
+		w.lists = slices.Delete(w.lists, i, i+1)
 	}
 }
 
-// unlist empties a place; the last watcher of the list moves there. t.mu is held.
-func (t *topics) unlist(p place) {
-	l := p.list
+// unlist takes the watcher off the list. To look for it there costs less than to note with each topic where it is. t.mu is held.
+func (t *topics) unlist(w *Watcher, l *list) {
 	last := len(l.watchers) - 1
-	if moved := l.watchers[last]; p.at != last {
-		l.watchers[p.at] = moved
-		i, _ := moved.find(l.topic)
-		moved.places[i].at = p.at
-	}
+	l.watchers[slices.Index(l.watchers, w)] = l.watchers[last]
 	l.watchers[last] = nil
 	l.watchers = l.watchers[:last]
 	if last > 0 {
 		return
 	}
-	s := scope{l.topic.Kind, l.topic.Namespace}
-	delete(t.scopes[s], l.topic.Name)
-	if len(t.scopes[s]) == 0 {
-		delete(t.scopes, s)
+	delete(l.in.byName, l.name)
+	if len(l.in.byName) == 0 {
+		delete(t.scopes, l.in.scope)
 	}
 }
 
 // each calls fn for each list. t.mu is held.
 func (t *topics) each(fn func(*list)) {
-	for _, lists := range t.scopes {
-		for _, l := range lists {
+	for _, in := range t.scopes {
+		for _, l := range in.byName {
 			fn(l)
 		}
 	}
@@ -178,7 +178,7 @@ func (w *Watcher) shut() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed = true
-	signal(w.ready)
+	w.wake()
 }
 
 // count returns the number of watchers.

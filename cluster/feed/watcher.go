@@ -95,10 +95,11 @@ type Taken struct {
 // Watcher receives the events of its topics. One goroutine reads it. While it is idle it holds no State and no event.
 type Watcher struct {
 	feed  *Feed
-	ready chan struct{}
+	ready chan struct{} // nil with a function
+	wake  func()
 
 	// Guarded by feed.topics.mu.
-	places []place  // sorted by topic
+	lists  []*list  // of its topics, sorted by these
 	round  uint64   // last round of the dispatcher that touched the watcher
 	staged []*Event // of the round under way
 
@@ -128,7 +129,17 @@ const maxDifferences = 4
 
 // Watch returns a Watcher of the topics. It must be closed.
 func (f *Feed) Watch(topics ...Topic) *Watcher {
-	w := &Watcher{feed: f, ready: make(chan struct{}, 1)}
+	ready := make(chan struct{}, 1)
+	return f.watch(&Watcher{feed: f, ready: ready, wake: func() { signal(ready) }}, topics)
+}
+
+// WatchFunc is Watch for a reader without a goroutine: wake is called whenever something has come in for Take. It must not
+// block, nor call the feed.
+func (f *Feed) WatchFunc(wake func(), topics ...Topic) *Watcher {
+	return f.watch(&Watcher{feed: f, wake: wake}, topics)
+}
+
+func (f *Feed) watch(w *Watcher, topics []Topic) *Watcher {
 	f.topics.enter(w)
 	for _, t := range topics {
 		w.Add(t)
@@ -143,7 +154,8 @@ func (w *Watcher) Add(t Topic) (revision uint64) { return w.feed.topics.add(w, t
 // Remove takes a topic off. Some of its events may still be in the queue.
 func (w *Watcher) Remove(t Topic) { w.feed.topics.remove(w, t) }
 
-// Ready gives a token after something has come in for Take. One token may stand for much, or for what was taken already.
+// Ready gives a token after something has come in for Take. One token may stand for much, or for what was taken already. It
+// is nil with WatchFunc.
 func (w *Watcher) Ready() <-chan struct{} { return w.ready }
 
 // Close ends the watcher. It may be called more than once.
@@ -219,7 +231,7 @@ func (w *Watcher) commit(limits *Limits) {
 	default:
 		w.queue, w.bytes = append(w.queue, staged...), w.bytes+bytes
 	}
-	signal(w.ready)
+	w.wake()
 }
 
 // skip notes a resync other than for slowness. d is nil when everything may differ. feed.topics.mu is held.
@@ -234,7 +246,7 @@ func (w *Watcher) skip(reason Reason, revision uint64, d *difference) {
 	} else if !b.full {
 		b.skipped = append(b.skipped, d)
 	}
-	signal(w.ready)
+	w.wake()
 }
 
 // open begins a resync, or makes its reason graver, and turns the queue into keys. w.mu is held.
