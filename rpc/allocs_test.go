@@ -15,11 +15,13 @@ func TestHotPathsAllocateLittle(t *testing.T) {
 	list := &apiv1.ListInstancesRequest{Filter: &apiv1.Filter{Service: "web"}}
 	get := &apiv1.GetRequest{Key: webKey("1")}
 	register := benchInstance("web", "1")
+	call, ctx := intercepted(t)
 	for _, tt := range []struct {
 		name string
 		most float64
 		run  func()
 	}{
+		{"call that does nothing", 0, func() { call(ctx) }},
 		{"list of ten", 9, func() { send(server.listInstances(bg, list)) }},
 		{"get", 9, func() { send(server.get(bg, get)) }},
 		{"check of a registration", 6, func() {

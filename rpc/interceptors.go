@@ -16,18 +16,39 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// The interceptors run in this order: metrics, edge, deadline, admit. What is refused is counted, and whatever goes wrong
-// leaves through the error table.
-
-// edge turns errors into statuses and panics into internal errors.
-func (s *Server) edge(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-	defer func() { err = s.outcome(ctx, info.FullMethod, err, recover()) }()
+// unary is what each unary call goes through: it is counted, given an end, and let in or refused. Panics and errors leave
+// through the error table. It is one function, as gRPC would make closures for a chain of them at each call.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	began, m := time.Now(), s.metrics.of(info.FullMethod)
+	m.started.Inc()
+	m.received.Inc()
+	defer func() {
+		if err = s.outcome(ctx, info.FullMethod, err, recover()); err == nil {
+			m.sent.Inc()
+		}
+		m.ended(began, err)
+	}()
+	ctx, cancel := limited(ctx, req)
+	defer cancel()
+	// Acquire is let in by its handler, since it must not count while it waits.
+	if info.FullMethod != apiv1.LockService_Acquire_FullMethodName {
+		if err := s.core.admission.enter(classOf(info.FullMethod)); err != nil {
+			return nil, err
+		}
+		defer s.core.admission.leave()
+	}
 	return next(ctx, req)
 }
 
-// streamEdge is edge for streams.
-func (s *Server) streamEdge(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	defer func() { err = s.outcome(ss.Context(), info.FullMethod, err, recover()) }()
+// stream is what each stream goes through: it is counted, and panics and errors leave through the error table. Its messages
+// are not counted: that would cost a good part of what sending one does.
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	began, m := time.Now(), s.metrics.of(info.FullMethod)
+	m.started.Inc()
+	defer func() {
+		err = s.outcome(ss.Context(), info.FullMethod, err, recover())
+		m.ended(began, err)
+	}()
 	return next(srv, ss)
 }
 
@@ -59,31 +80,17 @@ func (s *Server) internal(ctx context.Context, method string, err error, attrs .
 	return toStatus(fault, explain(ErrInternal, "error "+id, "id", id), "").Err()
 }
 
-// deadline gives each unary call an end.
-func (s *Server) deadline(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+// limited gives a unary call an end, if it has none or one that is too far away. cancel must be called.
+func limited(ctx context.Context, req any) (_ context.Context, cancel func()) {
 	timeout, limit := DefaultTimeout, MaxTimeout
 	if acquire, ok := req.(*apiv1.AcquireRequest); ok && acquire.GetWait() {
 		timeout, limit = MaxLockWait, MaxLockWait
 	}
 	if end, ok := ctx.Deadline(); ok {
 		if time.Until(end) <= limit {
-			return next(ctx, req)
+			return ctx, func() {}
 		}
 		timeout = limit
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	return next(ctx, req)
-}
-
-// admit lets a unary call in, or refuses it. Acquire does that itself, since it must not count while it waits.
-func (s *Server) admit(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if info.FullMethod == apiv1.LockService_Acquire_FullMethodName {
-		return next(ctx, req)
-	}
-	if err := s.core.admission.enter(classOf(info.FullMethod)); err != nil {
-		return nil, err
-	}
-	defer s.core.admission.leave()
-	return next(ctx, req)
+	return context.WithTimeout(ctx, timeout)
 }

@@ -1,9 +1,12 @@
 package rpc
 
 import (
+	"context"
 	"fmt"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
@@ -108,4 +111,28 @@ func sent(tb testing.TB) func(*encoded, error) {
 		}
 		data.Free()
 	}
+}
+
+// BenchmarkInterceptor is what a unary call costs besides gRPC and its handler.
+func BenchmarkInterceptor(b *testing.B) {
+	call, ctx := intercepted(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		call(ctx)
+	}
+}
+
+// intercepted returns a call that does nothing, with what every call goes through, and a context as clients' calls have it.
+func intercepted(tb testing.TB) (func(context.Context), context.Context) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(bg, time.Minute)
+	tb.Cleanup(cancel)
+	server, req := newRig(tb).server, &apiv1.ListInstancesRequest{}
+	info := &grpc.UnaryServerInfo{FullMethod: apiv1.RegistryService_ListInstances_FullMethodName}
+	handler := func(context.Context, any) (any, error) { return req, nil }
+	return func(ctx context.Context) {
+		if _, err := server.unary(ctx, req, info, handler); err != nil {
+			tb.Fatal(err)
+		}
+	}, ctx
 }

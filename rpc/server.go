@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"sync"
 
-	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -84,7 +83,7 @@ type Server struct {
 	cfg     Config
 	core    *core
 	grpc    *grpc.Server
-	metrics *grpcprom.ServerMetrics
+	metrics *callMetrics
 	faults  []Fault
 	once    sync.Once // makes the first Shutdown the only one
 }
@@ -106,13 +105,11 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 			workers:     workers{most: runtime.GOMAXPROCS(0)},
 			leaving:     make(chan struct{}),
 		},
-		metrics: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(
-			grpcprom.WithHistogramBuckets([]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60}))),
 		faults: Faults(),
 	}
 	s.grpc = grpc.NewServer(s.options()...)
 	s.register()
-	s.metrics.InitializeMetrics(s.grpc)
+	s.metrics = newCallMetrics(s.grpc.GetServiceInfo())
 	return s, nil
 }
 
@@ -128,22 +125,13 @@ func (s *Server) options() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WaitForHandlers(true),
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.ChainUnaryInterceptor(s.metrics.UnaryServerInterceptor(), s.edge, s.deadline, s.admit),
-		grpc.ChainStreamInterceptor(s.countStream(), s.streamEdge),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
 	}
 	if s.cfg.Credentials != nil {
 		opts = append(opts, grpc.Creds(s.cfg.Credentials))
 	}
 	return opts
-}
-
-// countStream counts the calls of streams. It hides their messages from the library, whose count of one costs a good part of
-// what sending it does.
-func (s *Server) countStream() grpc.StreamServerInterceptor {
-	count := s.metrics.StreamServerInterceptor()
-	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		return count(srv, ss, info, func(srv any, _ grpc.ServerStream) error { return next(srv, ss) })
-	}
 }
 
 func (s *Server) register() {
