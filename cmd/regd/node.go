@@ -185,6 +185,7 @@ func serve(ctx context.Context, cfg serveConfig) error {
 		cfg.Logger.Warn("listening without TLS: whoever reaches these ports can read and change the registry",
 			"grpc_listen", cfg.GRPCListen, "peer_listen", cfg.PeerListen)
 	}
+	defer holdHeapFloor()()
 	cfg.Logger.Info("starting", "version", cfg.Build.Version, "commit", cfg.Build.Commit, "command", strings.Join(os.Args, " "))
 	s := &server{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1)}
 	if err := s.open(ctx); err != nil {
