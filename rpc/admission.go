@@ -1,10 +1,12 @@
 package rpc
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/tap"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
@@ -33,9 +35,12 @@ func (c class) String() string {
 	return [...]string{"renew", "deregister", "health", "register", "resync", "list"}[c]
 }
 
-// share is the part of the calls in flight, in percent, up to which a class is let in.
+// share is the part of the calls in flight, in percent, up to which a class is let in. What adds or reads may take half:
+// of the default limit that is two full log entries of registrations, one under way and one that waits, and more would
+// only wait longer. The other half is for what keeps alive and takes away, so that a node that has little of its
+// processor and is slow for all has room for them.
 func (c class) share() int64 {
-	return [...]int64{100, 95, 90, 80, 65, 50}[c]
+	return [...]int64{100, 90, 80, 50, 40, 30}[c]
 }
 
 // admission bounds the calls that are worked on at once. There is no queue: a call is let in or refused at once, so an
@@ -44,23 +49,65 @@ type admission struct {
 	limit    int64
 	inFlight atomic.Int64
 	rejected [classes]atomic.Uint64
+	refusals [classes]atomic.Pointer[refusal]
+}
+
+// refusal is what a call is told that is refused before it is read. It is kept, as under overload most calls get the same.
+type refusal struct {
+	status error
+	leader string // that the status names
 }
 
 func newAdmission(limit int) *admission { return &admission{limit: int64(limit)} }
 
+// most is how many calls may be in flight with one of a class.
+func (a *admission) most(c class) int64 { return max(1, a.limit*c.share()/100) }
+
 // enter lets a call in, or fails with ErrOverloaded. Whoever was let in calls leave once it is done.
 func (a *admission) enter(c class) error {
 	n := a.inFlight.Add(1)
-	if n <= max(1, a.limit*c.share()/100) {
+	if n <= a.most(c) {
 		return nil
 	}
 	a.inFlight.Add(-1)
-	a.rejected[c].Add(1)
-	return explain(fmt.Errorf("%w: %d calls are in flight, %s calls are let in up to %d",
-		ErrOverloaded, n-1, c, a.limit*c.share()/100), "admit call", "class", c.String())
+	return a.refuse(c)
 }
 
 func (a *admission) leave() { a.inFlight.Add(-1) }
+
+// full tells whether enter would fail now.
+func (a *admission) full(c class) bool { return a.inFlight.Load() >= a.most(c) }
+
+// refuse counts a call that is refused and returns why it is.
+func (a *admission) refuse(c class) error {
+	a.rejected[c].Add(1)
+	return explain(fmt.Errorf("%w: %s calls are let in while fewer than %d are in flight", ErrOverloaded, c, a.most(c)),
+		"admit call", "class", c.String())
+}
+
+// refuseUnread refuses a call, of which only the headers have come, that admit would refuse. To read and decode a message
+// and to start a goroutine for it costs several times what the refusal does, and under overload that is what a node would
+// mostly do. A call is let in by admit alone: what passes here has no place yet.
+//
+// Calls of classRenew are left to admit and to the streams, which know what is in flight when they need a place. gRPC
+// holds a lock of the connection meanwhile, so this must be quick. Interceptors, and with them the metrics of gRPC, do not
+// see what is refused here; regd_admission_rejected_total counts it.
+func (s *Server) refuseUnread(ctx context.Context, call *tap.Info) (context.Context, error) {
+	a, c := s.core.admission, classOf(call.FullMethodName)
+	if c == classRenew || !a.full(c) {
+		return ctx, nil
+	}
+	leader := s.core.node.Info().LeaderAddress
+	if r := a.refusals[c].Load(); r != nil && r.leader == leader {
+		a.rejected[c].Add(1)
+		return ctx, r.status
+	}
+	err := a.refuse(c)
+	fault, _ := faultOf(s.faults, err)
+	r := &refusal{status: toStatus(fault, err, leader).Err(), leader: leader}
+	a.refusals[c].Store(r)
+	return ctx, r.status
+}
 
 // collectors are the metrics of admission.
 func (a *admission) collectors() []prometheus.Collector {

@@ -20,6 +20,13 @@ import (
 // served starts a server with the default limits and returns how to dial it.
 func served(t *testing.T) func() net.Conn {
 	t.Helper()
+	_, dial := started(t)
+	return dial
+}
+
+// started is served that returns the server, too.
+func started(t *testing.T) (*Server, func() net.Conn) {
+	t.Helper()
 	server, err := NewServer(Config{}, newFakeNode(t))
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +42,7 @@ func served(t *testing.T) func() net.Conn {
 			t.Error(err)
 		}
 	})
-	return func() net.Conn {
+	return server, func() net.Conn {
 		conn, err := lis.DialContext(t.Context())
 		if err != nil {
 			t.Fatal(err)

@@ -136,3 +136,17 @@ func intercepted(tb testing.TB) (func(context.Context), context.Context) {
 		}
 	}, ctx
 }
+
+// BenchmarkRefusedRegister is a registration that an overloaded node refuses, with what the client does for it.
+func BenchmarkRefusedRegister(b *testing.B) {
+	r := newRig(b)
+	r.server.core.admission.inFlight.Store(r.server.core.admission.limit)
+	defer r.server.core.admission.inFlight.Store(0)
+	req := &apiv1.RegisterRequest{Instance: benchInstance("web", "1")}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := r.registry.Register(bg, req); err == nil {
+			b.Fatal("a registration was let in")
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package rpc
+
+import (
+	"testing"
+	"testing/synctest"
+
+	"google.golang.org/grpc/codes"
+
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+)
+
+func TestWhatWillBeRefusedIsNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, dial := started(t)
+		c := raw(t, dial())
+		a := server.core.admission
+		for _, tt := range []struct {
+			method   string
+			inFlight int64
+			refused  bool
+		}{
+			{apiv1.RegistryService_Register_FullMethodName, a.most(classRegister) - 1, false},
+			{apiv1.RegistryService_Register_FullMethodName, a.most(classRegister), true},
+			{apiv1.LockService_Acquire_FullMethodName, a.most(classRegister), true},
+			{apiv1.RegistryService_Deregister_FullMethodName, a.most(classRegister), false},
+			{apiv1.RegistryService_Deregister_FullMethodName, a.limit, true},
+			{apiv1.SessionService_Renew_FullMethodName, a.limit, false}, // It is read first.
+			{apiv1.SessionService_Attach_FullMethodName, a.limit, false},
+		} {
+			a.inFlight.Store(tt.inFlight)
+			stream := c.open(tt.method) // Without its message.
+			if refused, reset, goAway := c.said(stream); refused != tt.refused || reset != 0 || goAway != "" {
+				t.Errorf("%s with %d in flight: refused %v, reset %v, go away %q", tt.method, tt.inFlight, refused, reset, goAway)
+			}
+			if n := a.inFlight.Load(); n != tt.inFlight {
+				t.Errorf("%s: %d in flight, were %d", tt.method, n, tt.inFlight)
+			}
+		}
+		a.inFlight.Store(0)
+		if n := a.rejected[classRegister].Load(); n != 2 {
+			t.Errorf("%d registrations and locks were counted as refused, not 2", n)
+		}
+	})
+}
+
+func TestARefusalNamesTheLeaderOfNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		a := r.server.core.admission
+		a.inFlight.Store(a.limit)
+		defer a.inFlight.Store(0)
+		for _, leader := range []string{"n1:7400", "n1:7400", "n2:7400", "n1:7400"} {
+			r.node.set(func() { r.node.info.LeaderAddress = leader })
+			_, err := r.registry.Register(bg, &apiv1.RegisterRequest{Instance: instance("web", "1")})
+			info := wantReason(t, err, codes.ResourceExhausted, apiv1.Reason_REASON_OVERLOADED)
+			if got := info.GetMetadata()["leader"]; got != leader {
+				t.Errorf("refused with leader %q, it is %q", got, leader)
+			}
+		}
+		if n := a.rejected[classRegister].Load(); n != 4 {
+			t.Errorf("%d of 4 refusals were counted", n)
+		}
+	})
+}
