@@ -17,6 +17,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -314,6 +315,11 @@ func (n *Node) Info() Info {
 		info.LeaderName, info.LeaderAddress = m.GetName(), m.GetGrpcAddress()
 	}
 	return info
+}
+
+// Collectors returns the node's metrics, to be registered once.
+func (n *Node) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{n.fsm.took, n.proposer.took}
 }
 
 // serving returns nil when the node can take part in reads and writes: else ErrClosed, ErrRemoved or ErrStarting.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/regd-io/regd/fsm"
@@ -39,6 +40,8 @@ type proposer struct {
 	// abandoned ends when the entry under way is not waited for any more.
 	abandoned context.Context //nolint:containedctx // Lives as long as the proposer.
 	abandon   context.CancelFunc
+	// took is how long each entry was under way.
+	took prometheus.Histogram
 }
 
 // proposal is one command on its way into the log.
@@ -58,6 +61,11 @@ func newProposer(maxPending int, apply func([]byte) raft.ApplyFuture, paused fun
 	p := &proposer{
 		queue: make(chan *proposal, maxPending), apply: apply, paused: paused,
 		done: make(chan struct{}), ended: make(chan struct{}),
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "regd_commit_seconds",
+			Help:    "Time from when this node, as the leader, gave an entry to Raft until it had applied it.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}),
 	}
 	p.abandoned, p.abandon = context.WithCancel(context.Background()) // Until close.
 	go p.run()
@@ -224,10 +232,12 @@ func (p *proposer) commit(batch []*proposal) (index uint64) {
 	done := make(chan struct{})
 	p.underway.Store(&done)
 	defer close(done)
-	future := p.apply(fsm.AppendEntry(nil, time.Now().UnixMilli(), commands))
+	begun := time.Now()
+	future := p.apply(fsm.AppendEntry(nil, begun.UnixMilli(), commands))
 	err := await(p.abandoned, future)
 	var result fsm.Result
 	if err == nil {
+		p.took.Observe(time.Since(begun).Seconds())
 		switch r := future.Response().(type) {
 		case fsm.Result:
 			result = r

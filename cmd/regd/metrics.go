@@ -13,6 +13,7 @@ import (
 // collectors are the metrics of a node: those of its packages, and what the cluster's status tells.
 func (s *server) collectors() []prometheus.Collector {
 	all := []prometheus.Collector{newClusterCollector(s.node), buildCollector(s.cfg.Build)}
+	all = append(all, s.node.Collectors()...)
 	all = append(all, s.node.Feed().Collectors()...)
 	all = append(all, s.monitor.Collectors()...)
 	return append(all, s.api.Collectors()...)
