@@ -181,6 +181,15 @@ func (c *cluster) usage() used {
 
 func (c *cluster) cpu() time.Duration { return c.usage().cpu }
 
+// ownCPU is the CPU time that this process, the load, has taken.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // usageOf reads what Linux tells of a process.
 func usageOf(pid int) (cpu time.Duration, memory int64, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

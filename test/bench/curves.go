@@ -47,6 +47,7 @@ func curves() []curve {
 	const k, m = 1000, 1_000_000
 	return []curve{
 		{name: "instances", of: "instances", sizes: []int{k, 10 * k, 100 * k, m}, measure: atFill},
+		{name: "snapshots", of: "instances", sizes: []int{100 * k, m}, measure: atSnapshots},
 		{name: "subscriptions", of: "subscriptions, 10000 on a stream", sizes: []int{100, k, 10 * k, 50 * k}, measure: watched(subscriptions)},
 		{name: "streams", of: "streams with one subscription", sizes: []int{100, k, 10 * k}, measure: watched(streams)},
 		{name: "sessions", of: "sessions", sizes: []int{k, 10 * k, 100 * k}, measure: atSessions},
