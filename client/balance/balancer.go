@@ -1,0 +1,286 @@
+package balance
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// never is a time that doesn't come, in nanoseconds after the balancer's start.
+const never = math.MaxInt64
+
+// rebuildShare bounds the time that goes into new plans on account of breakers and ejections: after one that took t, the
+// next is made no earlier than this many times t later. Until then picks pass by those that are out of the running.
+const rebuildShare = 20
+
+// Balancer chooses among the instances of a service. It is safe for concurrent use.
+type Balancer struct {
+	cfg   config
+	start time.Time
+
+	plans    atomic.Pointer[plans]
+	due      atomic.Int64 // when refresh has something to do
+	ejected  atomic.Int64 // instances that are put aside
+	ejectMax atomic.Int64 // and how many may be
+
+	mu        sync.Mutex // guards the fields below, and those of tracks that say so
+	members   []*member  // ascending by identity
+	tracks    map[identity]*track
+	sweepAt   int64 // next comparison of success rates
+	rebuildAt int64 // when a plan that is outdated is made anew
+	builtAt   int64
+	buildTime int64
+}
+
+// Request says what a pick is for. The zero value asks for any instance.
+type Request struct {
+	// Hash of the key that the call is about, 0 for none; see the function Hash. By it the policies Rendezvous and Ring
+	// choose, Split decides which side, and Local whether to stay. Other policies have no use for it.
+	Hash uint64
+	// Avoid holds instances that are picked only when no other is available.
+	Avoid Avoid
+	// Filter restricts the pick to instances that match. Nil: all.
+	Filter *Filter
+}
+
+// maxAvoid is how many instances an Avoid holds: the first attempt's and those of three retries.
+const maxAvoid = 4
+
+// Avoid is a small set of instances, those that a call was tried on in vain. The zero value is empty.
+type Avoid struct {
+	tracks [maxAvoid]*track
+	next   uint8
+}
+
+// Add puts the instance of a pick into the set. It holds four, a further one takes the place of the eldest.
+func (a *Avoid) Add(p Pick) {
+	if p.member != nil {
+		a.add(p.member.track)
+	}
+}
+
+// add puts a track into the set.
+func (a *Avoid) add(t *track) {
+	a.tracks[a.next%maxAvoid] = t
+	a.next = (a.next + 1) % maxAvoid
+}
+
+// has tells whether the set holds the track.
+func (a *Avoid) has(t *track) bool {
+	return a.tracks[0] == t || a.tracks[1] == t || a.tracks[2] == t || a.tracks[3] == t
+}
+
+// Outcome is how a call went.
+type Outcome uint8
+
+const (
+	// Success: the instance did what an instance should.
+	Success Outcome = iota
+	// Failure: the call failed in a way that speaks against the instance.
+	Failure
+	// Neutral: the call says nothing of the instance: it was cancelled, or never sent.
+	Neutral
+)
+
+// Pick is a chosen instance. Whoever has one must call Done once the call is over.
+type Pick struct {
+	balancer *Balancer
+	member   *member
+	load     *atomic.Int64 // further count of calls in flight, nil for none
+	start    int64
+	round    uint32 // of the track's breaker
+	trial    bool   // lets a half-open breaker judge
+	done     bool
+}
+
+// Instance returns the instance. It is shared: do not modify it.
+func (p *Pick) Instance() *registryv1.Instance { return p.member.instance }
+
+// New makes a balancer without instances. The error reports all faults of policy and options at once.
+func New(policy Policy, opts ...Option) (*Balancer, error) {
+	cfg, err := newConfig(policy, opts)
+	if err != nil {
+		return nil, err
+	}
+	b := &Balancer{cfg: cfg, start: time.Now(), sweepAt: never, rebuildAt: never}
+	if cfg.ejection.SuccessRate {
+		b.sweepAt = int64(cfg.ejection.Interval)
+	}
+	b.Update(nil)
+	return b, nil
+}
+
+// now returns the time since the balancer's start, by the monotonic clock.
+func (b *Balancer) now() int64 { return int64(time.Since(b.start)) }
+
+// Update replaces the instances. They may come in any order; of several with the same identity the one of the highest
+// incarnation counts, and nil is skipped. The balancer keeps the messages: do not modify them afterwards.
+func (b *Balancer) Update(instances []*registryv1.Instance) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	tracks := make(map[identity]*track, len(instances))
+	members := make([]*member, 0, len(instances))
+	for _, instance := range instances {
+		if instance != nil {
+			members = append(members, newMember(instance))
+		}
+	}
+	slices.SortStableFunc(members, func(a, b *member) int {
+		return cmp.Or(a.id.compare(b.id), cmp.Compare(b.instance.GetIncarnation(), a.instance.GetIncarnation()))
+	})
+	members = slices.CompactFunc(members, func(a, b *member) bool { return a.id == b.id })
+	for _, m := range members {
+		m.track = b.tracks[m.id]
+		if m.track == nil || m.track.incarnation != m.instance.GetIncarnation() {
+			m.track = newTrack(m)
+		}
+		tracks[m.id] = m.track
+	}
+	b.members, b.tracks = members, tracks
+	b.rebuild()
+}
+
+// Pick chooses an instance. The error is an *UnavailableError and matches ErrNoInstances, ErrNoneHealthy or ErrNoMatch.
+func (b *Balancer) Pick(r Request) (Pick, error) {
+	now := b.now()
+	b.refreshIfDue(now)
+	plan := b.plan(b.plans.Load(), r.Filter)
+	c, trial := plan.pick(plan.query(r))
+	if c.member == nil {
+		return Pick{}, plan.unavailable
+	}
+	t := c.member.track
+	t.inFlight.Add(1)
+	if c.load != nil {
+		c.load.Add(1)
+	}
+	return Pick{balancer: b, member: c.member, load: c.load, start: now, round: t.round.Load(), trial: trial}, nil
+}
+
+// Done reports the outcome of the call that the pick was for. All but the first call on a pick do nothing.
+func (p *Pick) Done(o Outcome) {
+	if p.done || p.member == nil {
+		return
+	}
+	p.done = true
+	t := p.member.track
+	t.inFlight.Add(-1)
+	if p.load != nil {
+		p.load.Add(-1)
+	}
+	b := p.balancer
+	now := b.now()
+	if o != Neutral {
+		t.record(o, now-p.start)
+	}
+	if p.trial {
+		b.judge(t, p.round, o, now)
+	} else if o != Neutral && p.round == t.round.Load() {
+		b.guard(t, o, now)
+	}
+}
+
+// guard lets breaker and ejection take an outcome into account.
+func (b *Balancer) guard(t *track, o Outcome, now int64) {
+	breaker, ejection := &b.cfg.breaker, &b.cfg.ejection
+	if ejection.SuccessRate {
+		t.interval.add(o)
+	}
+	if breaker.enabled() {
+		t.window.add(breaker.Window, now, o)
+	}
+	if o == Success {
+		if t.consecutive.Load() != 0 {
+			t.consecutive.Store(0)
+		}
+		return
+	}
+	run := int(t.consecutive.Add(1))
+	gate := t.gate.Load()
+	open := breaker.enabled() && gate&(gateOpen|gateTrial) == 0 && breaker.trips(run, t.window.sum(breaker.Window, now))
+	eject := ejection.enabled() && run >= ejection.ConsecutiveFailures && gate == 0 && b.ejected.Load() < b.ejectMax.Load()
+	if !open && !eject {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	changed := eject && b.eject(t, now)
+	if open {
+		changed = b.open(t, now) || changed
+	}
+	if changed {
+		b.outdate(now)
+	}
+}
+
+// refreshIfDue calls refresh when it has something to do.
+func (b *Balancer) refreshIfDue(now int64) {
+	if now >= b.due.Load() {
+		b.refresh(now)
+	}
+}
+
+// refresh does what time has brought about: breakers become half-open, ejections end, success rates are compared, and plans
+// that have waited long enough are made anew. When another goroutine is at it the plans are used as they are.
+func (b *Balancer) refresh(now int64) {
+	if !b.mu.TryLock() {
+		return
+	}
+	defer b.mu.Unlock()
+	changed := false
+	for _, m := range b.members {
+		if now >= m.track.openUntil {
+			b.halfOpen(m.track, now)
+			changed = true
+		}
+		if now >= m.track.ejectedUntil {
+			b.endEjection(m.track, now)
+			changed = true
+		}
+	}
+	if now >= b.sweepAt {
+		changed = b.sweep(now) || changed
+		b.sweepAt = now + int64(b.cfg.ejection.Interval)
+	}
+	if changed {
+		b.outdate(now)
+	}
+	if now >= b.rebuildAt {
+		b.rebuild()
+	}
+	b.setDue()
+}
+
+// outdate has the plans made anew: at once, or as soon as the last time has been made up for. The lock is held.
+func (b *Balancer) outdate(now int64) {
+	if at := b.builtAt + rebuildShare*b.buildTime; now < at {
+		b.rebuildAt = at
+		b.setDue()
+		return
+	}
+	b.rebuild()
+}
+
+// setDue works out when refresh has something to do. The lock is held.
+func (b *Balancer) setDue() {
+	due := min(b.sweepAt, b.rebuildAt)
+	for _, m := range b.members {
+		due = min(due, m.track.openUntil, m.track.ejectedUntil)
+	}
+	b.due.Store(due)
+}
+
+// rebuild makes the plans for the members as they are now. The lock is held.
+func (b *Balancer) rebuild() {
+	before := b.now()
+	b.readmit()
+	b.plans.Store(b.newPlans(b.plans.Load()))
+	b.builtAt, b.rebuildAt = b.now(), never
+	b.buildTime = min(b.builtAt-before, int64(time.Second))
+	b.setDue()
+}

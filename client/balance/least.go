@@ -1,0 +1,121 @@
+package balance
+
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+)
+
+// leastPolicy is the policy LeastRequests.
+type leastPolicy struct{}
+
+// LeastRequests draws two instances at random, by weight, and picks the one with fewer calls in flight for its weight. Two
+// choices are enough to keep the longest queue at log log n, where one gives log n / log log n (Mitzenmacher: The power of
+// two choices in randomized load balancing, 2001), and unlike the choice of the least of all they don't make every client
+// run to the same instance at once.
+func LeastRequests() Policy { return leastPolicy{} }
+
+// String implements Policy.
+func (leastPolicy) String() string { return "least requests" }
+
+// check implements Policy.
+func (leastPolicy) check() error { return nil }
+
+// build implements Policy.
+func (leastPolicy) build(e *env, s set, _ picker) picker {
+	return &least{env: e, members: s.fit, wheel: byWeight(s.fit)}
+}
+
+// least is the picker of LeastRequests.
+type least struct {
+	env     *env
+	members []*member
+	wheel   *wheel // nil for equal weights
+}
+
+// draw returns the indices of two different members, of which there are two at least.
+func (l *least) draw() (i, j int) {
+	x, y := l.env.random(), l.env.random()
+	if l.wheel == nil {
+		i, j = below(x, len(l.members)), below(y, len(l.members)-1)
+		if j >= i {
+			j++
+		}
+		return i, j
+	}
+	i = l.wheel.find(x)
+	start, length := l.wheel.span(i)
+	// The second point is anywhere but in the first's interval: the range is cut short by its length, and points from its
+	// start on are moved behind it.
+	point, _ := bits.Mul64(y, -length)
+	if point >= start {
+		point += length
+	}
+	return i, l.wheel.find(point)
+}
+
+// pick implements picker.
+func (l *least) pick(q query) choice {
+	if len(l.members) == 1 {
+		return choice{member: nextAccepted(q, l.members, 0)}
+	}
+	last := 0
+	for range maxDraws {
+		i, j := l.draw()
+		a, b := l.members[i], l.members[j]
+		aFirst := lessLoaded(a, b) <= 0
+		if aFirst && q.accepts(a) || !q.accepts(b) && q.accepts(a) {
+			return choice{member: a}
+		}
+		if q.accepts(b) {
+			return choice{member: b}
+		}
+		last = j
+	}
+	return choice{member: nextAccepted(q, l.members, last)}
+}
+
+// lessLoaded compares the calls in flight of two members for their weights.
+func lessLoaded(a, b *member) int {
+	return cmp.Compare(uint64(max(a.track.inFlight.Load(), 0))*b.weight, uint64(max(b.track.inFlight.Load(), 0))*a.weight)
+}
+
+// shares implements picker. A member is picked when drawn first against one with no less load, or second against one with
+// more; sums over those are had by sorting.
+func (l *least) shares(q query, mass float64, visit func(*member, float64)) bool {
+	members := acceptable(q, l.members)
+	if len(members) == 1 {
+		visit(members[0], mass)
+		return true
+	}
+	type row struct {
+		member *member
+		load   float64 // calls in flight for the weight, read once
+		p      float64 // probability to be drawn first
+	}
+	total := 0.0
+	for _, m := range members {
+		total += float64(m.weight)
+	}
+	rows := make([]row, len(members))
+	for i, m := range members {
+		rows[i] = row{m, float64(m.track.inFlight.Load()) / float64(m.weight), float64(m.weight) / total}
+	}
+	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(b.load, a.load) })
+	var more, moreOdds float64 // sums of p and p/(1-p) over members with more load
+	for i := 0; i < len(rows); {
+		same, end := 0.0, i
+		for ; end < len(rows) && rows[end].load == rows[i].load; end++ {
+			same += rows[end].p
+		}
+		for _, r := range rows[i:end] {
+			visit(r.member, mass*r.p*((more+same-r.p)/(1-r.p)+moreOdds))
+		}
+		for _, r := range rows[i:end] {
+			more += r.p
+			moreOdds += r.p / (1 - r.p)
+		}
+		i = end
+	}
+	return len(members) > 0
+}
