@@ -23,11 +23,9 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// fold hashes a pair of mixed values in one multiplication: the halves of the product, added without carry.
-func fold(a, b uint64) uint64 {
-	hi, lo := bits.Mul64(a^b, 0xa0761d6478bd642f)
-	return hi ^ lo
-}
+// pair hashes two values that are mixed already, at the cost of one multiplication. What it gives is for comparisons: only its
+// high bits depend on all of the input.
+func pair(a, b uint64) uint64 { return (a ^ b) * 0xa0761d6478bd642f }
 
 // below turns 64 random bits into a number below n, without the bias or the cost of a division.
 func below(x uint64, n int) int {
@@ -36,4 +34,4 @@ func below(x uint64, n int) int {
 }
 
 // unit turns 64 random bits into a number in [0, 1).
-func unit(x uint64) float64 { return float64(x>>11) * 0x1p-53 }
+func unit(x uint64) float64 { return float64(int64(x>>11)) * 0x1p-53 }

@@ -24,15 +24,14 @@ func (rendezvousPolicy) check() error { return nil }
 
 // build implements Policy.
 func (rendezvousPolicy) build(e *env, s set, _ picker) picker {
-	r := &rendezvous{env: e, members: s.fit, hashes: make([]uint64, len(s.fit))}
-	for i, m := range s.fit {
+	r := &rendezvous{env: e, members: slices.Clone(s.fit), hashes: make([]uint64, len(s.fit))}
+	slices.SortStableFunc(r.members, func(a, b *member) int { return cmp.Compare(a.weight, b.weight) })
+	for i, m := range r.members {
 		r.hashes[i] = m.hash
-	}
-	if byWeight(s.fit) != nil {
-		r.inverse = make([]float64, len(s.fit))
-		for i, m := range s.fit {
-			r.inverse[i] = 1 / float64(m.weight)
+		if i == 0 || m.weight != r.members[i-1].weight {
+			r.classes = append(r.classes, class{inverse: 1 / float64(m.weight), start: i})
 		}
+		r.classes[len(r.classes)-1].end = i + 1
 	}
 	return r
 }
@@ -40,45 +39,90 @@ func (rendezvousPolicy) build(e *env, s set, _ picker) picker {
 // rendezvous is the picker of Rendezvous.
 type rendezvous struct {
 	env     *env
-	members []*member
+	members []*member // ascending by weight
 	hashes  []uint64  // of the members, close together
-	inverse []float64 // one over the weights, nil if they are equal
+	classes []class
 }
 
-// pick implements picker.
+// class is the members of one weight.
+type class struct {
+	inverse    float64 // one over the weight
+	start, end int
+}
+
+// pick implements picker. Among members of one weight, the one of the least d wins.
 func (r *rendezvous) pick(q query) choice {
 	key := q.key
 	if !q.keyed {
 		key = r.env.random()
 	}
-	if r.inverse != nil {
-		return choice{member: r.weighted(q, key)}
-	}
 	var best *member
-	least := ^uint64(0)
-	for i, h := range r.hashes {
-		if x := fold(key, h); x < least && q.accepts(r.members[i]) {
-			best, least = r.members[i], x
+	var d, inverse float64
+	for i := range r.classes {
+		c := &r.classes[i]
+		m, x := r.first(q, key, c.start, c.end)
+		if m != nil && (best == nil || cheaper(unit(x), c.inverse, d, inverse)) {
+			best, d, inverse = m, unit(x), c.inverse
 		}
 	}
 	return choice{member: best}
 }
 
-// weighted returns the acceptable member of the least cost: with u uniform in (0, 1], -ln(u)/weight is least for each with
-// a probability in proportion to its weight. As -ln(1-d) is at least d, most are ruled out without a logarithm.
-func (r *rendezvous) weighted(q query, key uint64) *member {
+// cost of a member whose hash with the key is d, from 0 to 1: it is less than all others' with a probability in proportion
+// to the weight, for it is distributed exponentially with that rate.
+func cost(d, inverse float64) float64 { return -math.Log(1-d) * inverse }
+
+// cheaper tells whether the cost of the first is less. It seldom takes a logarithm to see that: -ln(1-d) lies between d and
+// d/(1-d), which for the small d of a winner are close together.
+func cheaper(d1, inverse1, d2, inverse2 float64) bool {
+	switch low1, low2 := d1*inverse1, d2*inverse2; {
+	case low1*(1-d2) >= low2:
+		return false
+	case low1 < low2*(1-d1):
+		return true
+	default:
+		return cost(d1, inverse1) < cost(d2, inverse2)
+	}
+}
+
+// first returns the acceptable member of the least hash with the key, and that hash, among members of one weight.
+func (r *rendezvous) first(q query, key uint64, start, end int) (*member, uint64) {
+	i := start + leastPair(key, r.hashes[start:end])
+	if m := r.members[i]; q.accepts(m) {
+		return m, pair(key, m.hash)
+	}
 	var best *member
-	least := math.Inf(1)
-	for i, h := range r.hashes {
-		d := unit(fold(key, h))
-		if d*r.inverse[i] >= least {
-			continue
-		}
-		if c := -math.Log1p(-d) * r.inverse[i]; c < least && q.accepts(r.members[i]) {
-			best, least = r.members[i], c
+	least := ^uint64(0)
+	for _, m := range r.members[start:end] {
+		if x := pair(key, m.hash); x < least && q.accepts(m) {
+			best, least = m, x
 		}
 	}
-	return best
+	return best, least
+}
+
+// leastPair returns the index of the hash that has the least pair with the key. It looks for the least of eight at a time,
+// without branches that could be mispredicted, and then for its place among them: it is most of the time of a pick.
+func leastPair(key uint64, hashes []uint64) int {
+	block, i := 0, 0
+	least := ^uint64(0)
+	for ; i+8 <= len(hashes); i += 8 {
+		h := (*[8]uint64)(hashes[i:])
+		x := min(pair(key, h[0]), pair(key, h[1]), pair(key, h[2]), pair(key, h[3]))
+		y := min(pair(key, h[4]), pair(key, h[5]), pair(key, h[6]), pair(key, h[7]))
+		if min(x, y) < least {
+			block, least = i, min(x, y)
+		}
+	}
+	for ; i < len(hashes); i++ {
+		if x := pair(key, hashes[i]); x < least {
+			block, least = i, x
+		}
+	}
+	for pair(key, hashes[block]) != least {
+		block++
+	}
+	return block
 }
 
 // shares implements picker.
@@ -87,8 +131,8 @@ func (r *rendezvous) shares(q query, mass float64, visit func(*member, float64))
 		return visitByWeight(q, r.members, mass, visit)
 	}
 	members := acceptable(q, r.members)
-	cost := func(m *member) float64 { return -math.Log1p(-unit(fold(q.key, m.hash))) / float64(m.weight) }
-	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(cost(a), cost(b)) })
+	of := func(m *member) float64 { return cost(unit(pair(q.key, m.hash)), 1/float64(m.weight)) }
+	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(of(a), of(b)) })
 	for _, m := range members {
 		visit(m, mass)
 		mass = 0

@@ -55,7 +55,7 @@ func (p subsetPolicy) build(e *env, s set, old picker) picker {
 }
 
 // score returns a member's score for the client. Less is better.
-func (p subsetPolicy) score(m *member) uint64 { return fold(p.seed, m.hash) }
+func (p subsetPolicy) score(m *member) uint64 { return pair(p.seed, m.hash) }
 
 // rank returns the members by score.
 func (p subsetPolicy) rank(members []*member) []*member {
