@@ -87,7 +87,7 @@ const (
 	Neutral
 )
 
-// Pick is a chosen instance. Whoever has one must call Done once the call is over.
+// Pick is a chosen instance. Whoever has one must call Done once the call is over, on the one copy of it that is kept.
 type Pick struct {
 	balancer *Balancer
 	member   *member
@@ -98,8 +98,13 @@ type Pick struct {
 	done     bool
 }
 
-// Instance returns the instance. It is shared: do not modify it.
-func (p *Pick) Instance() *registryv1.Instance { return p.member.instance }
+// Instance returns the instance, nil if Pick returned an error. It is shared: do not modify it.
+func (p *Pick) Instance() *registryv1.Instance {
+	if p.member == nil {
+		return nil
+	}
+	return p.member.instance
+}
 
 // New makes a balancer without instances. The error reports all faults of policy and options at once.
 func New(policy Policy, opts ...Option) (*Balancer, error) {
@@ -151,6 +156,10 @@ func (b *Balancer) Pick(r Request) (Pick, error) {
 	b.refreshIfDue(now)
 	plan := b.plan(b.plans.Load(), r.Filter)
 	c, trial := plan.pick(plan.query(r))
+	if c.member == nil && b.catchUp() {
+		plan = b.plan(b.plans.Load(), r.Filter)
+		c, trial = plan.pick(plan.query(r))
+	}
 	if c.member == nil {
 		return Pick{}, plan.unavailable
 	}
@@ -187,12 +196,11 @@ func (p *Pick) Done(o Outcome) {
 
 // guard lets breaker and ejection take an outcome into account.
 func (b *Balancer) guard(t *track, o Outcome, now int64) {
-	breaker, ejection := &b.cfg.breaker, &b.cfg.ejection
-	if ejection.SuccessRate {
+	if b.cfg.ejection.SuccessRate {
 		t.interval.add(o)
 	}
-	if breaker.enabled() {
-		t.window.add(breaker.Window, now, o)
+	if b.cfg.breaker.enabled() {
+		t.window.add(b.cfg.breaker.Window, now, o)
 	}
 	if o == Success {
 		if t.consecutive.Load() != 0 {
@@ -201,9 +209,7 @@ func (b *Balancer) guard(t *track, o Outcome, now int64) {
 		return
 	}
 	run := int(t.consecutive.Add(1))
-	gate := t.gate.Load()
-	open := breaker.enabled() && gate&(gateOpen|gateTrial) == 0 && breaker.trips(run, t.window.sum(breaker.Window, now))
-	eject := ejection.enabled() && run >= ejection.ConsecutiveFailures && gate == 0 && b.ejected.Load() < b.ejectMax.Load()
+	open, eject := b.shouldOpen(t, run, now), b.shouldEject(t, run)
 	if !open && !eject {
 		return
 	}
@@ -264,6 +270,18 @@ func (b *Balancer) outdate(now int64) {
 		return
 	}
 	b.rebuild()
+}
+
+// catchUp has plans made anew at once that would have waited, for they may hold what the old ones don't. It tells whether
+// there were any.
+func (b *Balancer) catchUp() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rebuildAt == never {
+		return false
+	}
+	b.rebuild()
+	return true
 }
 
 // setDue works out when refresh has something to do. The lock is held.

@@ -13,7 +13,7 @@ type Breaker struct {
 	// ConsecutiveFailures open it. Default 5.
 	ConsecutiveFailures int
 	// FailureRatio opens it: the share of failures, at most 1, among the calls of the last Window, if these are MinCalls
-	// at least. Defaults 0.5, 10 s and 20.
+	// at least. Window is at least 10 ms. Defaults 0.5, 20 and 10 s.
 	FailureRatio float64
 	MinCalls     int
 	Window       time.Duration
@@ -47,11 +47,17 @@ func (s BreakerState) String() string {
 	}
 }
 
+// minWindow is the shortest window of a breaker.
+const minWindow = 10 * time.Millisecond
+
 // check reports values out of range.
 func (k Breaker) check() error {
 	if k.ConsecutiveFailures < 0 || k.MinCalls < 0 || k.Trials < 0 || k.Window < 0 || k.OpenTime < 0 ||
 		!(k.FailureRatio >= 0 && k.FailureRatio <= 1) {
 		return fmt.Errorf("breaker %+v: nothing may be negative, nor the failure ratio above 1", k)
+	}
+	if k.Window != 0 && k.Window < minWindow {
+		return fmt.Errorf("breaker window %v: must be at least %v", k.Window, minWindow)
 	}
 	return nil
 }
@@ -62,7 +68,7 @@ func (k Breaker) withDefaults() Breaker {
 		ConsecutiveFailures: positive(k.ConsecutiveFailures, 5),
 		FailureRatio:        positive(k.FailureRatio, 0.5),
 		MinCalls:            positive(k.MinCalls, 20),
-		Window:              max(positive(k.Window, 10*time.Second), windowSlots),
+		Window:              positive(k.Window, 10*time.Second),
 		OpenTime:            positive(k.OpenTime, 5*time.Second),
 		Trials:              positive(k.Trials, 1),
 	}
@@ -71,10 +77,17 @@ func (k Breaker) withDefaults() Breaker {
 // enabled tells whether there is a breaker.
 func (k *Breaker) enabled() bool { return k.Trials > 0 }
 
-// trips tells whether a closed breaker opens after this many failures in a row and these counts in the window.
-func (k *Breaker) trips(run int, c counts) bool {
-	return run >= k.ConsecutiveFailures ||
-		c.calls >= k.MinCalls && float64(c.failures) >= k.FailureRatio*float64(c.calls)
+// shouldOpen tells whether a breaker is to open after this many failures in a row and what its window counts.
+func (b *Balancer) shouldOpen(t *track, run int, now int64) bool {
+	k := &b.cfg.breaker
+	if !k.enabled() || t.gate.Load()&(gateOpen|gateTrial) != 0 {
+		return false
+	}
+	if run >= k.ConsecutiveFailures {
+		return true
+	}
+	c := t.window.sum(k.Window, now)
+	return c.calls >= k.MinCalls && float64(c.failures) >= k.FailureRatio*float64(c.calls)
 }
 
 // open opens a closed breaker, and tells whether it was closed. The lock is held.

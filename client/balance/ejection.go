@@ -69,6 +69,13 @@ func (e *Ejection) limit(n int) int {
 	}
 }
 
+// shouldEject tells whether an instance is to be put aside after this many failures in a row, as far as is known without the
+// lock.
+func (b *Balancer) shouldEject(t *track, run int) bool {
+	e := &b.cfg.ejection
+	return e.enabled() && run >= e.ConsecutiveFailures && t.gate.Load() == 0 && b.ejected.Load() < b.ejectMax.Load()
+}
+
 // eject puts an instance aside unless the ceiling is reached or nothing else would be left, and tells whether it did. The
 // lock is held.
 func (b *Balancer) eject(t *track, now int64) bool {
@@ -106,9 +113,10 @@ func (b *Balancer) othersLeft(t *track) bool {
 	return present && others
 }
 
-// endEjection lets an instance come back. The lock is held.
+// endEjection lets an instance come back. It ended when it was due, even if no pick has come by since. The lock is held.
 func (b *Balancer) endEjection(t *track, now int64) {
-	t.ejectedUntil, t.ejectedLast = never, now
+	t.ejectedLast = min(now, t.ejectedUntil)
+	t.ejectedUntil = never
 	t.consecutive.Store(0)
 	t.interval.take()
 	t.gate.And(^uint32(gateEjected))

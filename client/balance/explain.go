@@ -48,6 +48,7 @@ type Explanation struct {
 func (b *Balancer) Stats() []Status {
 	now := b.now()
 	b.refreshIfDue(now)
+	b.catchUp()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	ps := b.plans.Load()
@@ -62,6 +63,7 @@ func (b *Balancer) Stats() []Status {
 func (b *Balancer) Explain(r Request) Explanation {
 	now := b.now()
 	b.refreshIfDue(now)
+	b.catchUp()
 	ps := b.plans.Load()
 	p := b.plan(ps, r.Filter)
 	q := p.query(r)

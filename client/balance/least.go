@@ -91,29 +91,28 @@ func (l *least) shares(q query, mass float64, visit func(*member, float64)) bool
 	type row struct {
 		member *member
 		load   float64 // calls in flight for the weight, read once
-		p      float64 // probability to be drawn first
 	}
-	total := 0.0
-	for _, m := range members {
-		total += float64(m.weight)
-	}
+	var total uint64 // sums of weights are kept as integers: of 1 and 2^32 none is lost
 	rows := make([]row, len(members))
 	for i, m := range members {
-		rows[i] = row{m, float64(m.track.inFlight.Load()) / float64(m.weight), float64(m.weight) / total}
+		rows[i] = row{m, float64(m.track.inFlight.Load()) / float64(m.weight)}
+		total += m.weight
 	}
 	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(b.load, a.load) })
-	var more, moreOdds float64 // sums of p and p/(1-p) over members with more load
+	var more uint64      // weight of members with more load
+	var moreOdds float64 // sum over them of weight / weight of the others: to be drawn first, and another second
 	for i := 0; i < len(rows); {
-		same, end := 0.0, i
+		same, end := uint64(0), i
 		for ; end < len(rows) && rows[end].load == rows[i].load; end++ {
-			same += rows[end].p
+			same += rows[end].member.weight
 		}
 		for _, r := range rows[i:end] {
-			visit(r.member, mass*r.p*((more+same-r.p)/(1-r.p)+moreOdds))
+			w := r.member.weight
+			visit(r.member, mass*float64(w)/float64(total)*(float64(more+same-w)/float64(total-w)+moreOdds))
 		}
 		for _, r := range rows[i:end] {
-			more += r.p
-			moreOdds += r.p / (1 - r.p)
+			more += r.member.weight
+			moreOdds += float64(r.member.weight) / float64(total-r.member.weight)
 		}
 		i = end
 	}

@@ -32,7 +32,9 @@ func Local(region, zone string, inner Policy) Policy {
 }
 
 // String implements Policy.
-func (p localPolicy) String() string { return fmt.Sprintf("local(%s/%s, %v)", p.region, p.zone, p.inner) }
+func (p localPolicy) String() string {
+	return fmt.Sprintf("local(%s/%s, %v)", p.region, p.zone, p.inner)
+}
 
 // check implements Policy.
 func (p localPolicy) check() error {
