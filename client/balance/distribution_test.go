@@ -336,3 +336,26 @@ func TestSplitIsSticky(t *testing.T) {
 		t.Errorf("%d of 2,000 keys on the canary, want 100 +- 48", few)
 	}
 }
+
+// TestFewOfDifferentWeights checks the draw of two different instances where the second depends most on the first.
+func TestFewOfDifferentWeights(t *testing.T) {
+	instances := fleet(3, false)
+	for i, w := range []uint32{10, 30, 90} {
+		instances[i].Weight = w
+	}
+	b := balancer(t, LeastRequests(), instances)
+	compareWithExplain(t, b, Request{})
+	if _, err := b.Pick(Request{}); err != nil { // stays in flight
+		t.Fatal(err)
+	}
+	compareWithExplain(t, b, Request{})
+}
+
+// TestLocalInsideSubset checks that what is outside the subset doesn't count as lost.
+func TestLocalInsideSubset(t *testing.T) {
+	for _, s := range balancer(t, Subset("client-1", 20, Local("eu", "eu-1", Random())), fleet(60, false)).Explain(Request{}).Instances {
+		if s.Share > 0 && s.Instance.GetZone() != "eu-1" {
+			t.Fatalf("%s in zone %s has share %v, though all instances are fit", s.Instance.GetId(), s.Instance.GetZone(), s.Share)
+		}
+	}
+}

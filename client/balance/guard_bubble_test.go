@@ -93,25 +93,61 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
-// TestBreakerLostTrials checks that trials that never end don't keep a breaker half-open for ever.
+// TestBreakerLostTrials checks that trials that don't end don't keep a breaker half-open for ever, and that calls of an
+// earlier state say nothing of the present one.
 func TestBreakerLostTrials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := balancer(t, RoundRobin(), fleet(1, false), WithBreaker(Breaker{ConsecutiveFailures: 1, OpenTime: time.Second}))
+		expect := func(want BreakerState) {
+			t.Helper()
+			if s := b.Stats()[0]; s.Breaker != want {
+				t.Fatalf("breaker %v, want %v", s.Breaker, want)
+			}
+		}
+		stale, err := b.Pick(Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
 		call(t, b, Failure)
 		time.Sleep(time.Second)
 		lost, err := b.Pick(Request{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.Pick(Request{}); err == nil {
+		if _, err = b.Pick(Request{}); err == nil {
 			t.Fatal("a second trial beside the first")
 		}
 		time.Sleep(time.Second)
-		call(t, b, Success)
-		lost.Done(Failure) // of a round that is over
-		if s := b.Stats()[0]; s.Breaker != BreakerClosed {
-			t.Errorf("breaker %v, want closed", s.Breaker)
+		trial, err := b.Pick(Request{})
+		if err != nil {
+			t.Fatal(err)
 		}
+		lost.Done(Failure) // of a round that is over
+		expect(BreakerHalfOpen)
+		trial.Done(Success)
+		stale.Done(Failure)
+		expect(BreakerClosed)
+		call(t, b, Failure)
+		expect(BreakerOpen)
+	})
+}
+
+// TestLastOneIsNotEjected checks that ejection spares an instance while the others can't be picked.
+func TestLastOneIsNotEjected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		instances := fleet(3, false)
+		b := balancer(t, RoundRobin(), instances, WithBreaker(Breaker{ConsecutiveFailures: 3}),
+			WithEjection(Ejection{ConsecutiveFailures: 1 << 20, MaxShare: 1}))
+		b.mu.Lock()
+		b.open(b.members[0].track, b.now())
+		b.open(b.members[1].track, b.now())
+		b.rebuild()
+		if b.eject(b.members[2].track, b.now()) {
+			t.Error("the last instance was ejected")
+		}
+		b.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		call(t, b, Success) // one of the others at least is on trial
 	})
 }
 
