@@ -340,7 +340,7 @@ func TestSplitIsSticky(t *testing.T) {
 // TestFewOfDifferentWeights checks the draw of two different instances where the second depends most on the first.
 func TestFewOfDifferentWeights(t *testing.T) {
 	instances := fleet(3, false)
-	for i, w := range []uint32{10, 30, 90} {
+	for i, w := range []uint32{90, 30, 10} {
 		instances[i].Weight = w
 	}
 	b := balancer(t, LeastRequests(), instances)

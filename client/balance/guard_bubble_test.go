@@ -151,6 +151,18 @@ func TestLastOneIsNotEjected(t *testing.T) {
 	})
 }
 
+// TestPermitsAreCounted checks enter by itself, which in picks only matters to those that race for the last permit.
+func TestPermitsAreCounted(t *testing.T) {
+	var tr track
+	tr.gate.Store(gateTrial)
+	tr.permits.Store(2)
+	for _, want := range []bool{true, true, false} {
+		if ok, _ := tr.enter(0); ok != want {
+			t.Fatalf("entered: %v, want %v", ok, want)
+		}
+	}
+}
+
 func TestBreakerRatio(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := Breaker{ConsecutiveFailures: 1000, FailureRatio: 0.5, MinCalls: 10, Window: 8 * time.Second, OpenTime: time.Second}
