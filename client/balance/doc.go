@@ -42,7 +42,7 @@
 //
 // Pick takes no lock and allocates nothing: it reads an immutable plan that is made anew when instances, breakers or
 // ejections change. Such a change is carried out by the call that notices it, so the package starts no goroutine and a
-// Balancer needs no closing. Plans are made in time linear in the number of instances.
+// Balancer needs no closing. Update costs n log n in the number of instances: gather what changes at once before a call.
 //
 // The package knows neither gRPC nor HTTP nor the registry's client, only the registry's messages.
 package balance
