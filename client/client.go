@@ -74,6 +74,9 @@ func (c *Client) Close() error {
 	return c.closeErr
 }
 
+// Namespace returns the namespace that is used where none is named.
+func (c *Client) Namespace() string { return c.cfg.namespace }
+
 // start runs f in a goroutine that Close waits for. Its context ends with Close. It tells whether f was started.
 func (c *Client) start(f func(ctx context.Context)) bool {
 	c.mu.Lock()

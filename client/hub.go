@@ -118,7 +118,7 @@ func (h *hub) run(ctx context.Context) {
 		if ep == nil {
 			break // the client was closed
 		}
-		s := &watchStream{h: h, ep: ep, pause: &p, open: make(map[uint32]bool)}
+		s := &watchStream{h: h, ep: ep, pause: &p, told: time.Now(), open: make(map[uint32]bool)}
 		err := s.run(ctx)
 		s.settle()
 		h.c.pool.release(ep)
@@ -176,6 +176,7 @@ type watchStream struct {
 	again    *time.Timer // fires when a refused subscription is to be sent again
 	node     string      // name of the node, once it has said so
 	through  uint64      // nothing is missing up to this revision; the receiver's alone while it runs
+	told     time.Time   // when all watches were last told how far they are; the receiver's alone
 
 	mu   sync.Mutex      // guards open
 	open map[uint32]bool // subscriptions that were sent
@@ -314,7 +315,8 @@ func (s *watchStream) synced(m *apiv1.Synced) error {
 	return nil
 }
 
-// events delivers changes. Only watches that have one are told how far they are: there may be thousands of others.
+// events delivers changes. Watches that have one are told how far they are. The others, of which there may be thousands,
+// are told only now and then: a node sends no progress while it sends events.
 func (s *watchStream) events(m *apiv1.Events) {
 	touched := make(map[*Watch]bool)
 	for _, e := range m.GetEvents() {
@@ -330,6 +332,15 @@ func (s *watchStream) events(m *apiv1.Events) {
 	for w := range touched {
 		w.reached(header, false)
 	}
+	if time.Since(s.told) < progressInterval {
+		return
+	}
+	s.told = time.Now()
+	for _, w := range s.h.all() {
+		if !touched[w] {
+			w.passed(header)
+		}
+	}
 }
 
 // settle tells all watches how far they are when the stream has ended, so that they resume there.
@@ -342,6 +353,7 @@ func (s *watchStream) settle() {
 // progress tells all watches how far they are, and how old that is.
 func (s *watchStream) progress(header *apiv1.ResponseHeader) error {
 	s.through = max(s.through, header.GetRevision())
+	s.told = time.Now()
 	for _, w := range s.h.all() {
 		w.reached(header, true)
 	}

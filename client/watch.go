@@ -24,19 +24,23 @@ const (
 	// ChangeDelete says that the instance is gone, or no longer matches the filter.
 	ChangeDelete
 	// ChangeSynced says that all changes up to the revision have been delivered: what the reader has now equals the
-	// registry there.
+	// registry there. While the watch is served there is one every few seconds, also when nothing changes.
 	ChangeSynced
+	// ChangeStalled says that the watch is not served at present: what the reader has may grow old. It is delivered only if
+	// WatchStalls asks for it, once for each such time, after all that was received before. The next ChangeSynced says that
+	// all is well again.
+	ChangeStalled
 )
 
 // Change is what a watch delivers.
 type Change struct {
 	// Kind of the change.
 	Kind ChangeKind
-	// Key of the instance. Not set in a ChangeSynced.
+	// Key of the instance. Set only in a ChangePut and a ChangeDelete.
 	Key Key
 	// Instance after a put, else nil. It is shared with other watches: do not modify it.
 	Instance *registryv1.Instance
-	// Revision of the change, or up to which all is synced. It never falls while the epoch stays.
+	// Revision of the change, or up to which all is synced. It never falls while the epoch stays. 0 in a ChangeStalled.
 	Revision uint64
 	// Cause of a change of an instance. CAUSE_UNSPECIFIED in the first state.
 	Cause registryv1.Cause
@@ -44,8 +48,12 @@ type Change struct {
 	Epoch uint64
 	// Staleness, in a ChangeSynced: upper bound of the state's age when it was received, or UnknownStaleness.
 	Staleness time.Duration
+	// Received, in a ChangeSynced: when the node's word of it came, which may be long before the reader takes it.
+	Received time.Time
 	// Node, in a ChangeSynced: the name of the node that serves the watch.
 	Node string
+	// Err, in a ChangeStalled: why.
+	Err error
 }
 
 // ResumePoint is a place in the history of one cluster, from which a watch can go on at any node. It may be stored. The
@@ -82,6 +90,7 @@ type watchOptions struct {
 	buffer int
 	point  ResumePoint
 	known  []*registryv1.Instance
+	stalls bool
 }
 
 // WatchOption changes how a watch is done.
@@ -112,6 +121,14 @@ func WatchFrom(point ResumePoint, known []*registryv1.Instance) WatchOption {
 	}
 }
 
+// WatchStalls has a ChangeStalled delivered when the watch is no longer served, as when no node can be reached.
+func WatchStalls() WatchOption {
+	return func(o *watchOptions) error {
+		o.stalls = true
+		return nil
+	}
+}
+
 // Watch delivers the instances that match a filter and then every change, in the order of revisions, without gap or
 // repeat, whatever becomes of connections and nodes. Where history was lost on the way, it delivers what has changed,
 // deletions included. It is read by one goroutine at a time.
@@ -121,6 +138,7 @@ type Watch struct {
 	filter *apiv1.Filter
 	unbind func() bool   // from the context that it was made with
 	wake   chan struct{} // has one place, filled when there is something to read
+	stalls bool          // the reader wants to be told
 
 	mu        sync.Mutex // guards the fields below
 	view      map[Key]uint64
@@ -134,6 +152,7 @@ type Watch struct {
 	delivered ResumePoint
 	err       error // why there will be no more
 	trouble   error // why there is nothing now
+	told      bool  // the reader knows the trouble
 }
 
 // Watch starts a watch. It needs no node for that: the first state comes as soon as one answers. All watches of a client
@@ -149,7 +168,7 @@ func (c *Client) Watch(ctx context.Context, filter Filter, opts ...WatchOption) 
 	}
 	w := &Watch{
 		hub: c.hub, filter: filter.proto(c.cfg.namespace),
-		wake: make(chan struct{}, 1), view: make(map[Key]uint64, len(o.known)),
+		wake: make(chan struct{}, 1), stalls: o.stalls, view: make(map[Key]uint64, len(o.known)),
 		point: o.point, delivered: o.point, synced: o.point != (ResumePoint{}),
 		queue: queue{limit: o.buffer},
 	}
@@ -230,8 +249,14 @@ func (w *Watch) take() (Change, bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	entry, ok := w.queue.pop()
-	if !ok {
+	switch {
+	case !ok && w.err != nil:
 		return Change{}, false, w.err
+	case !ok && w.stalls && w.trouble != nil && !w.told:
+		w.told = true
+		return Change{Kind: ChangeStalled, Err: w.trouble}, true, nil
+	case !ok:
+		return Change{}, false, nil
 	}
 	if entry.change.Kind == ChangeSynced {
 		w.delivered = entry.point

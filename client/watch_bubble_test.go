@@ -644,3 +644,107 @@ func TestWatchOptionsAreChecked(t *testing.T) {
 		}
 	})
 }
+
+// TestQuietWatchHearsOfABusyStream plays a node that has events for one watch all the time, and so sends no progress.
+func TestQuietWatchHearsOfABusyStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			busy, err := first(s)
+			if err != nil {
+				return err
+			}
+			sub, err := s.subscribe()
+			if err == nil {
+				err = s.cut(full(sub.GetSubscriptionId(), inst("a", 5)), 1, 10)
+			}
+			for r := uint64(11); r <= 1000 && err == nil; r++ {
+				time.Sleep(time.Second)
+				err = s.events(r, put("b", r, busy))
+			}
+			return errors.Join(err, s.idle())
+		})
+		c := f.client(nil)
+		wantChanges(t, watch(t, c), "+b3 +a5 =10")
+		quiet := watch(t, c)
+		wantChanges(t, quiet, "+a5 =10")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for range 5 {
+			begin := time.Now()
+			mark, err := quiet.Next(ctx)
+			if err != nil || mark.Kind != client.ChangeSynced || !mark.Received.Equal(time.Now()) {
+				t.Fatalf("got %+v, %v: want a mark that has just come", mark, err)
+			}
+			if took := time.Since(begin); took > 6*time.Second || took < 4*time.Second {
+				t.Errorf("a mark after %s, want one about every 5s", took)
+			}
+			if got := quiet.ResumePoint().Revision; got != mark.Revision {
+				t.Errorf("resume point at %d, want %d", got, mark.Revision)
+			}
+		}
+	})
+}
+
+// TestQuietWatchIsNotPassedByWhatWasAnnouncedBefore plays the stream of TestResumeNeverSkipsWhatWasAnnouncedForOthers for
+// so long that all watches are told how far they are.
+func TestQuietWatchIsNotPassedByWhatWasAnnouncedBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(func(s *fakeStream) error {
+			one, err := first(s)
+			if err != nil {
+				return err
+			}
+			sub, err := s.subscribe()
+			if err != nil {
+				return err
+			}
+			two := sub.GetSubscriptionId()
+			err = errors.Join(s.events(15, put("a", 15, one)), s.cut(full(two), 1, 14))
+			time.Sleep(6 * time.Second)
+			return errors.Join(err, s.events(15, put("b", 15, one)), s.events(15, put("c", 15, two)), s.idle())
+		})
+		c := f.client(nil)
+		one := watch(t, c)
+		wantChanges(t, one, "+b3 +a5 =10")
+		wantChanges(t, watch(t, c), "=14 +c15 =15")
+	})
+}
+
+func TestWatchTellsOfAStallOnceIfAskedTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		f.nodes[0].scripts(
+			func(s *fakeStream) error {
+				id, err := first(s)
+				return errors.Join(err, s.events(11, put("a", 11, id)), errBroken)
+			},
+			func(*fakeStream) error { return errBroken },
+			func(*fakeStream) error { return errBroken },
+			func(s *fakeStream) error {
+				time.Sleep(3 * time.Second)
+				sub, err := s.subscribe()
+				if err != nil {
+					return err
+				}
+				return errors.Join(s.synced(sub.GetSubscriptionId(), 1, 12), s.idle())
+			})
+		c := f.client(nil)
+		told, quiet := watch(t, c, client.WatchStalls()), watch(t, c)
+		wantChanges(t, told, "+b3 +a5 =10 +a11 =11")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		stall, err := told.Next(ctx)
+		if err != nil || stall.Kind != client.ChangeStalled || !strings.Contains(fmt.Sprint(stall.Err), "broken") {
+			t.Fatalf("got %+v, %v: want a stall, and why", stall, err)
+		}
+		wantChanges(t, told, "=12")
+		quiet.Close()
+		for change, err := range quiet.All(t.Context()) {
+			if err == nil && change.Kind == client.ChangeStalled {
+				t.Errorf("got %+v without asking for it", change)
+			}
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
@@ -191,9 +192,10 @@ func (w *Watch) reached(header *apiv1.ResponseHeader, tell bool) {
 func (w *Watch) mark(header *apiv1.ResponseHeader) {
 	info := infoOf(header)
 	w.queue.put(entry{point: w.point, change: Change{
-		Kind: ChangeSynced, Revision: w.point.Revision, Epoch: w.point.Epoch, Staleness: info.Staleness, Node: info.Node,
+		Kind: ChangeSynced, Revision: w.point.Revision, Epoch: w.point.Epoch, Staleness: info.Staleness,
+		Received: time.Now(), Node: info.Node,
 	}})
-	w.unmarked, w.trouble = false, nil
+	w.unmarked, w.trouble, w.told = false, nil, false
 	w.signal()
 }
 
@@ -213,11 +215,25 @@ func (w *Watch) settle(through uint64) {
 	}
 }
 
+// passed is reached for a stream that has announced the revision to others. Every watch that it serves has everything up
+// to there, unless it joined when that had been announced already.
+func (w *Watch) passed(header *apiv1.ResponseHeader) {
+	w.mu.Lock()
+	late := header.GetRevision() <= w.floor
+	w.mu.Unlock()
+	if !late {
+		w.reached(header, true)
+	}
+}
+
 // stalled notes why nothing comes.
 func (w *Watch) stalled(err error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.trouble = err
+	w.mu.Unlock()
+	if w.stalls {
+		w.signal()
+	}
 }
 
 // served tells whether the watch has ever had a state.
