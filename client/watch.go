@@ -27,8 +27,8 @@ const (
 	// registry there. While the watch is served there is one every few seconds, also when nothing changes.
 	ChangeSynced
 	// ChangeStalled says that the watch is not served at present: what the reader has may grow old. It is delivered only if
-	// WatchStalls asks for it, once for each such time, after all that was received before. The next ChangeSynced says that
-	// all is well again.
+	// WatchStalls asks for it, after all that was received before, and again after each try to change that which failed.
+	// The next ChangeSynced says that all is well again.
 	ChangeStalled
 )
 

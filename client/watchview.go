@@ -229,7 +229,7 @@ func (w *Watch) passed(header *apiv1.ResponseHeader) {
 // stalled notes why nothing comes.
 func (w *Watch) stalled(err error) {
 	w.mu.Lock()
-	w.trouble = err
+	w.trouble, w.told = err, false
 	w.mu.Unlock()
 	if w.stalls {
 		w.signal()
