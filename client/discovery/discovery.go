@@ -30,6 +30,7 @@ type Discovery struct {
 	mu        sync.Mutex // guards the fields below, and each follower's users and linger
 	closed    bool
 	followers map[name]*follower
+	troubled  int // how many of them have no live view
 }
 
 // New returns a Discovery that asks through a client. The error joins all that is wrong with the options, or tells why the
@@ -104,7 +105,7 @@ func (d *Discovery) follower(n name) (*follower, error) {
 func (d *Discovery) follow(n name, before *follower) *follower {
 	ctx, cancel := context.WithCancel(d.life)
 	f := &follower{
-		d: d, name: n, before: before, cancel: cancel, begun: time.Now(),
+		d: d, name: n, log: d.cfg.log.With("service", n.String()), before: before, cancel: cancel, begun: time.Now(),
 		mirror: newMirror(n, d.cfg.keep, d.cfg.hold), changed: make(chan struct{}), done: make(chan struct{}),
 	}
 	d.followers[n] = f
@@ -157,6 +158,23 @@ func (d *Discovery) forget(f *follower) {
 	defer d.mu.Unlock()
 	if d.followers[f.name] == f {
 		delete(d.followers, f.name)
+	}
+}
+
+// stalled counts services whose view has stopped being live, or is so again. They share a stream: it is logged when the
+// first of them stalls and when the last one has recovered, not for each.
+func (d *Discovery) stalled(more int, trouble error) {
+	d.mu.Lock()
+	before := d.troubled
+	d.troubled += more
+	after, closed := d.troubled, d.closed
+	d.mu.Unlock()
+	switch {
+	case closed:
+	case before == 0:
+		d.cfg.log.Warn("discovery: the registry is away; views are served as they were", "err", trouble)
+	case after == 0:
+		d.cfg.log.Info("discovery: all views are live")
 	}
 }
 

@@ -52,7 +52,7 @@ func (f *follower) load() {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		f.d.cfg.log.Warn("service: file is not used", "service", f.name.String(), "file", f.path(), "err", err)
+		f.log.Warn("service: file is not used", "file", f.path(), "err", err)
 	default:
 		f.mirror.restore(s)
 		f.d.disk.Lock()
@@ -119,7 +119,7 @@ func (f *follower) save(refresh time.Duration) {
 		err = writeFile(f.path(), data)
 	}
 	if err != nil {
-		f.d.cfg.log.Warn("service: file is not written", "service", f.name.String(), "file", f.path(), "err", err)
+		f.log.Warn("service: file is not written", "file", f.path(), "err", err)
 	}
 }
 
@@ -130,7 +130,7 @@ func (f *follower) remove() {
 	}
 	f.written = written{}
 	if err := os.Remove(f.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		f.d.cfg.log.Warn("service: file is not removed", "service", f.name.String(), "file", f.path(), "err", err)
+		f.log.Warn("service: file is not removed", "file", f.path(), "err", err)
 	}
 }
 

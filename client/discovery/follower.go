@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ const (
 type follower struct {
 	d      *Discovery
 	name   name
+	log    *slog.Logger
 	before *follower // of the same service, which has to end first
 	cancel context.CancelFunc
 	done   chan struct{} // closed when run has ended
@@ -70,6 +72,7 @@ func (f *follower) run(ctx context.Context) {
 	}
 	f.load()
 	defer f.save(closingAge)
+	defer f.settle(nil, nil)
 	for pause := minRetry; ; pause = min(2*pause, maxRetry) {
 		synced, err := f.watch(ctx)
 		if ctx.Err() != nil {
@@ -83,7 +86,7 @@ func (f *follower) run(ctx context.Context) {
 		if synced {
 			pause = minRetry
 		}
-		f.d.cfg.log.Warn("service: watch was refused", "service", f.name.String(), "err", err)
+		f.log.Warn("service: watch was refused", "err", err)
 		select {
 		case <-time.After(pause/2 + rand.N(pause)):
 		case <-ctx.Done():
@@ -140,55 +143,54 @@ func (f *follower) next(ctx context.Context, w *client.Watch) (client.Change, er
 
 // sync makes what has come a view.
 func (f *follower) sync(mark client.Change, point client.ResumePoint) {
-	log := f.d.cfg.log.With("service", f.name.String())
 	did := f.mirror.sync(mark, point)
 	v := f.mirror.view
 	if did.foreign {
-		log.Warn("service: the registry is another one than the view was of", "cluster_id", point.ClusterID)
+		f.log.Warn("service: the registry is another one than the view was of", "cluster_id", point.ClusterID)
 	}
 	if did.resynced {
 		f.counts.resyncs.Add(1)
 	}
 	if did.protected {
 		f.counts.protections.Add(1)
-		log.Warn("service: the registry lost most instances; they are kept for now", "left", len(v.list.live), "kept", len(v.Protected))
+		f.log.Warn("service: the registry lost most instances; they are kept for now", "left", len(v.list.live), "kept", len(v.Protected))
 	}
 	if f.firstSync.Load() == 0 {
 		f.firstSync.Store(max(1, int64(mark.Received.Sub(f.begun))))
 	}
 	f.d.cluster.Store(&point.ClusterID)
-	f.mu.Lock()
-	recovered := f.trouble != nil
-	f.trouble, f.refused = nil, nil
-	f.mu.Unlock()
-	if recovered {
-		log.Info("service: the view is live again", "node", mark.Node)
-	}
+	f.settle(nil, nil)
 	f.publish()
 }
 
 // stall notes that the view is no longer kept current.
 func (f *follower) stall(trouble error) {
 	f.mirror.stall(trouble)
-	f.mu.Lock()
-	first := f.trouble == nil
-	f.trouble = trouble
-	f.mu.Unlock()
-	if first {
-		f.counts.stalls.Add(1)
-		f.d.cfg.log.Warn("service: the view is not kept current", "service", f.name.String(), "err", trouble)
-	}
+	f.settle(trouble, nil)
 	f.publish()
 }
 
 // refuse notes that the watch has ended for now.
 func (f *follower) refuse(err error) {
 	f.mirror.stall(err)
-	f.mu.Lock()
-	f.refused, f.trouble = err, err
-	f.mu.Unlock()
+	f.settle(err, err)
 	f.publish()
 	f.wake()
+}
+
+// settle notes why the view is not live, nil if it is, and why the watch has ended, if it has.
+func (f *follower) settle(trouble, refused error) {
+	f.mu.Lock()
+	before := f.trouble
+	f.trouble, f.refused = trouble, refused
+	f.mu.Unlock()
+	if before == nil && trouble != nil {
+		f.counts.stalls.Add(1)
+		f.d.stalled(1, trouble)
+	}
+	if before != nil && trouble == nil {
+		f.d.stalled(-1, nil)
+	}
 }
 
 // publish shows the mirror's view, and wakes who waits when the lists have changed.

@@ -1,8 +1,10 @@
 package discovery_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -53,7 +55,8 @@ func TestServicesComeBackOnOneStreamByToken(t *testing.T) {
 		const services = 200
 		r := newRegistry(t, 3)
 		r.change(put("a")...)
-		d, _ := open(t, r)
+		var log bytes.Buffer
+		d, end := open(t, r, discovery.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 		for n := range services {
 			service(t, d, fmt.Sprintf("s%d", n))
 		}
@@ -86,6 +89,11 @@ func TestServicesComeBackOnOneStreamByToken(t *testing.T) {
 		}
 		if streams != 1 || len(subs) != services+1 || resumed != services+1 {
 			t.Errorf("%d streams with %d subscriptions, %d of them resumed: want 1 with %d, all of them", streams, len(subs), resumed, services+1)
+		}
+		end()
+		if lines := strings.Split(strings.TrimSpace(log.String()), "\n"); len(lines) != 2 ||
+			!strings.Contains(lines[0], "the registry is away") || !strings.Contains(lines[1], "all views are live") {
+			t.Errorf("log %s: want one line when the registry goes, and one when it is back", log.String())
 		}
 		t.Logf("after an outage of 10m: %d stream, %d subscriptions, %d resumed, live %s after the nodes", streams, len(subs), resumed, time.Since(begin))
 	})
