@@ -116,8 +116,10 @@ check-format:
 check-tidy:
 	$(GO) mod tidy -diff
 
+# Servers run on Linux; who tries regd out may do so on a Mac.
 vet:
 	$(GO) vet ./...
+	GOOS=darwin $(GO) build -o /dev/null ./cmd/regd
 
 # A module of its own: what it needs of etcd stays out of regd's.
 check-bench:

@@ -273,7 +273,11 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, mem
 		return nil, errors.Join(s.failed("create snapshot", err), left)
 	}
 	k := &sink{SnapshotSink: inner, store: s, index: index}
-	if err := k.seal(); err != nil {
+	err = k.seal()
+	if err == nil {
+		k.state, err = os.Open(filepath.Join(k.tmp(), stateFile))
+	}
+	if err != nil {
 		return nil, errors.Join(s.failed("create snapshot", err), k.Cancel())
 	}
 	return k, nil
@@ -300,7 +304,12 @@ type sink struct {
 	store  *snapshots
 	index  uint64
 	closed bool
+	state  *os.File // the state that is being written; nil if it could not be opened
+	dirty  int      // bytes written since the disk was last told to begin
 }
+
+// writebackEvery is how much of a snapshot is written before the disk begins with it.
+const writebackEvery = 256 << 10
 
 func (k *sink) tmp() string { return k.store.path(k.ID()) + tmpSuffix }
 
@@ -317,22 +326,38 @@ func (k *sink) seal() error {
 	return errors.Join(os.Chmod(k.tmp(), dirMode), writeFile(filepath.Join(k.tmp(), sumFile), []byte(sum)))
 }
 
-// Write appends to the state.
+// Write appends to the state. The disk begins with it at once: else Close would give it the whole snapshot, and each sync
+// of the log would wait for that.
 func (k *sink) Write(data []byte) (int, error) {
 	n, err := k.SnapshotSink.Write(data)
 	if err != nil {
 		return n, k.store.failed("write snapshot", err)
 	}
+	if k.dirty += n; k.dirty >= writebackEvery {
+		k.dirty = 0
+		startWriteback(k.state)
+	}
 	return n, nil
+}
+
+// end makes the sink closed, and tells whether it was not.
+func (k *sink) end() bool {
+	if k.closed {
+		return false
+	}
+	k.closed = true
+	if k.state != nil {
+		_ = k.state.Close() // It was not written through.
+	}
+	return true
 }
 
 // Close makes the snapshot durable and visible, files and names. With an error
 // there is none and nothing is left of it.
 func (k *sink) Close() error {
-	if k.closed {
+	if !k.end() {
 		return nil
 	}
-	k.closed = true
 	err := k.SnapshotSink.Close()
 	if err == nil {
 		err = errors.Join(syncDir(k.store.path(k.ID())), syncDir(k.store.path("")))
@@ -346,10 +371,9 @@ func (k *sink) Close() error {
 
 // Cancel gives the snapshot up and leaves nothing of it.
 func (k *sink) Cancel() error {
-	if k.closed {
+	if !k.end() {
 		return nil
 	}
-	k.closed = true
 	_ = k.SnapshotSink.Cancel() // It flushes first, which fails on a full disk; what counts is that the files go.
 	if err := os.RemoveAll(k.tmp()); err != nil {
 		return fmt.Errorf("cancel snapshot: %w", err)

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,7 +18,6 @@ import (
 	wal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -286,7 +284,7 @@ func (f *walFiles) makeSegment(path string) error {
 	if err != nil {
 		return err
 	}
-	if unix.Fallocate(int(file.Fd()), 0, 0, int64(f.size)) != nil {
+	if allocate(file, int64(f.size)) != nil {
 		err = errors.Join(file.Truncate(0), file.Truncate(int64(f.size)))
 	}
 	if err == nil && !f.noSync {
@@ -423,8 +421,5 @@ func (w *segmentWriter) Sync() error {
 	if w.files.noSync {
 		return nil
 	}
-	if err := unix.Fdatasync(int(w.Fd())); err != nil {
-		return &fs.PathError{Op: "sync", Path: w.Name(), Err: err}
-	}
-	return nil
+	return syncData(w.File)
 }

@@ -108,7 +108,7 @@ func overloading(last time.Duration) measurement {
 		}
 		r, err := flooded(ctx, f, before, last)
 		if err != nil {
-			return result{}, fmt.Errorf("%w (%s/s, peak %s; %s)", err, number(r.value), before, r.note)
+			return result{}, fmt.Errorf("%w (%s/s, %s; peak before: %s)", err, number(r.value), r.note, before.note)
 		}
 		after, err := newPeak(ctx, f, short)
 		if err != nil {
@@ -116,8 +116,7 @@ func overloading(last time.Duration) measurement {
 		}
 		goodput := r.value
 		r.value = 200 * goodput / (before.value + after.value)
-		r.note = fmt.Sprintf("%s/s: %.0f %% of the peak before, %s; %.0f %% of that after, %s; %s", number(goodput),
-			100*goodput/before.value, before, 100*goodput/after.value, after, r.note)
+		r.note = fmt.Sprintf("%s/s, %s; peak before: %s; peak after: %s", number(goodput), r.note, before.note, after.note)
 		return r, nil
 	}
 }
@@ -125,22 +124,26 @@ func overloading(last time.Duration) measurement {
 // peak is what registrations a closed loop makes at a size of the registry.
 type peak struct {
 	result
-	instances int64   // at the end
-	cores     float64 // that the servers had
+	instances int64 // at the end
+	note      string
 }
 
 func newPeak(ctx context.Context, f *flood, last time.Duration) (peak, error) {
+	own, begun := ownCPU(), time.Now()
 	r, err := closed(ctx, f.c.cpu, peakClients, last, f.registrations())
 	if err != nil {
 		return peak{}, err
 	}
+	load := (ownCPU() - own).Seconds() / time.Since(begun).Seconds()
 	n, err := instances(ctx, f.c)
-	return peak{r, n, r.cpu.Seconds() / last.Seconds()}, err
+	return peak{r, n, fmt.Sprintf("%s/s at %d instances, %s", number(r.value), n, spent(r, last, load))}, err
 }
 
-func (p peak) String() string {
-	return fmt.Sprintf("%s/s at %d instances with %.2f cores, %.0f µs each", number(p.value), p.instances, p.cores,
-		microseconds(p.cpu, p.operations))
+// spent is what CPU servers and load have taken. They share the machine: what the load takes for calls that are refused, the
+// servers lack. The cost of a registration tells how much they would do with what they had at the peak.
+func spent(r result, last time.Duration, load float64) string {
+	return fmt.Sprintf("%.0f µs each, of %.2f cores that the servers had and %.2f of the load", microseconds(r.cpu, r.operations),
+		r.cpu.Seconds()/last.Seconds(), load)
 }
 
 // flooded overloads the cluster. Its value is how many registrations a second are done meanwhile.
@@ -168,14 +171,16 @@ func flooded(ctx context.Context, f *flood, before peak, last time.Duration) (re
 	memory = (f.c.usage().memory - memory) / nodes
 	r.latency = t.answered.take()
 	n, err := instances(ctx, f.c)
-	r.note = fmt.Sprintf("servers had %.2f cores, %.0f µs each, the load %.2f; registrations: %v; renewals: %v; deregistrations: %v; "+
-		"%d instances and %d MB a node more", r.cpu.Seconds()/last.Seconds(), microseconds(r.cpu, r.operations),
-		own.Seconds()/last.Seconds(), t, b.renewals, b.deregistrations, n-registered, memory>>20)
+	r.note = fmt.Sprintf("%s; registrations: %v; renewals: %v; deregistrations: %v; %d instances and %d MB a node more",
+		spent(r, last, own.Seconds()/last.Seconds()), t, b.renewals, b.deregistrations, n-registered, memory>>20)
+	if err == nil {
+		err = bounded(memory, n-registered)
+	}
 	leads, leadErr := leadership(ctx, f.c)
 	if leadErr == nil && leads != led {
 		leadErr = fmt.Errorf("%s led, now it is %s", led, leads)
 	}
-	return r, errors.Join(ctx.Err(), err, leadErr, b.check(ctx), bounded(memory, n-registered))
+	return r, errors.Join(ctx.Err(), err, leadErr, b.check(ctx))
 }
 
 // bounded returns an error when a node has taken more memory than what was registered meanwhile explains: twice what
