@@ -313,3 +313,30 @@ func TestWhoGotEntriesAheadIsToldOfTheirCommit(t *testing.T) {
 		}
 	})
 }
+
+// A follower that is slower than the majority has the last entry only after the pause has begun.
+func TestWhoGetsTheEntryAfterItsCommitIsToldThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := clustertest.NewNet()
+		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
+		defer a.Close()
+		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
+		defer b.Close()
+		var heard []uint64 // commit indexes
+		respond(t, b, func(cmd any) any {
+			heard = append(heard, cmd.(*raft.AppendEntriesRequest).LeaderCommitIndex)
+			return &raft.AppendEntriesResponse{Success: true}
+		})
+		a.Committed(6) // Nobody has it yet.
+		for _, index := range []uint64{5, 6, 7} {
+			var resp raft.AppendEntriesResponse
+			if err := a.AppendEntries("b", "b:7401", appending(index), &resp); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if want := []uint64{0, 0, 6, 0}; !cmp.Equal(heard, want) {
+			t.Errorf("the follower heard of commits %v, want %v", heard, want)
+		}
+	})
+}

@@ -257,7 +257,10 @@ func (t *Transport) AppendEntries(
 			return err
 		}
 	}
+	t.followers.mu.Lock()
+	defer t.followers.mu.Unlock()
 	t.followers.note(id, target, sent, resp.Success)
+	t.tell(id)
 	return nil
 }
 
