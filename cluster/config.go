@@ -47,7 +47,8 @@ type Config struct {
 	// LeaseTimeout is how long a leader goes on without a majority: nothing depends on its being short, as reads are proven
 	// otherwise. Default, and at most, HeartbeatTimeout: half of it made leaders of overloaded machines step down.
 	LeaseTimeout time.Duration
-	// CommitTimeout is how soon Raft tells followers of the last commit who were not told at once. Default 10 ms.
+	// CommitTimeout is how soon Raft tells followers of the last commit who could not be told at once. Default 50 ms:
+	// at 10 ms its empty messages were a tenth of the CPU time of a few thousand small reads a second.
 	CommitTimeout time.Duration
 	// SnapshotThreshold is the number of log entries after which a snapshot is taken. Default 8192. One is also taken
 	// after 8 to 64 MiB of log, by the size of the registry.
@@ -106,7 +107,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.PeerAdvertise, c.PeerListen)
 	setDefault(&c.HeartbeatTimeout, DefaultHeartbeatTimeout)
 	setDefault(&c.LeaseTimeout, c.HeartbeatTimeout)
-	setDefault(&c.CommitTimeout, 10*time.Millisecond)
+	setDefault(&c.CommitTimeout, 50*time.Millisecond)
 	setDefault(&c.SnapshotThreshold, 8192)
 	setDefault(&c.SnapshotInterval, 30*time.Second)
 	setDefault(&c.TrailingLogs, 10240)
