@@ -50,6 +50,15 @@ type fakeLock struct {
 	session string
 	token   uint64
 	queue   []string
+	values  map[string][]byte // by session
+}
+
+// proto is the lock as it is told, nil when nobody holds it. The caller holds the cluster's mu.
+func (l *fakeLock) proto() *registryv1.Lock {
+	if l == nil || l.session == "" {
+		return nil
+	}
+	return &registryv1.Lock{SessionId: l.session, Token: l.token, Value: l.values[l.session], Waiters: slices.Clone(l.queue)}
 }
 
 // call is a request that a node got.
@@ -83,7 +92,9 @@ type fakeNode struct {
 	// attach decides what becomes of a renewal: nil acknowledges it.
 	attach func(ctx context.Context, req *apiv1.AttachRequest) (*apiv1.AttachResponse, error)
 	watch  func(s *fakeStream) error
-	saved  func(grpc.ServerStreamingServer[apiv1.SaveSnapshotResponse]) error
+	// watchLock takes the place of a watch of a lock.
+	watchLock func(grpc.ServerStreamingServer[apiv1.WatchLockResponse]) error
+	saved     func(grpc.ServerStreamingServer[apiv1.SaveSnapshotResponse]) error
 }
 
 // newFakeCluster starts nodes n1, n2, ... that end with the test.
@@ -570,9 +581,15 @@ func (f *fakeCluster) pass(l *fakeLock, session string) bool {
 			l.session, l.token, l.queue = l.queue[0], f.number, l.queue[1:]
 		}
 	}
+	f.lockMoved()
+	return held || len(l.queue) != before
+}
+
+// lockMoved wakes all who wait for a lock. The caller holds mu.
+func (f *fakeCluster) lockMoved() {
+	f.revision++
 	close(f.lockChanged)
 	f.lockChanged = make(chan struct{})
-	return held || len(l.queue) != before
 }
 
 func (n *fakeNode) Acquire(ctx context.Context, req *apiv1.AcquireRequest) (*apiv1.AcquireResponse, error) {
@@ -588,13 +605,15 @@ func (n *fakeNode) Acquire(ctx context.Context, req *apiv1.AcquireRequest) (*api
 	name := req.GetNamespace() + "/" + req.GetName()
 	l := n.locks[name]
 	if l == nil {
-		l = &fakeLock{}
+		l = &fakeLock{values: make(map[string][]byte)}
 		n.locks[name] = l
 	}
+	l.values[req.GetSessionId()] = req.GetValue()
 	switch {
 	case l.session == "":
 		n.number++
 		l.session, l.token = req.GetSessionId(), n.number
+		n.lockMoved()
 	case l.session == req.GetSessionId():
 	case !req.GetWait():
 		return nil, reason(apiv1.Reason_REASON_LOCK_HELD)
@@ -623,6 +642,41 @@ func (n *fakeNode) Release(_ context.Context, req *apiv1.ReleaseRequest) (*apiv1
 		return nil, reason(apiv1.Reason_REASON_LOCK_NOT_HELD)
 	}
 	return &apiv1.ReleaseResponse{Header: n.header()}, nil
+}
+
+func (n *fakeNode) GetLock(_ context.Context, req *apiv1.GetLockRequest) (*apiv1.GetLockResponse, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	lock := n.locks[req.GetNamespace()+"/"+req.GetName()].proto()
+	if lock == nil {
+		return nil, reasonAs(codes.NotFound, apiv1.Reason_REASON_LOCK_NOT_FOUND)
+	}
+	return &apiv1.GetLockResponse{Header: n.header(), Lock: lock}, nil
+}
+
+func (n *fakeNode) WatchLock(req *apiv1.WatchLockRequest, stream grpc.ServerStreamingServer[apiv1.WatchLockResponse]) error {
+	n.note("WatchLock", req)
+	n.script.Lock()
+	script := n.watchLock
+	n.script.Unlock()
+	if script != nil {
+		return script(stream)
+	}
+	for {
+		n.mu.Lock()
+		changed := n.lockChanged
+		resp := &apiv1.WatchLockResponse{Header: n.header(), Lock: n.locks[req.GetNamespace()+"/"+req.GetName()].proto()}
+		n.mu.Unlock()
+		if err := stream.Send(resp); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-time.After(req.GetProgressInterval().AsDuration()):
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
 }
 
 // owner returns who holds a lock, and who waits.

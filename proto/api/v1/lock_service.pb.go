@@ -10,6 +10,7 @@ import (
 	v1 "github.com/regd-io/regd/proto/registry/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -552,11 +553,130 @@ func (x *ListLocksResponse) GetNextPageToken() string {
 	return ""
 }
 
+// WatchLockRequest asks to be told who holds a lock.
+type WatchLockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace. Default: "default".
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Name. It need not be held.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// How often to repeat the last message while nothing changes. Default 5 s, 100 ms to 10 min.
+	ProgressInterval *durationpb.Duration `protobuf:"bytes,3,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *WatchLockRequest) Reset() {
+	*x = WatchLockRequest{}
+	mi := &file_api_v1_lock_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchLockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchLockRequest) ProtoMessage() {}
+
+func (x *WatchLockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_lock_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchLockRequest.ProtoReflect.Descriptor instead.
+func (*WatchLockRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_lock_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *WatchLockRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *WatchLockRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WatchLockRequest) GetProgressInterval() *durationpb.Duration {
+	if x != nil {
+		return x.ProgressInterval
+	}
+	return nil
+}
+
+// WatchLockResponse is a lock at a revision.
+type WatchLockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The header.
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// The lock, without its queue: GetLock shows that. Unset: nobody holds it.
+	Lock          *v1.Lock `protobuf:"bytes,2,opt,name=lock,proto3" json:"lock,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchLockResponse) Reset() {
+	*x = WatchLockResponse{}
+	mi := &file_api_v1_lock_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchLockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchLockResponse) ProtoMessage() {}
+
+func (x *WatchLockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_lock_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchLockResponse.ProtoReflect.Descriptor instead.
+func (*WatchLockResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_lock_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *WatchLockResponse) GetHeader() *ResponseHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *WatchLockResponse) GetLock() *v1.Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
 var File_api_v1_lock_service_proto protoreflect.FileDescriptor
 
 const file_api_v1_lock_service_proto_rawDesc = "" +
 	"\n" +
-	"\x19api/v1/lock_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1aregistry/v1/registry.proto\"\xc2\x01\n" +
+	"\x19api/v1/lock_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\xc2\x01\n" +
 	"\x0eAcquireRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x1c\n" +
@@ -595,12 +715,20 @@ const file_api_v1_lock_service_proto_rawDesc = "" +
 	"\x11ListLocksResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12,\n" +
 	"\x05locks\x18\x02 \x03(\v2\x16.regd.registry.v1.LockR\x05locks\x12&\n" +
-	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken2\xab\x02\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\x8c\x01\n" +
+	"\x10WatchLockRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12F\n" +
+	"\x11progress_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x10progressInterval\"t\n" +
+	"\x11WatchLockResponse\x123\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12*\n" +
+	"\x04lock\x18\x02 \x01(\v2\x16.regd.registry.v1.LockR\x04lock2\xf9\x02\n" +
 	"\vLockService\x12D\n" +
 	"\aAcquire\x12\x1b.regd.api.v1.AcquireRequest\x1a\x1c.regd.api.v1.AcquireResponse\x12D\n" +
 	"\aRelease\x12\x1b.regd.api.v1.ReleaseRequest\x1a\x1c.regd.api.v1.ReleaseResponse\x12D\n" +
 	"\aGetLock\x12\x1b.regd.api.v1.GetLockRequest\x1a\x1c.regd.api.v1.GetLockResponse\x12J\n" +
-	"\tListLocks\x12\x1d.regd.api.v1.ListLocksRequest\x1a\x1e.regd.api.v1.ListLocksResponseB,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
+	"\tListLocks\x12\x1d.regd.api.v1.ListLocksRequest\x1a\x1e.regd.api.v1.ListLocksResponse\x12L\n" +
+	"\tWatchLock\x12\x1d.regd.api.v1.WatchLockRequest\x1a\x1e.regd.api.v1.WatchLockResponse0\x01B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_lock_service_proto_rawDescOnce sync.Once
@@ -614,45 +742,53 @@ func file_api_v1_lock_service_proto_rawDescGZIP() []byte {
 	return file_api_v1_lock_service_proto_rawDescData
 }
 
-var file_api_v1_lock_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_api_v1_lock_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_api_v1_lock_service_proto_goTypes = []any{
-	(*AcquireRequest)(nil),    // 0: regd.api.v1.AcquireRequest
-	(*AcquireResponse)(nil),   // 1: regd.api.v1.AcquireResponse
-	(*ReleaseRequest)(nil),    // 2: regd.api.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),   // 3: regd.api.v1.ReleaseResponse
-	(*GetLockRequest)(nil),    // 4: regd.api.v1.GetLockRequest
-	(*GetLockResponse)(nil),   // 5: regd.api.v1.GetLockResponse
-	(*ListLocksRequest)(nil),  // 6: regd.api.v1.ListLocksRequest
-	(*ListLocksResponse)(nil), // 7: regd.api.v1.ListLocksResponse
-	(*RequestID)(nil),         // 8: regd.api.v1.RequestID
-	(*ResponseHeader)(nil),    // 9: regd.api.v1.ResponseHeader
-	(*Freshness)(nil),         // 10: regd.api.v1.Freshness
-	(*v1.Lock)(nil),           // 11: regd.registry.v1.Lock
+	(*AcquireRequest)(nil),      // 0: regd.api.v1.AcquireRequest
+	(*AcquireResponse)(nil),     // 1: regd.api.v1.AcquireResponse
+	(*ReleaseRequest)(nil),      // 2: regd.api.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),     // 3: regd.api.v1.ReleaseResponse
+	(*GetLockRequest)(nil),      // 4: regd.api.v1.GetLockRequest
+	(*GetLockResponse)(nil),     // 5: regd.api.v1.GetLockResponse
+	(*ListLocksRequest)(nil),    // 6: regd.api.v1.ListLocksRequest
+	(*ListLocksResponse)(nil),   // 7: regd.api.v1.ListLocksResponse
+	(*WatchLockRequest)(nil),    // 8: regd.api.v1.WatchLockRequest
+	(*WatchLockResponse)(nil),   // 9: regd.api.v1.WatchLockResponse
+	(*RequestID)(nil),           // 10: regd.api.v1.RequestID
+	(*ResponseHeader)(nil),      // 11: regd.api.v1.ResponseHeader
+	(*Freshness)(nil),           // 12: regd.api.v1.Freshness
+	(*v1.Lock)(nil),             // 13: regd.registry.v1.Lock
+	(*durationpb.Duration)(nil), // 14: google.protobuf.Duration
 }
 var file_api_v1_lock_service_proto_depIdxs = []int32{
-	8,  // 0: regd.api.v1.AcquireRequest.request_id:type_name -> regd.api.v1.RequestID
-	9,  // 1: regd.api.v1.AcquireResponse.header:type_name -> regd.api.v1.ResponseHeader
-	8,  // 2: regd.api.v1.ReleaseRequest.request_id:type_name -> regd.api.v1.RequestID
-	9,  // 3: regd.api.v1.ReleaseResponse.header:type_name -> regd.api.v1.ResponseHeader
-	10, // 4: regd.api.v1.GetLockRequest.freshness:type_name -> regd.api.v1.Freshness
-	9,  // 5: regd.api.v1.GetLockResponse.header:type_name -> regd.api.v1.ResponseHeader
-	11, // 6: regd.api.v1.GetLockResponse.lock:type_name -> regd.registry.v1.Lock
-	10, // 7: regd.api.v1.ListLocksRequest.freshness:type_name -> regd.api.v1.Freshness
-	9,  // 8: regd.api.v1.ListLocksResponse.header:type_name -> regd.api.v1.ResponseHeader
-	11, // 9: regd.api.v1.ListLocksResponse.locks:type_name -> regd.registry.v1.Lock
-	0,  // 10: regd.api.v1.LockService.Acquire:input_type -> regd.api.v1.AcquireRequest
-	2,  // 11: regd.api.v1.LockService.Release:input_type -> regd.api.v1.ReleaseRequest
-	4,  // 12: regd.api.v1.LockService.GetLock:input_type -> regd.api.v1.GetLockRequest
-	6,  // 13: regd.api.v1.LockService.ListLocks:input_type -> regd.api.v1.ListLocksRequest
-	1,  // 14: regd.api.v1.LockService.Acquire:output_type -> regd.api.v1.AcquireResponse
-	3,  // 15: regd.api.v1.LockService.Release:output_type -> regd.api.v1.ReleaseResponse
-	5,  // 16: regd.api.v1.LockService.GetLock:output_type -> regd.api.v1.GetLockResponse
-	7,  // 17: regd.api.v1.LockService.ListLocks:output_type -> regd.api.v1.ListLocksResponse
-	14, // [14:18] is the sub-list for method output_type
-	10, // [10:14] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	10, // 0: regd.api.v1.AcquireRequest.request_id:type_name -> regd.api.v1.RequestID
+	11, // 1: regd.api.v1.AcquireResponse.header:type_name -> regd.api.v1.ResponseHeader
+	10, // 2: regd.api.v1.ReleaseRequest.request_id:type_name -> regd.api.v1.RequestID
+	11, // 3: regd.api.v1.ReleaseResponse.header:type_name -> regd.api.v1.ResponseHeader
+	12, // 4: regd.api.v1.GetLockRequest.freshness:type_name -> regd.api.v1.Freshness
+	11, // 5: regd.api.v1.GetLockResponse.header:type_name -> regd.api.v1.ResponseHeader
+	13, // 6: regd.api.v1.GetLockResponse.lock:type_name -> regd.registry.v1.Lock
+	12, // 7: regd.api.v1.ListLocksRequest.freshness:type_name -> regd.api.v1.Freshness
+	11, // 8: regd.api.v1.ListLocksResponse.header:type_name -> regd.api.v1.ResponseHeader
+	13, // 9: regd.api.v1.ListLocksResponse.locks:type_name -> regd.registry.v1.Lock
+	14, // 10: regd.api.v1.WatchLockRequest.progress_interval:type_name -> google.protobuf.Duration
+	11, // 11: regd.api.v1.WatchLockResponse.header:type_name -> regd.api.v1.ResponseHeader
+	13, // 12: regd.api.v1.WatchLockResponse.lock:type_name -> regd.registry.v1.Lock
+	0,  // 13: regd.api.v1.LockService.Acquire:input_type -> regd.api.v1.AcquireRequest
+	2,  // 14: regd.api.v1.LockService.Release:input_type -> regd.api.v1.ReleaseRequest
+	4,  // 15: regd.api.v1.LockService.GetLock:input_type -> regd.api.v1.GetLockRequest
+	6,  // 16: regd.api.v1.LockService.ListLocks:input_type -> regd.api.v1.ListLocksRequest
+	8,  // 17: regd.api.v1.LockService.WatchLock:input_type -> regd.api.v1.WatchLockRequest
+	1,  // 18: regd.api.v1.LockService.Acquire:output_type -> regd.api.v1.AcquireResponse
+	3,  // 19: regd.api.v1.LockService.Release:output_type -> regd.api.v1.ReleaseResponse
+	5,  // 20: regd.api.v1.LockService.GetLock:output_type -> regd.api.v1.GetLockResponse
+	7,  // 21: regd.api.v1.LockService.ListLocks:output_type -> regd.api.v1.ListLocksResponse
+	9,  // 22: regd.api.v1.LockService.WatchLock:output_type -> regd.api.v1.WatchLockResponse
+	18, // [18:23] is the sub-list for method output_type
+	13, // [13:18] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_lock_service_proto_init() }
@@ -667,7 +803,7 @@ func file_api_v1_lock_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_lock_service_proto_rawDesc), len(file_api_v1_lock_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

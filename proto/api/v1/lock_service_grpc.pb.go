@@ -23,6 +23,7 @@ const (
 	LockService_Release_FullMethodName   = "/regd.api.v1.LockService/Release"
 	LockService_GetLock_FullMethodName   = "/regd.api.v1.LockService/GetLock"
 	LockService_ListLocks_FullMethodName = "/regd.api.v1.LockService/ListLocks"
+	LockService_WatchLock_FullMethodName = "/regd.api.v1.LockService/WatchLock"
 )
 
 // LockServiceClient is the client API for LockService service.
@@ -42,6 +43,11 @@ type LockServiceClient interface {
 	GetLock(ctx context.Context, in *GetLockRequest, opts ...grpc.CallOption) (*GetLockResponse, error)
 	// ListLocks lists locks, sorted by namespace and name.
 	ListLocks(ctx context.Context, in *ListLocksRequest, opts ...grpc.CallOption) (*ListLocksResponse, error)
+	// WatchLock streams who holds a lock: first as it is now, then after each change. Each message is the whole truth at its
+	// revision, so that a client needs only the last one: of changes that follow closely some may be left out, but the order
+	// never goes back. When nothing changes, the last message comes again with the present revision and staleness. To resume
+	// at another node, ask it, and ignore what is older than what you have.
+	WatchLock(ctx context.Context, in *WatchLockRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchLockResponse], error)
 }
 
 type lockServiceClient struct {
@@ -92,6 +98,25 @@ func (c *lockServiceClient) ListLocks(ctx context.Context, in *ListLocksRequest,
 	return out, nil
 }
 
+func (c *lockServiceClient) WatchLock(ctx context.Context, in *WatchLockRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchLockResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &LockService_ServiceDesc.Streams[0], LockService_WatchLock_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchLockRequest, WatchLockResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LockService_WatchLockClient = grpc.ServerStreamingClient[WatchLockResponse]
+
 // LockServiceServer is the server API for LockService service.
 // All implementations must embed UnimplementedLockServiceServer
 // for forward compatibility.
@@ -109,6 +134,11 @@ type LockServiceServer interface {
 	GetLock(context.Context, *GetLockRequest) (*GetLockResponse, error)
 	// ListLocks lists locks, sorted by namespace and name.
 	ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error)
+	// WatchLock streams who holds a lock: first as it is now, then after each change. Each message is the whole truth at its
+	// revision, so that a client needs only the last one: of changes that follow closely some may be left out, but the order
+	// never goes back. When nothing changes, the last message comes again with the present revision and staleness. To resume
+	// at another node, ask it, and ignore what is older than what you have.
+	WatchLock(*WatchLockRequest, grpc.ServerStreamingServer[WatchLockResponse]) error
 	mustEmbedUnimplementedLockServiceServer()
 }
 
@@ -130,6 +160,9 @@ func (UnimplementedLockServiceServer) GetLock(context.Context, *GetLockRequest) 
 }
 func (UnimplementedLockServiceServer) ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListLocks not implemented")
+}
+func (UnimplementedLockServiceServer) WatchLock(*WatchLockRequest, grpc.ServerStreamingServer[WatchLockResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchLock not implemented")
 }
 func (UnimplementedLockServiceServer) mustEmbedUnimplementedLockServiceServer() {}
 func (UnimplementedLockServiceServer) testEmbeddedByValue()                     {}
@@ -224,6 +257,17 @@ func _LockService_ListLocks_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _LockService_WatchLock_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchLockRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(LockServiceServer).WatchLock(m, &grpc.GenericServerStream[WatchLockRequest, WatchLockResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LockService_WatchLockServer = grpc.ServerStreamingServer[WatchLockResponse]
+
 // LockService_ServiceDesc is the grpc.ServiceDesc for LockService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -248,6 +292,12 @@ var LockService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _LockService_ListLocks_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchLock",
+			Handler:       _LockService_WatchLock_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "api/v1/lock_service.proto",
 }

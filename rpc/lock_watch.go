@@ -1,0 +1,114 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/cluster/feed"
+	"github.com/regd-io/regd/fsm"
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// WatchLock streams who holds a lock. It counts as a watch in admission and among those that may be open.
+func (s *lockServer) WatchLock(
+	req *apiv1.WatchLockRequest, stream grpc.ServerStreamingServer[apiv1.WatchLockResponse],
+) error {
+	var f faults
+	w := &lockWatch{core: s.core, stream: stream, stuck: make(chan struct{}, 1)}
+	w.namespace, w.name = f.lock(req.GetNamespace(), req.GetName())
+	w.interval = f.duration("progress_interval", req.GetProgressInterval(), span{
+		least: MinProgressInterval, most: MaxProgressInterval, byDefault: DefaultProgressInterval,
+	})
+	if err := f.err(); err != nil {
+		return err
+	}
+	if err := s.admission.enter(classResync); err != nil {
+		return err
+	}
+	s.admission.leave()
+	select {
+	case s.watches <- struct{}{}:
+		defer func() { <-s.watches }()
+	default:
+		return aboutLock(fmt.Errorf("%w: %d watches are open", ErrOverloaded, cap(s.watches)), "watch", w.namespace, w.name)
+	}
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	s.tasks.Go(func() { ended <- w.run(ctx) })
+	select {
+	case err := <-ended:
+		return aboutLock(err, "watch", w.namespace, w.name)
+	case <-w.stuck:
+		return aboutLock(fmt.Errorf("%w: its client has not read for %v", ErrOverloaded, stuckAfter), "watch", w.namespace, w.name)
+	}
+}
+
+// lockWatch is one stream of WatchLock. It has no queue: whenever something has changed, and the client has taken what was
+// sent before, it is sent what there is now. One goroutine runs it, apart from the handler: a send blocks for as long as
+// the client does not read, and only the return of the handler ends it then.
+type lockWatch struct {
+	core            *core
+	stream          grpc.ServerStream
+	namespace, name string
+	interval        time.Duration // of repetitions
+	stuck           chan struct{} // gives a token when a send takes too long
+}
+
+// run serves the stream until it ends, or the node leaves.
+func (w *lockWatch) run(ctx context.Context) error {
+	watcher := w.core.node.Feed().Watch(feed.Topic{Kind: fsm.EventLock, Namespace: w.namespace, Name: w.name})
+	defer watcher.Close()
+	sending := time.AfterFunc(stuckAfter, func() { leaveToken(w.stuck) })
+	sending.Stop()
+	defer sending.Stop()
+	idle := time.NewTimer(w.interval)
+	defer idle.Stop()
+	var last *registryv1.Lock
+	for first, due := true, false; ; first = false {
+		closed := watcher.Take().Closed
+		v, err := w.core.node.View(ctx, cluster.Freshness{Mode: cluster.ModeStale})
+		if err != nil {
+			return err
+		}
+		if now := holders(v.State.Lock(w.namespace, w.name)); first || due || !proto.Equal(now, last) {
+			sending.Reset(stuckAfter)
+			err = w.stream.SendMsg(&apiv1.WatchLockResponse{Header: w.core.readHeader(v), Lock: now})
+			sending.Stop()
+			if err != nil {
+				return err
+			}
+			w.core.watchMessages.Add(1)
+			last, due = now, false
+			idle.Reset(w.interval)
+		}
+		if closed {
+			return cluster.ErrClosed
+		}
+		select {
+		case <-watcher.Ready():
+		case <-idle.C:
+			due = true
+		case <-w.core.leaving:
+			return cluster.ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// holders is a lock without its queue, which may be long and is nothing to those who watch, nil if nobody holds it.
+func holders(l *fsm.Lock) *registryv1.Lock {
+	if l == nil {
+		return nil
+	}
+	held := *l
+	held.Waiters = nil
+	return held.Proto()
+}
