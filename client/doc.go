@@ -25,6 +25,8 @@
 // locks are lost, and their contexts have ended by the time the session's deadline has passed. Close ends the session, and
 // with it everything that hangs on it, at once.
 //
+// Package client/election has leader election on top of locks.
+//
 // Errors of the registry match a sentinel such as ErrInstanceNotFound with errors.Is, and are an *Error with the facts.
 // When no node did what was asked, the error is an *UnreachableError that says of each address what it said.
 //

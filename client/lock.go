@@ -134,13 +134,17 @@ func (l *Lock) Lost() <-chan struct{} { return l.lost }
 func (l *Lock) Deadline() (time.Time, bool) { return l.c.keeper.provableUntil(l.tenure) }
 
 // Unlock gives the lock back; the next in the queue owns it at once. It returns an error that matches ErrLockLost when the
-// lock had been lost before. When no node confirms it before ctx ends, the client goes on trying in the background. Further
-// calls return what the first one did.
+// lock had been lost before. When no node confirms it before ctx ends, the client goes on trying in the background. ctx may
+// be the lock's own, or come from it. Further calls return what the first one did.
 func (l *Lock) Unlock(ctx context.Context) error {
 	l.unlocking.Do(func() {
 		_, proved := l.Deadline()
 		held := l.unwatch() && proved
+		ended := ctx.Err() != nil
 		l.cancel(context.Canceled)
+		if !ended && ctx.Err() != nil { // It ends with the lock's, which must not end the unlocking.
+			ctx = context.WithoutCancel(ctx)
+		}
 		bounded, cancel, err := l.c.begin(ctx)
 		if err == nil {
 			defer cancel()

@@ -302,6 +302,21 @@ func TestUnlockGoesOnInTheBackground(t *testing.T) {
 	})
 }
 
+func TestUnlockUnderTheContextOfTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		l := lock(t, f.client(nil), "job")
+		ctx, cancel := context.WithTimeout(l.Context(), time.Minute)
+		defer cancel()
+		if err := l.Unlock(ctx); err != nil {
+			t.Error(err)
+		}
+		if owner, _ := f.owner("job"); owner != "" {
+			t.Errorf("%q owns the lock after Unlock", owner)
+		}
+	})
+}
+
 func TestCloseLosesLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeCluster(t, 1)
