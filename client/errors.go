@@ -62,6 +62,7 @@ var (
 	ErrLimitReached      = errors.New("limit reached")
 	ErrInternal          = errors.New("internal error")
 	ErrStarting          = errors.New("node is starting")
+	ErrSlotsMismatch     = errors.New("lock has another number of slots")
 )
 
 // verdict says what to do after a failed attempt.
@@ -117,6 +118,7 @@ func reasonTable() []reasonRow {
 		{apiv1.Reason_REASON_LIMIT_REACHED, ErrLimitReached, giveUp, false},
 		{apiv1.Reason_REASON_INTERNAL, ErrInternal, giveUp, false},
 		{apiv1.Reason_REASON_STARTING, ErrStarting, elsewhere, true},
+		{apiv1.Reason_REASON_SLOTS_MISMATCH, ErrSlotsMismatch, giveUp, false},
 	}
 }
 

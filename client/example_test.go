@@ -133,4 +133,21 @@ func ExampleClient_Lock() {
 	lead(leader.Context(), leader.Token())
 }
 
+func ExampleClient_Semaphore() {
+	c, err := client.New([]string{"n1:7400"})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer c.Close()
+	ctx := context.Background()
+	slot, err := c.Semaphore(ctx, "heavy-report", 3) // three processes at a time
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer slot.Unlock(ctx) //nolint:errcheck // The client goes on trying.
+	lead(slot.Context(), slot.Token())
+}
+
 func lead(context.Context, uint64) {}

@@ -12,6 +12,9 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
+// maxSlots bounds the slots of a semaphore.
+const maxSlots = 1000
+
 // lockOptions is what the options made.
 type lockOptions struct {
 	namespace string
@@ -43,7 +46,8 @@ func LockNamespace(namespace string) LockOption {
 	}
 }
 
-// Lock is a lock that this client took. It is held until Unlock, or until ownership can no longer be proved.
+// Lock is a lock that this client took, or a slot of a semaphore. It is held until Unlock, or until ownership can no longer
+// be proved.
 type Lock struct {
 	c       *Client
 	name    lockName
@@ -63,7 +67,17 @@ type Lock struct {
 // Lock takes a lock and waits for it, first come first served, as long as ctx allows. The client's session owns it, so
 // within one client too only one holds it at a time. Unlock it in any case, also when it was lost.
 func (c *Client) Lock(ctx context.Context, name string, opts ...LockOption) (*Lock, error) {
-	return c.lock(ctx, name, true, opts)
+	return c.lock(ctx, name, 1, true, opts)
+}
+
+// Semaphore takes one of the slots of a semaphore, 1 to 1,000 of them, and waits for it as Lock does: a Lock is a semaphore
+// of one slot. Each owner has a fencing token of its own, larger than those before; there is one queue for all slots. The
+// client's session owns the slot, so a client has one at most, and its others wait for that one.
+//
+// The first owner decides how many slots there are. As long as anybody owns one, another number fails with
+// ErrSlotsMismatch, which names both.
+func (c *Client) Semaphore(ctx context.Context, name string, slots int, opts ...LockOption) (*Lock, error) {
+	return c.lock(ctx, name, slots, true, opts)
 }
 
 // TryLock is Lock without waiting: a lock that is held, also by this client, makes it fail with ErrLockHeld.
@@ -73,12 +87,25 @@ func (c *Client) TryLock(ctx context.Context, name string, opts ...LockOption) (
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
 	defer cancel()
-	return c.lock(ctx, name, false, opts)
+	return c.lock(ctx, name, 1, false, opts)
 }
 
-func (c *Client) lock(ctx context.Context, name string, wait bool, opts []LockOption) (*Lock, error) {
+// TrySemaphore is Semaphore without waiting: when no slot is free, or this client has one, it fails with ErrLockHeld.
+func (c *Client) TrySemaphore(ctx context.Context, name string, slots int, opts ...LockOption) (*Lock, error) {
+	ctx, cancel, err := c.begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	defer cancel()
+	return c.lock(ctx, name, slots, false, opts)
+}
+
+func (c *Client) lock(ctx context.Context, name string, slots int, wait bool, opts []LockOption) (*Lock, error) {
 	o := lockOptions{namespace: c.cfg.namespace}
 	var errs []error
+	if slots < 1 || slots > maxSlots {
+		errs = append(errs, fmt.Errorf("%d slots: need 1 to %d", slots, maxSlots))
+	}
 	for _, opt := range opts {
 		errs = append(errs, opt(&o))
 	}
@@ -96,7 +123,7 @@ func (c *Client) lock(ctx context.Context, name string, wait bool, opts []LockOp
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", full, err)
 	}
-	a := acquisition{c: c, name: full, gate: g, wait: wait, value: o.value}
+	a := acquisition{c: c, name: full, gate: g, wait: wait, value: o.value, slots: uint32(slots)} //nolint:gosec // Checked above.
 	token, t, err := a.run(ctx)
 	if err != nil {
 		a.undo()
@@ -172,6 +199,7 @@ type acquisition struct {
 	gate  *gate
 	wait  bool
 	value []byte
+	slots uint32
 	maybe string // session that may own the lock, or wait for it, without anybody knowing
 }
 
@@ -219,6 +247,9 @@ func (a *acquisition) ask(ctx context.Context, session string) (uint64, error) {
 	defer done()
 	req := &apiv1.AcquireRequest{
 		RequestId: id, Namespace: a.name.namespace, Name: a.name.name, SessionId: session, Wait: a.wait, Value: a.value,
+	}
+	if a.slots > 1 { // A node that is older knows locks only.
+		req.Slots = a.slots
 	}
 	m := method{op: "lock " + a.name.String(), repeat: ifUndone, patient: a.wait}
 	resp, err := invoke(ctx, a.c, m,

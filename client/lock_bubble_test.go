@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -299,6 +300,42 @@ func TestUnlockGoesOnInTheBackground(t *testing.T) {
 		f.nodes[0].set(func(n *fakeNode) { n.before = nil })
 		time.Sleep(15 * time.Second)
 		wantOwner(t, f, "job", "")
+	})
+}
+
+func TestSemaphoreIsALockOfSeveralSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeCluster(t, 1)
+		c := f.client(nil)
+		for _, take := range []func() (*client.Lock, error){
+			func() (*client.Lock, error) { return c.Lock(t.Context(), "job") },
+			func() (*client.Lock, error) { return c.Semaphore(t.Context(), "pool", 3) },
+			func() (*client.Lock, error) { return c.TrySemaphore(t.Context(), "pool", 1000) },
+		} {
+			l, err := take()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Unlock(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var slots []uint32
+		for _, call := range f.calls("Acquire") {
+			slots = append(slots, call.req.(*apiv1.AcquireRequest).GetSlots())
+		}
+		if !slices.Equal(slots, []uint32{0, 3, 1000}) {
+			t.Errorf("slots %v were asked for, want none, 3 and 1000", slots)
+		}
+		for _, bad := range []int{-1, 0, 1001} {
+			if _, err := c.Semaphore(t.Context(), "pool", bad); err == nil {
+				t.Errorf("%d slots were accepted", bad)
+			}
+		}
+		f.nodes[0].before = failing("Acquire", reason(apiv1.Reason_REASON_SLOTS_MISMATCH))
+		if _, err := c.Semaphore(t.Context(), "pool", 2); !errors.Is(err, client.ErrSlotsMismatch) {
+			t.Errorf("error %v, want that the slots differ", err)
+		}
 	})
 }
 

@@ -61,7 +61,7 @@ func (a *audit) owners() {
 			return true
 		})
 		a.s.SessionLocks(v.ID(), func(l *Lock) bool {
-			if l == nil || l.SessionID != v.ID() && l.waiter(v.ID()) < 0 {
+			if l == nil || l.OwnedBy(v.ID()) == nil && l.waiter(v.ID()) < 0 {
 				a.failf("index of session %s holds %v", v.ID(), l)
 			}
 			return true
@@ -116,7 +116,7 @@ func (a *audit) locks() {
 		for i := range v.Waiters {
 			a.want.sums[tableLocks].add(hashBytes(v.appendPlace(nil, i), seedPlace))
 		}
-		a.lockLinks += 1 + len(v.Waiters)
+		a.lockLinks += 1 + len(v.Others) + len(v.Waiters)
 		return true
 	})
 }

@@ -19,6 +19,8 @@ const (
 	MaxBatch = 1000
 	// MaxLockWaiters bounds the queue of one lock.
 	MaxLockWaiters = 1000
+	// MaxLockSlots bounds the owners of one lock.
+	MaxLockSlots = 1000
 	// MaxLockValueBytes bounds the value of a lock's owner.
 	MaxLockValueBytes = 1 << 10
 	// MaxMemberBytes bounds each field of a member.

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"encoding/binary"
 	"slices"
 	"strconv"
 
@@ -16,18 +17,28 @@ import (
 type Lock struct {
 	// Namespace and Name name it.
 	Namespace, Name string
-	// SessionID is the owner.
+	// Owner is who holds it, the oldest of them if it has several slots.
+	Owner
+	// Slots is how many may own it at once, at least 1.
+	Slots uint32
+	// Others are the owners besides the oldest, by growing token. There is nobody in the queue while a slot is free.
+	Others []Owner
+	// Waiters is the queue, first come first.
+	Waiters []Waiter
+
+	at *ident
+}
+
+// Owner is a session that holds a lock, or one of its slots.
+type Owner struct {
+	// SessionID is who holds it.
 	SessionID string
-	// Token is the owner's fencing token, larger than any given before.
+	// Token is its fencing token, larger than any given before.
 	Token uint64
 	// Value is what the owner says of itself.
 	Value []byte
 	// AcquireRevision is the revision at which the owner got it.
 	AcquireRevision uint64
-	// Waiters is the queue, first come first.
-	Waiters []Waiter
-
-	at *ident
 }
 
 // Waiter is a place in the queue of a lock.
@@ -38,11 +49,37 @@ type Waiter struct {
 	Value []byte
 }
 
-// Proto returns the lock as a message of the caller's own; only the value is shared and must not be changed.
+// OwnedBy returns what a session owns of the lock, nil if nothing. It must not be changed.
+func (l *Lock) OwnedBy(session string) *Owner {
+	if l.SessionID == session {
+		return &l.Owner
+	}
+	if i := l.other(session); i >= 0 {
+		return &l.Others[i]
+	}
+	return nil
+}
+
+// other returns the place of a session among the owners besides the oldest, negative if it has none.
+func (l *Lock) other(session string) int {
+	return slices.IndexFunc(l.Others, func(o Owner) bool { return o.SessionID == session })
+}
+
+// Proto returns the lock as a message of the caller's own; only the values are shared and must not be changed.
 func (l *Lock) Proto() *registryv1.Lock {
 	waiters := make([]string, len(l.Waiters))
 	for i := range l.Waiters {
 		waiters[i] = l.Waiters[i].SessionID
+	}
+	var slots uint32
+	if l.Slots > 1 {
+		slots = l.Slots
+	}
+	var others []*registryv1.LockOwner
+	for _, o := range l.Others {
+		others = append(others, &registryv1.LockOwner{
+			SessionId: o.SessionID, Token: o.Token, Value: o.Value, AcquireRevision: o.AcquireRevision,
+		})
 	}
 	return &registryv1.Lock{
 		Namespace:       l.Namespace,
@@ -52,6 +89,8 @@ func (l *Lock) Proto() *registryv1.Lock {
 		Value:           l.Value,
 		AcquireRevision: l.AcquireRevision,
 		Waiters:         waiters,
+		Slots:           slots,
+		Others:          others,
 	}
 }
 
@@ -79,7 +118,26 @@ func (l *Lock) appendHead(b []byte) []byte {
 	b = appendString(b, 3, l.SessionID)
 	b = appendUint(b, 4, l.Token)
 	b = appendBytes(b, 5, l.Value)
-	return appendUint(b, 6, l.AcquireRevision)
+	b = appendUint(b, 6, l.AcquireRevision)
+	if l.Slots > 1 { // Locks of one slot are encoded as they were before there were others.
+		b = appendUint(b, 8, uint64(l.Slots))
+	}
+	for i := range l.Others {
+		b = l.Others[i].append(b)
+	}
+	return b
+}
+
+// append encodes an owner as one of the others of a raftlogv1.LockRecord.
+func (o *Owner) append(b []byte) []byte {
+	b = protowire.AppendTag(b, 9, protowire.BytesType)
+	at := len(b)
+	b = appendString(b, 1, o.SessionID)
+	b = appendUint(b, 2, o.Token)
+	b = appendBytes(b, 3, o.Value)
+	b = appendUint(b, 4, o.AcquireRevision)
+	var size [binary.MaxVarintLen64]byte
+	return slices.Insert(b, at, protowire.AppendVarint(size[:0], uint64(len(b)-at))...)
 }
 
 // appendPlace encodes a place in the queue, as it is hashed: with the session before it, so that the places together
@@ -109,23 +167,34 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 		return refuse(raftlogv1.Code_CODE_INVALID, "name")
 	case len(cmd.GetValue()) > MaxLockValueBytes:
 		return refuse(raftlogv1.Code_CODE_INVALID, "value")
+	case cmd.GetSlots() > MaxLockSlots:
+		return refuse(raftlogv1.Code_CODE_INVALID, "slots")
 	}
 	session := t.st.Session(cmd.GetSessionId())
 	if session == nil {
 		return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, cmd.GetSessionId())
 	}
+	slots := max(cmd.GetSlots(), 1)
 	want := Waiter{SessionID: cmd.GetSessionId(), Value: cmd.GetValue()}
 	old, ok := t.st.locks.get(pairKey(cmd.GetNamespace(), cmd.GetName()))
 	switch {
 	case !ok:
 		at := &ident{in: newPair(cmd.GetNamespace(), cmd.GetName())}
-		next := &Lock{Namespace: at.in.namespace(), Name: at.in.name(), at: at}
-		t.own(next, want)
+		next := &Lock{Namespace: at.in.namespace(), Name: at.in.name(), Slots: slots, at: at}
+		token := t.own(next, want)
 		t.setLock(next, nil)
 		t.joinLock(next, &session.at)
-		return Outcome{Number: next.Token}
-	case old.SessionID == want.SessionID:
-		return Outcome{Number: old.Token}
+		return Outcome{Number: token}
+	case old.Slots != slots:
+		return refuse(raftlogv1.Code_CODE_SLOTS_MISMATCH, strconv.FormatUint(uint64(old.Slots), 10))
+	case old.OwnedBy(want.SessionID) != nil:
+		return Outcome{Number: old.OwnedBy(want.SessionID).Token}
+	case 1+len(old.Others) < int(old.Slots):
+		next := *old
+		token := t.own(&next, want)
+		t.setLock(&next, old)
+		t.joinLock(&next, &session.at)
+		return Outcome{Number: token}
 	case !cmd.GetWait():
 		return refuse(raftlogv1.Code_CODE_LOCK_HELD, old.SessionID)
 	case old.waiter(want.SessionID) >= 0:
@@ -143,14 +212,16 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 // releaseLock gives a lock, or a place in its queue, back.
 func (t *txn) releaseLock(cmd *raftlogv1.ReleaseLock) Outcome {
 	l, ok := t.st.locks.get(pairKey(cmd.GetNamespace(), cmd.GetName()))
-	switch {
-	case !ok:
+	if !ok {
 		return refuse(raftlogv1.Code_CODE_LOCK_NOT_HELD, "")
-	case l.SessionID == cmd.GetSessionId() && cmd.GetWaitingOnly():
-		return Outcome{Number: l.Token}
-	case l.SessionID == cmd.GetSessionId():
-		if cmd.GetToken() != 0 && cmd.GetToken() != l.Token {
-			return refuse(raftlogv1.Code_CODE_STALE, strconv.FormatUint(l.Token, 10))
+	}
+	owner := l.OwnedBy(cmd.GetSessionId())
+	switch {
+	case owner != nil && cmd.GetWaitingOnly():
+		return Outcome{Number: owner.Token}
+	case owner != nil:
+		if cmd.GetToken() != 0 && cmd.GetToken() != owner.Token {
+			return refuse(raftlogv1.Code_CODE_STALE, strconv.FormatUint(owner.Token, 10))
 		}
 	case cmd.GetToken() != 0 || l.waiter(cmd.GetSessionId()) < 0:
 		return refuse(raftlogv1.Code_CODE_LOCK_NOT_HELD, l.SessionID)
@@ -159,29 +230,49 @@ func (t *txn) releaseLock(cmd *raftlogv1.ReleaseLock) Outcome {
 	return Outcome{}
 }
 
-// own makes a session the owner of a lock that is being made.
-func (t *txn) own(l *Lock, w Waiter) {
-	l.SessionID, l.Value = w.SessionID, w.Value
-	l.AcquireRevision = t.change()
-	l.Token = t.nextNumber()
+// own makes a session an owner of a lock that is being made, and returns its token.
+func (t *txn) own(l *Lock, w Waiter) uint64 {
+	o := Owner{SessionID: w.SessionID, Value: w.Value, AcquireRevision: t.change(), Token: t.nextNumber()}
+	if l.SessionID == "" {
+		l.Owner = o
+	} else {
+		l.Others = append(slices.Clip(l.Others), o)
+	}
+	return o.Token
 }
 
-// leaveLock takes a session out of a lock that it owns or waits for. The next in the queue owns it at once.
+// leaveLock takes a session out of a lock that it owns or waits for. The next in the queue owns what it leaves at once.
 func (t *txn) leaveLock(old *Lock, session *ident) {
 	t.st.sessionLocks.remove(t.mark, session, old.at)
 	next := *old
-	switch {
-	case old.SessionID != session.id:
+	if old.OwnedBy(session.id) == nil {
 		at := old.waiter(session.id)
 		next.Waiters = slices.Concat(old.Waiters[:at], old.Waiters[at+1:])
-	case len(old.Waiters) > 0:
+		t.setLock(&next, old)
+		return
+	}
+	next.vacate(session.id)
+	if len(old.Waiters) > 0 {
 		next.Waiters = old.Waiters[1:]
 		t.own(&next, old.Waiters[0])
-	default:
+	}
+	if next.SessionID == "" {
 		t.setLock(nil, old)
 		return
 	}
 	t.setLock(&next, old)
+}
+
+// vacate takes an owner out of a lock that is being made. The oldest of those that are left comes first.
+func (l *Lock) vacate(session string) {
+	switch at := l.other(session); {
+	case at >= 0:
+		l.Others = slices.Concat(l.Others[:at], l.Others[at+1:])
+	case len(l.Others) > 0:
+		l.Owner, l.Others = l.Others[0], l.Others[1:]
+	default:
+		l.Owner = Owner{}
+	}
 }
 
 // joinLock notes that a session holds or waits for a lock.

@@ -35,6 +35,8 @@ var (
 	ErrLockHeld = errors.New("lock held")
 	// ErrLockNotHeld is CODE_LOCK_NOT_HELD.
 	ErrLockNotHeld = errors.New("lock not held")
+	// ErrSlotsMismatch is CODE_SLOTS_MISMATCH.
+	ErrSlotsMismatch = errors.New("lock has another number of slots")
 	// ErrRequestReused is CODE_REQUEST_REUSED.
 	ErrRequestReused = errors.New("request id reused")
 	// ErrRequestTooOld is CODE_REQUEST_TOO_OLD.
@@ -143,6 +145,8 @@ func (e *Error) Unwrap() error {
 		return ErrLockHeld
 	case raftlogv1.Code_CODE_LOCK_NOT_HELD:
 		return ErrLockNotHeld
+	case raftlogv1.Code_CODE_SLOTS_MISMATCH:
+		return ErrSlotsMismatch
 	case raftlogv1.Code_CODE_REQUEST_REUSED:
 		return ErrRequestReused
 	case raftlogv1.Code_CODE_REQUEST_TOO_OLD:

@@ -162,18 +162,27 @@ func (g *generator) setCheck() *raftlogv1.Command {
 }
 
 func (g *generator) lock() *raftlogv1.Command {
-	namespace, name := pick(g.t, "lock namespace", "default", ""), pick(g.t, "lock", "leader", "leader", "cron")
+	namespace, name := pick(g.t, "lock namespace", "default", ""), pick(g.t, "lock", "leader", "leader", "cron", "pool", "pool")
 	if g.chance(60) {
+		slots := uint32(0)
+		if name == "pool" {
+			slots = pick(g.t, "slots", uint32(2), 2, 2, 2, 3, 1, fsm.MaxLockSlots+1)
+		}
 		return acquire(&raftlogv1.AcquireLock{
 			Namespace: namespace, Name: name, SessionId: g.session(), Wait: g.chance(70),
-			Value: []byte(pick(g.t, "value", "", "here")),
+			Value: []byte(pick(g.t, "value", "", "here")), Slots: slots,
 		})
 	}
 	c := &raftlogv1.ReleaseLock{Namespace: namespace, Name: name, SessionId: g.session(), WaitingOnly: g.chance(30)}
 	if lock := g.m.Locks[model.Name{Namespace: namespace, Name: name}]; lock != nil && g.chance(60) {
 		c.SessionId = lock.GetSessionId()
+		token := lock.GetToken()
+		if n := len(lock.GetOthers()); n > 0 && g.chance(50) {
+			other := lock.GetOthers()[upTo(g.t, "other", n-1)]
+			c.SessionId, token = other.GetSessionId(), other.GetToken()
+		}
 		if g.chance(50) {
-			c.Token = lock.GetToken() - uint64(upTo(g.t, "older", 2))
+			c.Token = token - uint64(upTo(g.t, "older", 2))
 		}
 	}
 	return release(c)
@@ -326,8 +335,7 @@ func visibleOf(t failer, s *fsm.State) *visible {
 	s.Sessions("", func(x *fsm.Session) bool { v.Sessions = append(v.Sessions, x.Proto(s)); return true })
 	s.Leases("", func(x *fsm.Lease) bool { v.Leases = append(v.Leases, x.Proto(s)); return true })
 	s.Locks("", "", func(x *fsm.Lock) bool {
-		v.Locks = append(v.Locks, fmt.Sprintf("%s/%s %s %d %q %d %q",
-			x.Namespace, x.Name, x.SessionID, x.Token, x.Value, x.AcquireRevision, x.Waiters))
+		v.Locks = append(v.Locks, fmt.Sprintf("%s/%s %d %v %q", x.Namespace, x.Name, x.Slots, append([]fsm.Owner{x.Owner}, x.Others...), x.Waiters))
 		return true
 	})
 	for _, c := range fsm.Clients(s) {
@@ -362,8 +370,13 @@ func visibleOfModel(m *model.Registry) *visible {
 		for _, w := range x.GetWaiters() {
 			waiters = append(waiters, fsm.Waiter{SessionID: w.GetSessionId(), Value: w.GetValue()})
 		}
-		v.Locks = append(v.Locks, fmt.Sprintf("%s/%s %s %d %q %d %q", x.GetNamespace(), x.GetName(), x.GetSessionId(),
-			x.GetToken(), x.GetValue(), x.GetAcquireRevision(), waiters))
+		owners := []fsm.Owner{{SessionID: x.GetSessionId(), Token: x.GetToken(), Value: x.GetValue(), AcquireRevision: x.GetAcquireRevision()}}
+		for _, o := range x.GetOthers() {
+			owners = append(owners, fsm.Owner{
+				SessionID: o.GetSessionId(), Token: o.GetToken(), Value: o.GetValue(), AcquireRevision: o.GetAcquireRevision(),
+			})
+		}
+		v.Locks = append(v.Locks, fmt.Sprintf("%s/%s %d %v %q", x.GetNamespace(), x.GetName(), max(x.GetSlots(), 1), owners, waiters))
 	}
 	for _, x := range m.Members {
 		v.Members = append(v.Members, x)

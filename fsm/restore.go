@@ -268,15 +268,34 @@ func (l *loader) hang(r *Record, sessionID, leaseID string) error {
 
 func (l *loader) lock(m *raftlogv1.LockRecord) error {
 	lock := &Lock{
-		Namespace: m.GetNamespace(), Name: m.GetName(), SessionID: m.GetSessionId(), Token: m.GetToken(),
-		Value: m.GetValue(), AcquireRevision: m.GetAcquireRevision(),
+		Namespace: m.GetNamespace(), Name: m.GetName(), Slots: max(m.GetSlots(), 1),
+		Owner: Owner{
+			SessionID: m.GetSessionId(), Token: m.GetToken(), Value: m.GetValue(), AcquireRevision: m.GetAcquireRevision(),
+		},
 	}
-	if !validName(lock.Namespace) || !validName(lock.Name) || len(m.GetWaiters()) > MaxLockWaiters {
+	owners := 1 + len(m.GetOthers())
+	switch {
+	case !validName(lock.Namespace) || !validName(lock.Name) || len(m.GetWaiters()) > MaxLockWaiters,
+		m.GetSlots() == 1 || m.GetSlots() > MaxLockSlots || owners > int(lock.Slots),
+		len(m.GetWaiters()) > 0 && owners < int(lock.Slots):
 		return errMalformed
 	}
 	lock.at = &ident{in: newPair(lock.Namespace, lock.Name)}
 	if err := l.join(lock.at, lock.SessionID); err != nil {
 		return err
+	}
+	last := lock.Token
+	for _, o := range m.GetOthers() {
+		if o.GetToken() <= last {
+			return errOrder
+		}
+		if err := l.join(lock.at, o.GetSessionId()); err != nil {
+			return err
+		}
+		last = o.GetToken()
+		lock.Others = append(lock.Others, Owner{
+			SessionID: o.GetSessionId(), Token: last, Value: o.GetValue(), AcquireRevision: o.GetAcquireRevision(),
+		})
 	}
 	for _, w := range m.GetWaiters() {
 		if err := l.join(lock.at, w.GetSessionId()); err != nil {

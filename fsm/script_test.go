@@ -35,7 +35,7 @@ var rewrite = flag.Bool("rewrite", false, "write what is into the expectations o
 //	session open|close ID        [ttl= name=]
 //	lease grant|revoke ID        [ttl= session=]
 //	expire                       [term= sessions=A,B leases=A,B]
-//	lock acquire|release NS/NAME SESSION  [wait value= token=]
+//	lock acquire|release NS/NAME SESSION  [wait value= token= slots=]
 //	member set|remove ID         [name=]
 //	cluster ID
 //	raw HEX                      an encoded command as it is
@@ -267,7 +267,7 @@ func (s *script) owner(a args) *raftlogv1.Command {
 	case "lock acquire":
 		return acquire(&raftlogv1.AcquireLock{
 			Namespace: lock.GetNamespace(), Name: lock.GetService(), SessionId: a.word(3),
-			Wait: a.options["wait"] != "", Value: []byte(a.options["value"]),
+			Wait: a.options["wait"] != "", Value: []byte(a.options["value"]), Slots: uint32(a.uint(s, "slots", 0)),
 		})
 	case "lock release":
 		return release(&raftlogv1.ReleaseLock{
@@ -456,6 +456,9 @@ func (s *script) query(what string) {
 		st.Locks("", "", func(x *fsm.Lock) bool {
 			s.printf("%s/%s owner %s token %d since %d value %q waiting %q",
 				x.Namespace, x.Name, x.SessionID, x.Token, x.AcquireRevision, x.Value, x.Waiters)
+			for _, o := range x.Others {
+				s.printf("  and %s token %d since %d value %q", o.SessionID, o.Token, o.AcquireRevision, o.Value)
+			}
 			return true
 		})
 	case "members":

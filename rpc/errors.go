@@ -76,6 +76,7 @@ func Faults() []Fault {
 		{fsm.ErrRevisionMismatch, codes.FailedPrecondition, apiv1.Reason_REASON_REVISION_MISMATCH, final, "read it again and decide anew"},
 		{fsm.ErrLockHeld, codes.FailedPrecondition, apiv1.Reason_REASON_LOCK_HELD, final, "wait for it, or ask again later with a new request id"},
 		{fsm.ErrLockNotHeld, codes.FailedPrecondition, apiv1.Reason_REASON_LOCK_NOT_HELD, final, "the lock was released or lost: acquire it again"},
+		{fsm.ErrSlotsMismatch, codes.FailedPrecondition, apiv1.Reason_REASON_SLOTS_MISMATCH, final, "name the number of slots that the lock has, or wait until nobody holds it"},
 		{fsm.ErrRequestReused, codes.FailedPrecondition, apiv1.Reason_REASON_REQUEST_REUSED, final, "use a new sequence for each request"},
 		{fsm.ErrRequestTooOld, codes.FailedPrecondition, apiv1.Reason_REASON_REQUEST_TOO_OLD, final, "read what is there and decide anew; keep at most 64 requests open"},
 		{fsm.ErrLimit, codes.ResourceExhausted, apiv1.Reason_REASON_LIMIT_REACHED, again, "remove what is no longer needed"},

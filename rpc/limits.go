@@ -93,6 +93,8 @@ const (
 	MaxLockNameLen = 256
 	// MaxLockValueLen is the size of a lock's value, in bytes.
 	MaxLockValueLen = 1 << 10
+	// MaxLockSlots is the number of sessions that may own one lock.
+	MaxLockSlots = 1000
 	// MaxLockWait is how long one Acquire may wait. It is also the wait of a call without a deadline.
 	MaxLockWait = time.Hour
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -38,13 +39,18 @@ func (s *lockServer) Acquire(ctx context.Context, req *apiv1.AcquireRequest) (*a
 	if n := len(req.GetValue()); n > MaxLockValueLen {
 		f.add("value", "has %d bytes, the limit is %d", n, MaxLockValueLen)
 	}
+	slots := f.number("slots", req.GetSlots(), 1, MaxLockSlots, 1)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
 	a := &acquisition{core: s.core, order: &raftlogv1.AcquireLock{
 		Namespace: namespace, Name: name, SessionId: req.GetSessionId(), Wait: req.GetWait(), Value: req.GetValue(),
+		Slots: req.GetSlots(),
 	}}
 	token, revision, err := a.run(ctx, id)
+	if errors.Is(err, fsm.ErrSlotsMismatch) {
+		err = explain(err, fmt.Sprintf("take one of %d slots", slots), "slots", strconv.FormatUint(uint64(slots), 10))
+	}
 	if err != nil {
 		return nil, aboutLock(err, "acquire", namespace, name)
 	}
@@ -129,9 +135,13 @@ func (a *acquisition) await(ctx context.Context, queued uint64) (token, revision
 func (a *acquisition) look(ctx context.Context, st *fsm.State) (token, revision uint64, err error) {
 	session := a.order.GetSessionId()
 	lock := st.Lock(a.order.GetNamespace(), a.order.GetName())
+	var owned *fsm.Owner
+	if lock != nil {
+		owned = lock.OwnedBy(session)
+	}
 	switch {
-	case lock != nil && lock.SessionID == session:
-		return lock.Token, lock.AcquireRevision, nil
+	case owned != nil:
+		return owned.Token, owned.AcquireRevision, nil
 	case lock != nil && slices.ContainsFunc(lock.Waiters, func(w fsm.Waiter) bool { return w.SessionID == session }):
 		return 0, 0, nil
 	case st.Session(session) == nil:

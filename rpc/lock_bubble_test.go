@@ -343,6 +343,93 @@ func TestPlaceThatIsNotGivenBackIsTold(t *testing.T) {
 	})
 }
 
+// acquireSlot asks for one of the slots of "l" without waiting.
+func (r *rig) acquireSlot(session string, slots uint32) (uint64, error) {
+	resp, err := r.locks.Acquire(bg, &apiv1.AcquireRequest{Name: "l", SessionId: session, Slots: slots, Value: []byte(session)})
+	return resp.GetToken(), err
+}
+
+func TestSemaphoreHasSeveralOwnersAndOneQueue(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, r *rig) {
+		a, b, c, d := r.openSession(t), r.openSession(t), r.openSession(t), r.openSession(t)
+		watch := r.watchLock(ctx, t, &apiv1.WatchLockRequest{})
+		watch.want("", 0)
+		first, err := r.acquireSlot(a, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		watch.want(a, first)
+		second, err := r.acquireSlot(b, 2)
+		if err != nil || second <= first {
+			t.Fatalf("second owner: token %d after %d, %v", second, first, err)
+		}
+		if again, failed := r.acquireSlot(a, 2); failed != nil || again != first {
+			t.Errorf("the first owner is told token %d, %v; want its own, %d", again, failed, first)
+		}
+		m, err := watch.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := &registryv1.Lock{
+			Namespace: "default", Name: "l", SessionId: a, Token: first, Value: []byte(a), Slots: 2,
+			Others: []*registryv1.LockOwner{{SessionId: b, Token: second, Value: []byte(b)}},
+		}
+		ignore := []cmp.Option{
+			protocmp.Transform(), protocmp.IgnoreFields(want, "acquire_revision"),
+			protocmp.IgnoreFields(&registryv1.LockOwner{}, "acquire_revision"),
+		}
+		if diff := cmp.Diff(want, m.GetLock(), ignore...); diff != "" {
+			t.Errorf("the watched lock (-want +got):\n%s", diff)
+		}
+		_, err = r.acquireSlot(c, 2)
+		wantReason(t, err, codes.FailedPrecondition, apiv1.Reason_REASON_LOCK_HELD)
+
+		waiting := func(session string) <-chan acquired {
+			out := make(chan acquired, 1)
+			go func() {
+				resp, err := r.locks.Acquire(ctx, &apiv1.AcquireRequest{Name: "l", SessionId: session, Slots: 2, Wait: true})
+				out <- acquired{token: resp.GetToken(), err: err}
+			}()
+			synctest.Wait()
+			return out
+		}
+		forC, forD := waiting(c), waiting(d)
+		r.release(t, b, second) // not the oldest: any slot will do
+		third := <-forC
+		if third.err != nil || third.token <= second {
+			t.Fatalf("third owner: %+v, want a token above %d", third, second)
+		}
+		if _, err := r.sessions.Close(bg, &apiv1.CloseRequest{SessionId: a}); err != nil {
+			t.Fatal(err)
+		}
+		if last := <-forD; last.err != nil || last.token <= third.token {
+			t.Fatalf("fourth owner: %+v, want a token above %d", last, third.token)
+		}
+	})
+}
+
+func TestSlotsMustBeTheSameForAll(t *testing.T) {
+	r := newRig(t)
+	a, b := r.openSession(t), r.openSession(t)
+	token, err := r.acquireSlot(a, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.acquireSlot(b, 5)
+	info := wantReason(t, err, codes.FailedPrecondition, apiv1.Reason_REASON_SLOTS_MISMATCH)
+	if info.GetMetadata()["slots"] != "5" || info.GetMetadata()["subject"] != "3" {
+		t.Errorf("metadata %v does not name both numbers", info.GetMetadata())
+	}
+	_, err = r.acquireSlot(b, 0) // a plain lock
+	wantReason(t, err, codes.FailedPrecondition, apiv1.Reason_REASON_SLOTS_MISMATCH)
+	r.release(t, a, token)
+	if _, err = r.acquireSlot(b, 5); err != nil {
+		t.Errorf("another number once nobody holds it: %v", err)
+	}
+	_, err = r.acquireSlot(a, MaxLockSlots+1)
+	wantReason(t, err, codes.InvalidArgument, apiv1.Reason_REASON_INVALID_ARGUMENT)
+}
+
 func TestLockThatIsTakenIsRefused(t *testing.T) {
 	r := newRig(t)
 	a, b := r.openSession(t), r.openSession(t)

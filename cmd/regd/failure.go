@@ -40,6 +40,7 @@ func reasonExits() []reasonExit {
 		{apiv1.Reason_REASON_REVISION_MISMATCH, exitConflict, ""},
 		{apiv1.Reason_REASON_LOCK_HELD, exitConflict, "leave out --no-wait to wait for it"},
 		{apiv1.Reason_REASON_LOCK_NOT_HELD, exitConflict, ""},
+		{apiv1.Reason_REASON_SLOTS_MISMATCH, exitConflict, "--slots must be the same for all who hold it"},
 		{apiv1.Reason_REASON_REQUEST_REUSED, exitConflict, ""},
 		{apiv1.Reason_REASON_REQUEST_TOO_OLD, exitUnknown, ""},
 		{apiv1.Reason_REASON_NOT_LEADER, exitUnreachable, ""},

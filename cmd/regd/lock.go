@@ -14,6 +14,7 @@ import (
 func newLockCmd(a *app) *cobra.Command {
 	var namespace, value string
 	var ttl, stopTimeout time.Duration
+	var slots int
 	var noWait bool
 	cmd := &cobra.Command{
 		Use:   "lock NAME [flags] [-- COMMAND [ARG...]]",
@@ -23,6 +24,9 @@ func newLockCmd(a *app) *cobra.Command {
 
   # One of several machines runs it; the others wait in line.
   regd lock nightly-backup -- ./backup.sh
+
+  # At most three at a time, wherever they run.
+  regd lock heavy-report --slots 3 -- ./report.sh
 
   # Leader election: the value says where the leader is.
   regd lock scheduler --value 10.0.0.5:9000 -- ./scheduler`,
@@ -39,6 +43,7 @@ exits with 7. Else it exits with the command's exit code.
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringVar(&value, "value", "", "`text` that is shown with the lock, at most 1 KiB")
+	fs.IntVar(&slots, "slots", 1, "how many may hold it at once, 1 to 1000, the same for all")
 	fs.BoolVar(&noWait, "no-wait", false, "fail if somebody holds it")
 	fs.DurationVar(&ttl, "ttl", 15*time.Second, "how long it is held beyond this process's silence, 2s to 24h")
 	fs.DurationVar(&stopTimeout, "stop-timeout", 10*time.Second, "how long the command may take to stop before it is killed")
@@ -52,7 +57,7 @@ exits with 7. Else it exits with the command's exit code.
 			return err
 		}
 		defer cl.Close() //nolint:errcheck // Unlock comes first; a session that is left behind ends by its TTL.
-		lock, err := conn.takeLock(cmd, cl, own[0], value, noWait)
+		lock, err := conn.takeLock(cmd, cl, own[0], slots, client.LockValue([]byte(value)), noWait)
 		if err != nil {
 			return err
 		}
@@ -68,12 +73,13 @@ exits with 7. Else it exits with the command's exit code.
 }
 
 // takeLock waits for the lock: for --timeout if that was given, else as long as it takes.
-func (c *connection) takeLock(cmd *cobra.Command, cl *client.Client, name, value string, noWait bool) (*client.Lock, error) {
-	opts := []client.LockOption{client.LockValue([]byte(value))}
+func (c *connection) takeLock(
+	cmd *cobra.Command, cl *client.Client, name string, slots int, value client.LockOption, noWait bool,
+) (*client.Lock, error) {
 	if noWait {
 		ctx, cancel := c.bounded(cmd)
 		defer cancel()
-		return cl.TryLock(ctx, name, opts...)
+		return cl.TrySemaphore(ctx, name, slots, value)
 	}
 	if err := c.reach(cmd, cl); err != nil {
 		return nil, err
@@ -88,7 +94,7 @@ func (c *connection) takeLock(cmd *cobra.Command, cl *client.Client, name, value
 	p := c.newProgress()
 	defer p.end()
 	p.phase("waiting for lock %s", name)
-	lock, err := cl.Lock(ctx, name, opts...)
+	lock, err := cl.Semaphore(ctx, name, slots, value)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil, &exitError{code: exitTimeout, err: fmt.Errorf("lock/%s: still held by somebody else after %v", name, c.limit)}
 	}

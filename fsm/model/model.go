@@ -28,6 +28,7 @@ const (
 	maxBatch      = 1000
 	maxWaiters    = 1000
 	maxLockValue  = 1024
+	maxSlots      = 1000
 	maxOutcomes   = 64
 	maxClients    = 100_000
 	clientIdleMs  = 600_000
@@ -375,8 +376,7 @@ func (m *Registry) Session(id string) *registryv1.Session {
 		}
 	}
 	for _, l := range m.Locks {
-		waits := slices.ContainsFunc(l.GetWaiters(), func(w *raftlogv1.LockWaiter) bool { return w.GetSessionId() == id })
-		if l.GetSessionId() == id || waits {
+		if tokenOf(l, id) > 0 || waits(l, id) {
 			out.Locks++
 		}
 	}

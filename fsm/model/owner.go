@@ -58,29 +58,40 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 		return false, fail(raftlogv1.Code_CODE_INVALID, "name")
 	case len(c.GetValue()) > maxLockValue:
 		return false, fail(raftlogv1.Code_CODE_INVALID, "value")
+	case c.GetSlots() > maxSlots:
+		return false, fail(raftlogv1.Code_CODE_INVALID, "slots")
 	case m.Sessions[c.GetSessionId()] == nil:
 		return false, fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, c.GetSessionId())
 	}
 	n := Name{c.GetNamespace(), c.GetName()}
+	slots := c.GetSlots()
+	if slots == 1 {
+		slots = 0
+	}
 	lock := m.Locks[n]
 	if lock == nil {
 		m.Number++
 		m.Locks[n] = &raftlogv1.LockRecord{
 			Namespace: n.Namespace, Name: n.Name, SessionId: c.GetSessionId(), Token: m.Number,
-			Value: c.GetValue(), AcquireRevision: m.Revision,
+			Value: c.GetValue(), AcquireRevision: m.Revision, Slots: slots,
 		}
 		return true, &raftlogv1.Outcome{Number: m.Number}
 	}
-	if lock.GetSessionId() == c.GetSessionId() {
-		return false, &raftlogv1.Outcome{Number: lock.GetToken()}
+	if lock.GetSlots() != slots {
+		return false, fail(raftlogv1.Code_CODE_SLOTS_MISMATCH, strconv.Itoa(max(int(lock.GetSlots()), 1)))
+	}
+	if token := tokenOf(lock, c.GetSessionId()); token > 0 {
+		return false, &raftlogv1.Outcome{Number: token}
+	}
+	if len(owners(lock)) < int(slots) {
+		m.admit(lock, &raftlogv1.LockWaiter{SessionId: c.GetSessionId(), Value: c.GetValue()})
+		return true, &raftlogv1.Outcome{Number: m.Number}
 	}
 	if !c.GetWait() {
 		return false, fail(raftlogv1.Code_CODE_LOCK_HELD, lock.GetSessionId())
 	}
-	for _, w := range lock.GetWaiters() {
-		if w.GetSessionId() == c.GetSessionId() {
-			return false, done()
-		}
+	if waits(lock, c.GetSessionId()) {
+		return false, done()
 	}
 	if len(lock.GetWaiters()) == maxWaiters {
 		return false, fail(raftlogv1.Code_CODE_LIMIT, "lock waiters")
@@ -95,37 +106,81 @@ func (m *Registry) release(c *raftlogv1.ReleaseLock) (bool, *raftlogv1.Outcome) 
 	if lock == nil {
 		return false, fail(raftlogv1.Code_CODE_LOCK_NOT_HELD, "")
 	}
-	owner := lock.GetSessionId() == c.GetSessionId()
-	if owner && c.GetWaitingOnly() {
-		return false, &raftlogv1.Outcome{Number: lock.GetToken()}
+	token := tokenOf(lock, c.GetSessionId())
+	if token > 0 && c.GetWaitingOnly() {
+		return false, &raftlogv1.Outcome{Number: token}
 	}
-	if owner && c.GetToken() != 0 && c.GetToken() != lock.GetToken() {
-		return false, fail(raftlogv1.Code_CODE_STALE, strconv.FormatUint(lock.GetToken(), 10))
+	if token > 0 && c.GetToken() != 0 && c.GetToken() != token {
+		return false, fail(raftlogv1.Code_CODE_STALE, strconv.FormatUint(token, 10))
 	}
-	if !owner && c.GetToken() != 0 || !m.leave(n, c.GetSessionId()) {
+	if token == 0 && c.GetToken() != 0 || !m.leave(n, c.GetSessionId()) {
 		return false, fail(raftlogv1.Code_CODE_LOCK_NOT_HELD, lock.GetSessionId())
 	}
 	return true, done()
 }
 
+// owners returns all owners of a lock, the oldest first.
+func owners(lock *raftlogv1.LockRecord) []*raftlogv1.LockOwner {
+	first := &raftlogv1.LockOwner{
+		SessionId: lock.GetSessionId(), Token: lock.GetToken(), Value: lock.GetValue(), AcquireRevision: lock.GetAcquireRevision(),
+	}
+	return append([]*raftlogv1.LockOwner{first}, lock.GetOthers()...)
+}
+
+// tokenOf returns the token with which a session owns a lock, 0 if it does not.
+func tokenOf(lock *raftlogv1.LockRecord, session string) uint64 {
+	for _, o := range owners(lock) {
+		if o.GetSessionId() == session {
+			return o.GetToken()
+		}
+	}
+	return 0
+}
+
+// waits tells whether a session is in the queue of a lock.
+func waits(lock *raftlogv1.LockRecord, session string) bool {
+	return slices.ContainsFunc(lock.GetWaiters(), func(w *raftlogv1.LockWaiter) bool { return w.GetSessionId() == session })
+}
+
+// setOwners is the opposite of owners.
+func setOwners(lock *raftlogv1.LockRecord, all []*raftlogv1.LockOwner) {
+	first := all[0]
+	lock.SessionId, lock.Token, lock.Value = first.GetSessionId(), first.GetToken(), first.GetValue()
+	lock.AcquireRevision, lock.Others = first.GetAcquireRevision(), all[1:]
+}
+
+// admit gives a free slot of a lock to somebody.
+func (m *Registry) admit(lock *raftlogv1.LockRecord, w *raftlogv1.LockWaiter) {
+	m.Number++
+	setOwners(lock, append(owners(lock), &raftlogv1.LockOwner{
+		SessionId: w.GetSessionId(), Token: m.Number, Value: w.GetValue(), AcquireRevision: m.Revision,
+	}))
+}
+
 // leave takes a session out of a lock and reports whether it was in it.
 func (m *Registry) leave(n Name, session string) bool {
 	lock := m.Locks[n]
-	if lock.GetSessionId() != session {
+	all := owners(lock)
+	left := slices.DeleteFunc(owners(lock), func(o *raftlogv1.LockOwner) bool { return o.GetSessionId() == session })
+	if len(left) == len(all) {
 		before := len(lock.GetWaiters())
 		lock.Waiters = slices.DeleteFunc(lock.GetWaiters(), func(w *raftlogv1.LockWaiter) bool {
 			return w.GetSessionId() == session
 		})
 		return len(lock.GetWaiters()) < before
 	}
-	if len(lock.GetWaiters()) == 0 {
+	if len(lock.GetWaiters()) > 0 {
+		heir := lock.GetWaiters()[0]
+		lock.Waiters = lock.GetWaiters()[1:]
+		m.Number++
+		left = append(left, &raftlogv1.LockOwner{
+			SessionId: heir.GetSessionId(), Token: m.Number, Value: heir.GetValue(), AcquireRevision: m.Revision,
+		})
+	}
+	if len(left) == 0 {
 		delete(m.Locks, n)
 		return true
 	}
-	heir := lock.GetWaiters()[0]
-	lock.Waiters = lock.GetWaiters()[1:]
-	m.Number++
-	lock.SessionId, lock.Value, lock.Token = heir.GetSessionId(), heir.GetValue(), m.Number
-	lock.AcquireRevision = m.Revision
+	setOwners(lock, left)
 	return true
 }

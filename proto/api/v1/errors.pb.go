@@ -86,6 +86,8 @@ const (
 	Reason_REASON_INTERNAL Reason = 28
 	// The node is still starting (replaying its log, or waiting for the cluster to form). Retryable.
 	Reason_REASON_STARTING Reason = 29
+	// The lock is held with another number of slots (names it). Not retryable.
+	Reason_REASON_SLOTS_MISMATCH Reason = 30
 )
 
 // Enum value maps for Reason.
@@ -121,6 +123,7 @@ var (
 		27: "REASON_LIMIT_REACHED",
 		28: "REASON_INTERNAL",
 		29: "REASON_STARTING",
+		30: "REASON_SLOTS_MISMATCH",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":        0,
@@ -153,6 +156,7 @@ var (
 		"REASON_LIMIT_REACHED":      27,
 		"REASON_INTERNAL":           28,
 		"REASON_STARTING":           29,
+		"REASON_SLOTS_MISMATCH":     30,
 	}
 )
 
@@ -187,7 +191,7 @@ var File_api_v1_errors_proto protoreflect.FileDescriptor
 
 const file_api_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x13api/v1/errors.proto\x12\vregd.api.v1*\x95\x06\n" +
+	"\x13api/v1/errors.proto\x12\vregd.api.v1*\xb0\x06\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -219,7 +223,8 @@ const file_api_v1_errors_proto_rawDesc = "" +
 	"\x13REASON_BAD_SNAPSHOT\x10\x1a\x12\x18\n" +
 	"\x14REASON_LIMIT_REACHED\x10\x1b\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x1c\x12\x13\n" +
-	"\x0fREASON_STARTING\x10\x1dB,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
+	"\x0fREASON_STARTING\x10\x1d\x12\x19\n" +
+	"\x15REASON_SLOTS_MISMATCH\x10\x1eB,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_errors_proto_rawDescOnce sync.Once

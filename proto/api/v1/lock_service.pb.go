@@ -37,7 +37,10 @@ type AcquireRequest struct {
 	// Wait for it until the call's deadline. Else a taken lock fails with LOCK_HELD.
 	Wait bool `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`
 	// What the owner says of itself, at most 1 KiB.
-	Value         []byte `protobuf:"bytes,6,opt,name=value,proto3" json:"value,omitempty"`
+	Value []byte `protobuf:"bytes,6,opt,name=value,proto3" json:"value,omitempty"`
+	// How many sessions may own it at once, up to 1,000: a semaphore. Default 1. The first owner decides, and as long as
+	// anybody owns it another number fails with SLOTS_MISMATCH. A session owns at most one slot.
+	Slots         uint32 `protobuf:"varint,7,opt,name=slots,proto3" json:"slots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -112,6 +115,13 @@ func (x *AcquireRequest) GetValue() []byte {
 		return x.Value
 	}
 	return nil
+}
+
+func (x *AcquireRequest) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
 }
 
 // AcquireResponse answers Acquire.
@@ -676,7 +686,7 @@ var File_api_v1_lock_service_proto protoreflect.FileDescriptor
 
 const file_api_v1_lock_service_proto_rawDesc = "" +
 	"\n" +
-	"\x19api/v1/lock_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\xc2\x01\n" +
+	"\x19api/v1/lock_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\xd8\x01\n" +
 	"\x0eAcquireRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x1c\n" +
@@ -685,7 +695,8 @@ const file_api_v1_lock_service_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x04 \x01(\tR\tsessionId\x12\x12\n" +
 	"\x04wait\x18\x05 \x01(\bR\x04wait\x12\x14\n" +
-	"\x05value\x18\x06 \x01(\fR\x05value\"\\\n" +
+	"\x05value\x18\x06 \x01(\fR\x05value\x12\x14\n" +
+	"\x05slots\x18\a \x01(\rR\x05slots\"\\\n" +
 	"\x0fAcquireResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\"\xae\x01\n" +

@@ -30,7 +30,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// LockService gives mutual exclusion with fencing tokens. Electing a leader is acquiring a lock with a value that says
+// LockService gives mutual exclusion, and semaphores, with fencing tokens. Electing a leader is acquiring a lock with a value that says
 // where the leader is.
 type LockServiceClient interface {
 	// Acquire takes the lock. With wait it queues, first come first served, until its deadline; whoever gives up leaves
@@ -39,7 +39,7 @@ type LockServiceClient interface {
 	Acquire(ctx context.Context, in *AcquireRequest, opts ...grpc.CallOption) (*AcquireResponse, error)
 	// Release gives the lock back; the next in the queue owns it at once.
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
-	// GetLock shows a lock: owner, token, value, queue.
+	// GetLock shows a lock: owners, tokens, values, queue.
 	GetLock(ctx context.Context, in *GetLockRequest, opts ...grpc.CallOption) (*GetLockResponse, error)
 	// ListLocks lists locks, sorted by namespace and name.
 	ListLocks(ctx context.Context, in *ListLocksRequest, opts ...grpc.CallOption) (*ListLocksResponse, error)
@@ -121,7 +121,7 @@ type LockService_WatchLockClient = grpc.ServerStreamingClient[WatchLockResponse]
 // All implementations must embed UnimplementedLockServiceServer
 // for forward compatibility.
 //
-// LockService gives mutual exclusion with fencing tokens. Electing a leader is acquiring a lock with a value that says
+// LockService gives mutual exclusion, and semaphores, with fencing tokens. Electing a leader is acquiring a lock with a value that says
 // where the leader is.
 type LockServiceServer interface {
 	// Acquire takes the lock. With wait it queues, first come first served, until its deadline; whoever gives up leaves
@@ -130,7 +130,7 @@ type LockServiceServer interface {
 	Acquire(context.Context, *AcquireRequest) (*AcquireResponse, error)
 	// Release gives the lock back; the next in the queue owns it at once.
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
-	// GetLock shows a lock: owner, token, value, queue.
+	// GetLock shows a lock: owners, tokens, values, queue.
 	GetLock(context.Context, *GetLockRequest) (*GetLockResponse, error)
 	// ListLocks lists locks, sorted by namespace and name.
 	ListLocks(context.Context, *ListLocksRequest) (*ListLocksResponse, error)

@@ -57,6 +57,8 @@ const (
 	Code_CODE_CHECK_NOT_FOUND Code = 12
 	// A limit of the state machine is reached.
 	Code_CODE_LIMIT Code = 13
+	// The lock has another number of slots.
+	Code_CODE_SLOTS_MISMATCH Code = 14
 )
 
 // Enum value maps for Code.
@@ -76,6 +78,7 @@ var (
 		11: "CODE_INVALID",
 		12: "CODE_CHECK_NOT_FOUND",
 		13: "CODE_LIMIT",
+		14: "CODE_SLOTS_MISMATCH",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":       0,
@@ -92,6 +95,7 @@ var (
 		"CODE_INVALID":           11,
 		"CODE_CHECK_NOT_FOUND":   12,
 		"CODE_LIMIT":             13,
+		"CODE_SLOTS_MISMATCH":    14,
 	}
 )
 
@@ -1330,7 +1334,9 @@ type AcquireLock struct {
 	// Queue when it is taken.
 	Wait bool `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`
 	// What the owner says of itself.
-	Value         []byte `protobuf:"bytes,5,opt,name=value,proto3" json:"value,omitempty"`
+	Value []byte `protobuf:"bytes,5,opt,name=value,proto3" json:"value,omitempty"`
+	// How many may own it at once. 0 and 1: one. It must be what the lock has while somebody owns it.
+	Slots         uint32 `protobuf:"varint,6,opt,name=slots,proto3" json:"slots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1398,6 +1404,13 @@ func (x *AcquireLock) GetValue() []byte {
 		return x.Value
 	}
 	return nil
+}
+
+func (x *AcquireLock) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
 }
 
 // ReleaseLock gives a lock, or a place in its queue, back. The next in the queue becomes the owner at once.
@@ -2249,7 +2262,80 @@ func (x *LockWaiter) GetValue() []byte {
 	return nil
 }
 
-// LockRecord is a lock in a snapshot.
+// LockOwner is an owner of a lock besides the first.
+type LockOwner struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Session.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Fencing token.
+	Token uint64 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Value that it publishes.
+	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// Revision of the acquisition.
+	AcquireRevision uint64 `protobuf:"varint,4,opt,name=acquire_revision,json=acquireRevision,proto3" json:"acquire_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *LockOwner) Reset() {
+	*x = LockOwner{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockOwner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockOwner) ProtoMessage() {}
+
+func (x *LockOwner) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockOwner.ProtoReflect.Descriptor instead.
+func (*LockOwner) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *LockOwner) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *LockOwner) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *LockOwner) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *LockOwner) GetAcquireRevision() uint64 {
+	if x != nil {
+		return x.AcquireRevision
+	}
+	return 0
+}
+
+// LockRecord is a lock in a snapshot. Where it has several owners, the first is the oldest.
 type LockRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Namespace.
@@ -2265,14 +2351,18 @@ type LockRecord struct {
 	// Revision of the acquisition.
 	AcquireRevision uint64 `protobuf:"varint,6,opt,name=acquire_revision,json=acquireRevision,proto3" json:"acquire_revision,omitempty"`
 	// Queue.
-	Waiters       []*LockWaiter `protobuf:"bytes,7,rep,name=waiters,proto3" json:"waiters,omitempty"`
+	Waiters []*LockWaiter `protobuf:"bytes,7,rep,name=waiters,proto3" json:"waiters,omitempty"`
+	// How many may own it at once. 0: one.
+	Slots uint32 `protobuf:"varint,8,opt,name=slots,proto3" json:"slots,omitempty"`
+	// Owners besides the first, by growing token.
+	Others        []*LockOwner `protobuf:"bytes,9,rep,name=others,proto3" json:"others,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LockRecord) Reset() {
 	*x = LockRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2374,7 @@ func (x *LockRecord) String() string {
 func (*LockRecord) ProtoMessage() {}
 
 func (x *LockRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2387,7 @@ func (x *LockRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRecord.ProtoReflect.Descriptor instead.
 func (*LockRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{27}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LockRecord) GetNamespace() string {
@@ -2349,6 +2439,20 @@ func (x *LockRecord) GetWaiters() []*LockWaiter {
 	return nil
 }
 
+func (x *LockRecord) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *LockRecord) GetOthers() []*LockOwner {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
 // ClientRecord is the remembered outcomes of one client in a snapshot.
 type ClientRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2366,7 +2470,7 @@ type ClientRecord struct {
 
 func (x *ClientRecord) Reset() {
 	*x = ClientRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2482,7 @@ func (x *ClientRecord) String() string {
 func (*ClientRecord) ProtoMessage() {}
 
 func (x *ClientRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2495,7 @@ func (x *ClientRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientRecord.ProtoReflect.Descriptor instead.
 func (*ClientRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ClientRecord) GetClientId() string {
@@ -2437,7 +2541,7 @@ type RememberedOutcome struct {
 
 func (x *RememberedOutcome) Reset() {
 	*x = RememberedOutcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2553,7 @@ func (x *RememberedOutcome) String() string {
 func (*RememberedOutcome) ProtoMessage() {}
 
 func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2566,7 @@ func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedOutcome.ProtoReflect.Descriptor instead.
 func (*RememberedOutcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{29}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RememberedOutcome) GetSequence() uint64 {
@@ -2577,14 +2681,15 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x06Expire\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1a\n" +
 	"\bsessions\x18\x02 \x03(\tR\bsessions\x12\x16\n" +
-	"\x06leases\x18\x03 \x03(\tR\x06leases\"\x88\x01\n" +
+	"\x06leases\x18\x03 \x03(\tR\x06leases\"\x9e\x01\n" +
 	"\vAcquireLock\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\x12\x12\n" +
 	"\x04wait\x18\x04 \x01(\bR\x04wait\x12\x14\n" +
-	"\x05value\x18\x05 \x01(\fR\x05value\"\x97\x01\n" +
+	"\x05value\x18\x05 \x01(\fR\x05value\x12\x14\n" +
+	"\x05slots\x18\x06 \x01(\rR\x05slots\"\x97\x01\n" +
 	"\vReleaseLock\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2654,7 +2759,13 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"LockWaiter\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xeb\x01\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x81\x01\n" +
+	"\tLockOwner\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\x12)\n" +
+	"\x10acquire_revision\x18\x04 \x01(\x04R\x0facquireRevision\"\xb5\x02\n" +
 	"\n" +
 	"LockRecord\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
@@ -2664,7 +2775,9 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x05token\x18\x04 \x01(\x04R\x05token\x12\x14\n" +
 	"\x05value\x18\x05 \x01(\fR\x05value\x12)\n" +
 	"\x10acquire_revision\x18\x06 \x01(\x04R\x0facquireRevision\x125\n" +
-	"\awaiters\x18\a \x03(\v2\x1b.regd.raftlog.v1.LockWaiterR\awaiters\"\xb4\x01\n" +
+	"\awaiters\x18\a \x03(\v2\x1b.regd.raftlog.v1.LockWaiterR\awaiters\x12\x14\n" +
+	"\x05slots\x18\b \x01(\rR\x05slots\x122\n" +
+	"\x06others\x18\t \x03(\v2\x1a.regd.raftlog.v1.LockOwnerR\x06others\"\xb4\x01\n" +
 	"\fClientRecord\x12\x1b\n" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12 \n" +
 	"\flast_unix_ms\x18\x02 \x01(\x03R\n" +
@@ -2674,7 +2787,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x11RememberedOutcome\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tbody_hash\x18\x02 \x01(\x04R\bbodyHash\x122\n" +
-	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\xc6\x02\n" +
+	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\xdf\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_NOT_FOUND\x10\x01\x12\x1a\n" +
@@ -2692,7 +2805,8 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\fCODE_INVALID\x10\v\x12\x18\n" +
 	"\x14CODE_CHECK_NOT_FOUND\x10\f\x12\x0e\n" +
 	"\n" +
-	"CODE_LIMIT\x10\rB4Z2github.com/regd-io/regd/proto/raftlog/v1;raftlogv1b\x06proto3"
+	"CODE_LIMIT\x10\r\x12\x17\n" +
+	"\x13CODE_SLOTS_MISMATCH\x10\x0eB4Z2github.com/regd-io/regd/proto/raftlog/v1;raftlogv1b\x06proto3"
 
 var (
 	file_raftlog_v1_raftlog_proto_rawDescOnce sync.Once
@@ -2707,7 +2821,7 @@ func file_raftlog_v1_raftlog_proto_rawDescGZIP() []byte {
 }
 
 var file_raftlog_v1_raftlog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(Code)(0),                 // 0: regd.raftlog.v1.Code
 	(*Entry)(nil),             // 1: regd.raftlog.v1.Entry
@@ -2737,12 +2851,13 @@ var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(*SessionRecord)(nil),     // 25: regd.raftlog.v1.SessionRecord
 	(*LeaseRecord)(nil),       // 26: regd.raftlog.v1.LeaseRecord
 	(*LockWaiter)(nil),        // 27: regd.raftlog.v1.LockWaiter
-	(*LockRecord)(nil),        // 28: regd.raftlog.v1.LockRecord
-	(*ClientRecord)(nil),      // 29: regd.raftlog.v1.ClientRecord
-	(*RememberedOutcome)(nil), // 30: regd.raftlog.v1.RememberedOutcome
-	(v1.Cause)(0),             // 31: regd.registry.v1.Cause
-	(v1.CheckStatus)(0),       // 32: regd.registry.v1.CheckStatus
-	(*v1.Member)(nil),         // 33: regd.registry.v1.Member
+	(*LockOwner)(nil),         // 28: regd.raftlog.v1.LockOwner
+	(*LockRecord)(nil),        // 29: regd.raftlog.v1.LockRecord
+	(*ClientRecord)(nil),      // 30: regd.raftlog.v1.ClientRecord
+	(*RememberedOutcome)(nil), // 31: regd.raftlog.v1.RememberedOutcome
+	(v1.Cause)(0),             // 32: regd.registry.v1.Cause
+	(v1.CheckStatus)(0),       // 33: regd.registry.v1.CheckStatus
+	(*v1.Member)(nil),         // 34: regd.registry.v1.Member
 }
 var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	2,  // 0: regd.raftlog.v1.Entry.commands:type_name -> regd.raftlog.v1.Command
@@ -2765,23 +2880,24 @@ var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	20, // 17: regd.raftlog.v1.Command.batch:type_name -> regd.raftlog.v1.Batch
 	10, // 18: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
 	5,  // 19: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
-	31, // 20: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
+	32, // 20: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
 	5,  // 21: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
-	32, // 22: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
+	33, // 22: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
 	5,  // 23: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
 	5,  // 24: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
-	33, // 25: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
+	34, // 25: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
 	4,  // 26: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
 	6,  // 27: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
 	0,  // 28: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
 	27, // 29: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
-	30, // 30: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
-	21, // 31: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	28, // 30: regd.raftlog.v1.LockRecord.others:type_name -> regd.raftlog.v1.LockOwner
+	31, // 31: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
+	21, // 32: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_raftlog_v1_raftlog_proto_init() }
@@ -2813,7 +2929,7 @@ func file_raftlog_v1_raftlog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlog_v1_raftlog_proto_rawDesc), len(file_raftlog_v1_raftlog_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

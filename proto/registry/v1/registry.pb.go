@@ -1379,7 +1379,80 @@ func (x *Lease) GetInstances() uint32 {
 	return 0
 }
 
-// Lock is a named mutual exclusion. Leader election is a lock with a value.
+// LockOwner is an owner of a lock besides the first.
+type LockOwner struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Session that owns a slot.
+	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Its fencing token.
+	Token uint64 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	// What it says of itself.
+	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// Revision at which it got the slot.
+	AcquireRevision uint64 `protobuf:"varint,4,opt,name=acquire_revision,json=acquireRevision,proto3" json:"acquire_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *LockOwner) Reset() {
+	*x = LockOwner{}
+	mi := &file_registry_v1_registry_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockOwner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockOwner) ProtoMessage() {}
+
+func (x *LockOwner) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_v1_registry_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockOwner.ProtoReflect.Descriptor instead.
+func (*LockOwner) Descriptor() ([]byte, []int) {
+	return file_registry_v1_registry_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LockOwner) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *LockOwner) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
+func (x *LockOwner) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *LockOwner) GetAcquireRevision() uint64 {
+	if x != nil {
+		return x.AcquireRevision
+	}
+	return 0
+}
+
+// Lock is a named mutual exclusion. Leader election is a lock with a value, a semaphore is one with several slots.
 type Lock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Namespace, as of an instance.
@@ -1396,14 +1469,18 @@ type Lock struct {
 	// Revision at which the owner got it.
 	AcquireRevision uint64 `protobuf:"varint,6,opt,name=acquire_revision,json=acquireRevision,proto3" json:"acquire_revision,omitempty"`
 	// Sessions that wait, in order.
-	Waiters       []string `protobuf:"bytes,7,rep,name=waiters,proto3" json:"waiters,omitempty"`
+	Waiters []string `protobuf:"bytes,7,rep,name=waiters,proto3" json:"waiters,omitempty"`
+	// How many may own it at once. 0 and 1: one.
+	Slots uint32 `protobuf:"varint,8,opt,name=slots,proto3" json:"slots,omitempty"`
+	// Of a semaphore: the owners besides the one above, which is the oldest, by growing token.
+	Others        []*LockOwner `protobuf:"bytes,9,rep,name=others,proto3" json:"others,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_registry_v1_registry_proto_msgTypes[11]
+	mi := &file_registry_v1_registry_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1492,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_v1_registry_proto_msgTypes[11]
+	mi := &file_registry_v1_registry_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1505,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_registry_v1_registry_proto_rawDescGZIP(), []int{11}
+	return file_registry_v1_registry_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Lock) GetNamespace() string {
@@ -1480,6 +1557,20 @@ func (x *Lock) GetWaiters() []string {
 	return nil
 }
 
+func (x *Lock) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *Lock) GetOthers() []*LockOwner {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
 // Event is one change of one instance.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1497,7 +1588,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_registry_v1_registry_proto_msgTypes[12]
+	mi := &file_registry_v1_registry_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1600,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_v1_registry_proto_msgTypes[12]
+	mi := &file_registry_v1_registry_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1613,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_registry_v1_registry_proto_rawDescGZIP(), []int{12}
+	return file_registry_v1_registry_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Event) GetType() EventType {
@@ -1578,7 +1669,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_registry_v1_registry_proto_msgTypes[13]
+	mi := &file_registry_v1_registry_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1681,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_v1_registry_proto_msgTypes[13]
+	mi := &file_registry_v1_registry_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1694,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_registry_v1_registry_proto_rawDescGZIP(), []int{13}
+	return file_registry_v1_registry_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Member) GetId() string {
@@ -1763,7 +1854,13 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\x12'\n" +
 	"\x0fcreate_revision\x18\x04 \x01(\x04R\x0ecreateRevision\x12\x1c\n" +
-	"\tinstances\x18\x05 \x01(\rR\tinstances\"\xc8\x01\n" +
+	"\tinstances\x18\x05 \x01(\rR\tinstances\"\x81\x01\n" +
+	"\tLockOwner\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\x12)\n" +
+	"\x10acquire_revision\x18\x04 \x01(\x04R\x0facquireRevision\"\x93\x02\n" +
 	"\x04Lock\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -1772,7 +1869,9 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\x05token\x18\x04 \x01(\x04R\x05token\x12\x14\n" +
 	"\x05value\x18\x05 \x01(\fR\x05value\x12)\n" +
 	"\x10acquire_revision\x18\x06 \x01(\x04R\x0facquireRevision\x12\x18\n" +
-	"\awaiters\x18\a \x03(\tR\awaiters\"\xbb\x01\n" +
+	"\awaiters\x18\a \x03(\tR\awaiters\x12\x14\n" +
+	"\x05slots\x18\b \x01(\rR\x05slots\x123\n" +
+	"\x06others\x18\t \x03(\v2\x1b.regd.registry.v1.LockOwnerR\x06others\"\xbb\x01\n" +
 	"\x05Event\x12/\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x1b.regd.registry.v1.EventTypeR\x04type\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x126\n" +
@@ -1833,7 +1932,7 @@ func file_registry_v1_registry_proto_rawDescGZIP() []byte {
 }
 
 var file_registry_v1_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_registry_v1_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_registry_v1_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_registry_v1_registry_proto_goTypes = []any{
 	(Health)(0),                 // 0: regd.registry.v1.Health
 	(CheckStatus)(0),            // 1: regd.registry.v1.CheckStatus
@@ -1850,42 +1949,44 @@ var file_registry_v1_registry_proto_goTypes = []any{
 	(*CheckState)(nil),          // 12: regd.registry.v1.CheckState
 	(*Session)(nil),             // 13: regd.registry.v1.Session
 	(*Lease)(nil),               // 14: regd.registry.v1.Lease
-	(*Lock)(nil),                // 15: regd.registry.v1.Lock
-	(*Event)(nil),               // 16: regd.registry.v1.Event
-	(*Member)(nil),              // 17: regd.registry.v1.Member
-	nil,                         // 18: regd.registry.v1.Instance.MetadataEntry
-	nil,                         // 19: regd.registry.v1.HTTPCheck.HeadersEntry
-	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
+	(*LockOwner)(nil),           // 15: regd.registry.v1.LockOwner
+	(*Lock)(nil),                // 16: regd.registry.v1.Lock
+	(*Event)(nil),               // 17: regd.registry.v1.Event
+	(*Member)(nil),              // 18: regd.registry.v1.Member
+	nil,                         // 19: regd.registry.v1.Instance.MetadataEntry
+	nil,                         // 20: regd.registry.v1.HTTPCheck.HeadersEntry
+	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
 }
 var file_registry_v1_registry_proto_depIdxs = []int32{
 	5,  // 0: regd.registry.v1.Instance.ports:type_name -> regd.registry.v1.Port
-	18, // 1: regd.registry.v1.Instance.metadata:type_name -> regd.registry.v1.Instance.MetadataEntry
+	19, // 1: regd.registry.v1.Instance.metadata:type_name -> regd.registry.v1.Instance.MetadataEntry
 	6,  // 2: regd.registry.v1.Instance.checks:type_name -> regd.registry.v1.Check
-	20, // 3: regd.registry.v1.Instance.deregister_critical_after:type_name -> google.protobuf.Duration
+	21, // 3: regd.registry.v1.Instance.deregister_critical_after:type_name -> google.protobuf.Duration
 	0,  // 4: regd.registry.v1.Instance.health:type_name -> regd.registry.v1.Health
 	12, // 5: regd.registry.v1.Instance.check_states:type_name -> regd.registry.v1.CheckState
 	7,  // 6: regd.registry.v1.Check.http:type_name -> regd.registry.v1.HTTPCheck
 	8,  // 7: regd.registry.v1.Check.tcp:type_name -> regd.registry.v1.TCPCheck
 	9,  // 8: regd.registry.v1.Check.grpc:type_name -> regd.registry.v1.GRPCCheck
 	10, // 9: regd.registry.v1.Check.ttl:type_name -> regd.registry.v1.TTLCheck
-	20, // 10: regd.registry.v1.Check.interval:type_name -> google.protobuf.Duration
-	20, // 11: regd.registry.v1.Check.timeout:type_name -> google.protobuf.Duration
+	21, // 10: regd.registry.v1.Check.interval:type_name -> google.protobuf.Duration
+	21, // 11: regd.registry.v1.Check.timeout:type_name -> google.protobuf.Duration
 	1,  // 12: regd.registry.v1.Check.initial:type_name -> regd.registry.v1.CheckStatus
-	19, // 13: regd.registry.v1.HTTPCheck.headers:type_name -> regd.registry.v1.HTTPCheck.HeadersEntry
+	20, // 13: regd.registry.v1.HTTPCheck.headers:type_name -> regd.registry.v1.HTTPCheck.HeadersEntry
 	11, // 14: regd.registry.v1.HTTPCheck.tls:type_name -> regd.registry.v1.CheckTLS
 	11, // 15: regd.registry.v1.GRPCCheck.tls:type_name -> regd.registry.v1.CheckTLS
-	20, // 16: regd.registry.v1.TTLCheck.ttl:type_name -> google.protobuf.Duration
+	21, // 16: regd.registry.v1.TTLCheck.ttl:type_name -> google.protobuf.Duration
 	1,  // 17: regd.registry.v1.CheckState.status:type_name -> regd.registry.v1.CheckStatus
-	20, // 18: regd.registry.v1.Session.ttl:type_name -> google.protobuf.Duration
-	20, // 19: regd.registry.v1.Lease.ttl:type_name -> google.protobuf.Duration
-	2,  // 20: regd.registry.v1.Event.type:type_name -> regd.registry.v1.EventType
-	4,  // 21: regd.registry.v1.Event.instance:type_name -> regd.registry.v1.Instance
-	3,  // 22: regd.registry.v1.Event.cause:type_name -> regd.registry.v1.Cause
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	21, // 18: regd.registry.v1.Session.ttl:type_name -> google.protobuf.Duration
+	21, // 19: regd.registry.v1.Lease.ttl:type_name -> google.protobuf.Duration
+	15, // 20: regd.registry.v1.Lock.others:type_name -> regd.registry.v1.LockOwner
+	2,  // 21: regd.registry.v1.Event.type:type_name -> regd.registry.v1.EventType
+	4,  // 22: regd.registry.v1.Event.instance:type_name -> regd.registry.v1.Instance
+	3,  // 23: regd.registry.v1.Event.cause:type_name -> regd.registry.v1.Cause
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_registry_v1_registry_proto_init() }
@@ -1905,7 +2006,7 @@ func file_registry_v1_registry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_registry_v1_registry_proto_rawDesc), len(file_registry_v1_registry_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

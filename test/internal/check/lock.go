@@ -23,7 +23,8 @@ type LockFigures struct {
 //   - lock-owner: whoever was told a token owned the lock with it, at the revision told or before.
 //   - lock-shared: no two sessions, and no two locks, were told one token.
 //   - lock-order: a token is larger than every one that was told, or given back, for the lock before its request began.
-//     A session that owns the lock may be told its token again.
+//     A session that owns the lock may be told its token again. Of a semaphore, whose owners do not follow one another,
+//     only what was given back: it is not told again.
 func Lock(r *Run) ([]Violation, LockFigures) {
 	l := &locking{facts: r.facts(), owned: map[ownership]uint64{}}
 	l.readLog()
@@ -33,11 +34,12 @@ func Lock(r *Run) ([]Violation, LockFigures) {
 		case *apiv1.AcquireRequest:
 			if resp, ok := w.Response.(*apiv1.AcquireResponse); ok {
 				o := ownership{namespaceOf(req), req.GetName(), req.GetSessionId(), resp.GetToken()}
-				told = append(told, grant{o, w, false})
+				told = append(told, grant{o, w, false, req.GetSlots() > 1})
 			}
 		case *apiv1.ReleaseRequest:
 			if w.Outcome == history.OK {
-				told = append(told, grant{ownership{namespaceOf(req), req.GetName(), req.GetSessionId(), req.GetToken()}, w, true})
+				o := ownership{namespaceOf(req), req.GetName(), req.GetSessionId(), req.GetToken()}
+				told = append(told, grant{o, w, true, false})
 			}
 		}
 	}
@@ -64,6 +66,7 @@ type grant struct {
 	ownership
 	write    *history.Write
 	released bool
+	shared   bool // of a lock with several slots
 }
 
 // readLog finds who owned which lock.
@@ -93,7 +96,9 @@ func (l *locking) readLog() {
 			if lock == nil {
 				continue
 			}
-			own(ownership{lock.Namespace, lock.Name, lock.SessionID, lock.Token}, lock.AcquireRevision)
+			for _, o := range append([]fsm.Owner{lock.Owner}, lock.Others...) {
+				own(ownership{lock.Namespace, lock.Name, o.SessionID, o.Token}, o.AcquireRevision)
+			}
 			at := [2]string{lock.Namespace, lock.Name}
 			if was := last[at]; was != "" && was != lock.SessionID {
 				l.figures.Handovers++
@@ -129,17 +134,24 @@ func (l *locking) judgeOrder(told []grant) {
 	slices.SortFunc(ended, func(a, b grant) int { return cmp.Compare(a.write.Ended, b.write.Ended) })
 	slices.SortFunc(begun, func(a, b grant) int { return cmp.Compare(a.write.Begun, b.write.Begun) })
 	largest := map[[2]string]grant{} // by lock, of those that have ended
+	back := map[ownership]grant{}    // given back
 	for _, g := range begun {
 		for len(ended) > 0 && ended[0].write.Ended < g.write.Begun {
 			e := ended[0]
 			ended = ended[1:]
 			at := [2]string{e.namespace, e.name}
+			if e.released {
+				back[e.ownership] = e
+			}
 			if was := largest[at]; e.token > was.token || e.token == was.token && e.released {
 				largest[at] = e
 			}
 		}
 		before := largest[[2]string{g.namespace, g.name}]
 		again := before.ownership == g.ownership && !before.released
+		if g.shared {
+			before, again = back[g.ownership], false
+		}
 		if !g.released && before.write != nil && g.token <= before.token && !again {
 			l.fault("lock-order", "%s was told token %d, and began after %s, with token %d",
 				describe(g.write), g.token, describe(before.write), before.token)

@@ -87,3 +87,32 @@ func TestLockTellsWaitersTheirToken(t *testing.T) {
 		t.Errorf("figures %+v, want a handover", figures)
 	}
 }
+
+// The owners of a semaphore do not follow one another: an older one is told its token again, until it gave it back.
+func TestLockKnowsSemaphores(t *testing.T) {
+	w := newWorld(t)
+	one, two := w.session("a"), w.session("b")
+	slot := func(client, session string) *apiv1.AcquireResponse {
+		call := w.call(client, &apiv1.AcquireRequest{RequestId: w.id(client), Name: "l", SessionId: session, Slots: 2})
+		return call.Response.(*apiv1.AcquireResponse)
+	}
+	first := slot("a", one).GetToken()
+	slot("b", two)
+	if again := slot("a", one).GetToken(); again != first {
+		t.Fatalf("token %d, then %d", first, again)
+	}
+	w.release("a", one, first)
+	run := w.judged()
+	found, figures := check.Lock(run)
+	expect(t, found)
+	expect(t, check.Model(run))
+	if figures.Acquired != 3 {
+		t.Errorf("figures %+v, want three acquisitions", figures)
+	}
+	late := *w.nth("Acquire", 0)
+	late.Request = &apiv1.AcquireRequest{RequestId: w.id("a"), Name: "l", SessionId: one, Slots: 2}
+	late.Begun, late.Ended = w.tick(), w.tick()
+	w.h.Calls = append(w.h.Calls, late)
+	found, _ = check.Lock(w.judged())
+	expect(t, found, "lock-order")
+}

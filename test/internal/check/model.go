@@ -84,6 +84,12 @@ func contentOfModel(m *model.Registry) map[string]proto.Message {
 			Namespace: l.GetNamespace(), Name: l.GetName(), SessionId: l.GetSessionId(), Token: l.GetToken(), Value: l.GetValue(),
 			AcquireRevision: l.GetAcquireRevision(),
 		}
+		lock.Slots = l.GetSlots()
+		for _, o := range l.GetOthers() {
+			lock.Others = append(lock.Others, &registryv1.LockOwner{
+				SessionId: o.GetSessionId(), Token: o.GetToken(), Value: o.GetValue(), AcquireRevision: o.GetAcquireRevision(),
+			})
+		}
 		for _, w := range l.GetWaiters() {
 			lock.Waiters = append(lock.Waiters, w.GetSessionId())
 		}

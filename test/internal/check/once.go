@@ -102,6 +102,7 @@ var verdicts = map[apiv1.Reason]raftlogv1.Code{
 	apiv1.Reason_REASON_REVISION_MISMATCH:  raftlogv1.Code_CODE_REVISION_MISMATCH,
 	apiv1.Reason_REASON_LOCK_HELD:          raftlogv1.Code_CODE_LOCK_HELD,
 	apiv1.Reason_REASON_LOCK_NOT_HELD:      raftlogv1.Code_CODE_LOCK_NOT_HELD,
+	apiv1.Reason_REASON_SLOTS_MISMATCH:     raftlogv1.Code_CODE_SLOTS_MISMATCH,
 }
 
 // judgedByLog tells whether the refusals of a call's method come from the log alone.

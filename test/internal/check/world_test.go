@@ -198,6 +198,7 @@ var reasons = map[raftlogv1.Code]apiv1.Reason{
 	raftlogv1.Code_CODE_REVISION_MISMATCH: apiv1.Reason_REASON_REVISION_MISMATCH,
 	raftlogv1.Code_CODE_LOCK_HELD:         apiv1.Reason_REASON_LOCK_HELD,
 	raftlogv1.Code_CODE_LOCK_NOT_HELD:     apiv1.Reason_REASON_LOCK_NOT_HELD,
+	raftlogv1.Code_CODE_SLOTS_MISMATCH:    apiv1.Reason_REASON_SLOTS_MISMATCH,
 }
 
 // methodOf is the method that a request is of.
@@ -280,7 +281,7 @@ func (w *world) command(req proto.Message) *raftlogv1.Command {
 		cmd.Kind = &raftlogv1.Command_RevokeLease{RevokeLease: &raftlogv1.RevokeLease{Id: r.GetLeaseId()}}
 	case *apiv1.AcquireRequest:
 		cmd.Kind = &raftlogv1.Command_AcquireLock{AcquireLock: &raftlogv1.AcquireLock{
-			Namespace: "default", Name: r.GetName(), SessionId: r.GetSessionId(), Wait: r.GetWait(),
+			Namespace: "default", Name: r.GetName(), SessionId: r.GetSessionId(), Wait: r.GetWait(), Slots: r.GetSlots(),
 		}}
 	case *apiv1.ReleaseRequest:
 		cmd.Kind = &raftlogv1.Command_ReleaseLock{ReleaseLock: &raftlogv1.ReleaseLock{

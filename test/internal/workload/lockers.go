@@ -34,10 +34,16 @@ func (w *Workload) contend(ctx context.Context, c *caller) {
 	}
 }
 
-// hold takes one lock for a while.
+// semaphore is a lock of several slots that is fought for.
+const semaphore, semaphoreSlots = "several", 2
+
+// hold takes one lock, or a slot of one, for a while.
 func (c *caller) hold(ctx context.Context, l *life) {
-	name := pick(c.rng, lockNames)
-	token, err := c.acquire(ctx, name, l)
+	name, slots := pick(c.rng, append([]string{semaphore}, lockNames...)), uint32(0)
+	if name == semaphore {
+		slots = semaphoreSlots
+	}
+	token, err := c.acquire(ctx, name, slots, l)
 	if err != nil {
 		if unknown(reasonOf(err)) { // It may own the lock without knowing, or stand in its queue.
 			c.release(ctx, name, l.id, 0)
@@ -58,9 +64,9 @@ func (c *caller) hold(ctx context.Context, l *life) {
 }
 
 // acquire asks for a lock, and mostly waits for it.
-func (c *caller) acquire(ctx context.Context, name string, l *life) (token uint64, err error) {
+func (c *caller) acquire(ctx context.Context, name string, slots uint32, l *life) (token uint64, err error) {
 	defer func(was time.Duration) { c.timeout = was }(c.timeout)
-	req := &apiv1.AcquireRequest{Name: name, SessionId: l.id, Value: []byte(c.name)}
+	req := &apiv1.AcquireRequest{Name: name, SessionId: l.id, Value: []byte(c.name), Slots: slots}
 	if c.rng.IntN(3) > 0 {
 		req.Wait, c.timeout = true, c.within(c.timeout, 4*c.timeout)
 	}

@@ -118,7 +118,7 @@ func renewWithoutRound() Mutant {
 func tokenAgain() Mutant {
 	return Mutant{
 		Name: "M9", Promise: "fencing tokens only grow", Rule: "lock-order",
-		Edits: []Edit{{File: "fsm/lock.go", Old: "l.Token = t.nextNumber()", New: "l.Token++"}},
+		Edits: []Edit{{File: "fsm/lock.go", Old: "Token: t.nextNumber()", New: "Token: l.Token + 1"}},
 	}
 }
 
