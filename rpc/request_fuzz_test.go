@@ -429,6 +429,7 @@ func FuzzStream(f *testing.F) {
 		"Watch": framed(f, &apiv1.WatchRequest{Action: &apiv1.WatchRequest_Subscribe{Subscribe: subscribe(1, "web")}},
 			&apiv1.WatchRequest{Action: &apiv1.WatchRequest_Unsubscribe{Unsubscribe: &apiv1.Unsubscribe{SubscriptionId: 1}}}),
 		"WatchService":    framed(f, &apiv1.WatchServiceRequest{Resume: &apiv1.ResumePoint{ClusterId: "c1", Epoch: 1, Revision: 1 << 62}}),
+		"WatchLock":       framed(f, &apiv1.WatchLockRequest{Name: "l", ProgressInterval: durationpb.New(time.Second)}),
 		"SaveSnapshot":    framed(f, &apiv1.SaveSnapshotRequest{}),
 		"RestoreSnapshot": framed(f, &apiv1.RestoreSnapshotRequest{Chunk: []byte("regd snapshot\n")}, &apiv1.RestoreSnapshotRequest{}),
 	}
