@@ -28,16 +28,10 @@ func (s *lockServer) WatchLock(
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := s.admission.enter(classResync); err != nil {
-		return err
+	if err := s.enterWatch(); err != nil {
+		return aboutLock(err, "watch", w.namespace, w.name)
 	}
-	s.admission.leave()
-	select {
-	case s.watches <- struct{}{}:
-		defer func() { <-s.watches }()
-	default:
-		return aboutLock(fmt.Errorf("%w: %d watches are open", ErrOverloaded, cap(s.watches)), "watch", w.namespace, w.name)
-	}
+	defer s.leaveWatch()
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	ended := make(chan error, 1)
@@ -65,7 +59,12 @@ type lockWatch struct {
 func (w *lockWatch) run(ctx context.Context) error {
 	watcher := w.core.node.Feed().Watch(feed.Topic{Kind: fsm.EventLock, Namespace: w.namespace, Name: w.name})
 	defer watcher.Close()
-	sending := time.AfterFunc(stuckAfter, func() { leaveToken(w.stuck) })
+	sending := time.AfterFunc(stuckAfter, func() {
+		select {
+		case w.stuck <- struct{}{}:
+		default:
+		}
+	})
 	sending.Stop()
 	defer sending.Stop()
 	idle := time.NewTimer(w.interval)
@@ -78,6 +77,9 @@ func (w *lockWatch) run(ctx context.Context) error {
 			return err
 		}
 		if now := holders(v.State.Lock(w.namespace, w.name)); first || due || !proto.Equal(now, last) {
+			if err = ctx.Err(); err != nil {
+				return err // The handler may have returned: nothing may be sent any more.
+			}
 			sending.Reset(stuckAfter)
 			err = w.stream.SendMsg(&apiv1.WatchLockResponse{Header: w.core.readHeader(v), Lock: now})
 			sending.Stop()

@@ -67,21 +67,31 @@ func (s *registryServer) watchService(stream grpc.ServerStream) error {
 	return s.serveWatch(stream, decodeOnlyRequest)
 }
 
-// serveWatch serves a stream until it ends, with requests as decode finds them.
-//
-// Its goroutine and the one that receives do next to nothing, all else is done by workers: a stack that has grown once
-// stays so large, and two of 4 kB are most of what an idle stream takes.
-func (c *core) serveWatch(stream grpc.ServerStream, decode requestDecoder) error {
+// enterWatch lets a watch in, or fails with ErrOverloaded. Whoever was let in calls leaveWatch in the end.
+func (c *core) enterWatch() error {
 	if err := c.admission.enter(classResync); err != nil {
 		return err
 	}
 	c.admission.leave()
 	select {
 	case c.watches <- struct{}{}:
-		defer func() { <-c.watches }()
+		return nil
 	default:
 		return explain(fmt.Errorf("%w: %d watches are open", ErrOverloaded, cap(c.watches)), "watch")
 	}
+}
+
+func (c *core) leaveWatch() { <-c.watches }
+
+// serveWatch serves a stream until it ends, with requests as decode finds them.
+//
+// Its goroutine and the one that receives do next to nothing, all else is done by workers: a stack that has grown once
+// stays so large, and two of 4 kB are most of what an idle stream takes.
+func (c *core) serveWatch(stream grpc.ServerStream, decode requestDecoder) error {
+	if err := c.enterWatch(); err != nil {
+		return err
+	}
+	defer c.leaveWatch()
 	requests := make(chan watchRequest, watchRequests)
 	w := &watchStream{core: c, stream: stream, decode: decode, requests: requests, ended: make(chan error, 1)}
 	w.job.doer = w
