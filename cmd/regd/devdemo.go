@@ -213,7 +213,7 @@ func (d *demo) awaitPassing(ctx context.Context) error {
 			passing[c.Key] = true
 		case client.ChangeDelete:
 			delete(passing, c.Key)
-		case client.ChangeSynced:
+		case client.ChangeSynced, client.ChangeStalled:
 		}
 		if len(passing) == len(d.services) {
 			return nil

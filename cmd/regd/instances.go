@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"time"
 
@@ -94,6 +93,9 @@ func newInstancesCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(result.Instances) == 0 {
+				out.note("no such %s", instancesOf(filter)+servicesLike(ctx, cl, filter))
+			}
 			return printInstances(out, filter, result)
 		})
 	}
@@ -108,6 +110,15 @@ func first(args []string) string {
 	return args[0]
 }
 
+// instancesOf says what a filter is for.
+func instancesOf(filter client.Filter) string {
+	what := "instances"
+	if filter.Service != "" {
+		what += " of " + filter.Service
+	}
+	return what + inNamespace(filter.Namespace)
+}
+
 func printInstances(out *output, filter client.Filter, result client.Result) error {
 	instances := []instanceView{}
 	for _, i := range result.Instances {
@@ -118,12 +129,5 @@ func printInstances(out *output, filter client.Filter, result client.Result) err
 		ServiceRevision uint64         `json:"service_revision"`
 		Instances       []instanceView `json:"instances"`
 	}{viewInfo(result.ReadInfo), result.ServiceRevision, instances}
-	if len(instances) == 0 {
-		what := "instances"
-		if filter.Service != "" {
-			what = fmt.Sprintf("instances of %s", filter.Service)
-		}
-		out.note("no such %s%s", what, inNamespace(filter.Namespace))
-	}
 	return printList(out, doc, instances, instanceTable(time.Now(), filter.Namespace == client.AllNamespaces))
 }

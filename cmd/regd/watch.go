@@ -46,6 +46,7 @@ func viewChange(c client.Change, now time.Time) changeView {
 			ms := milliseconds(c.Staleness)
 			v.StalenessMs = &ms
 		}
+	case client.ChangeStalled: // Not asked for.
 	}
 	return v
 }
