@@ -1,0 +1,172 @@
+package regdhttp
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/regd-io/regd/client/balance"
+)
+
+// Why there is no further attempt.
+var (
+	errNoOther = errors.New("no other instance is left to try")
+	errBudget  = errors.New("the retry budget is spent")
+)
+
+// call is a request on its way through instances.
+type call struct {
+	t        *Transport
+	s        *service
+	req      *http.Request
+	request  balance.Request
+	attempts []Attempt // that have failed
+	why      error     // there is no further one
+}
+
+// choice is an instance that is to be tried, and the body to send it.
+type choice struct {
+	pick    *balance.Pick
+	address string
+	body    io.ReadCloser
+}
+
+// run tries instances until there is a response to return, or no sense in going on.
+func (c *call) run() (*http.Response, error) {
+	to, err := c.choose()
+	if err != nil {
+		c.why = err
+		closeBody(c.req)
+		return nil, c.fail()
+	}
+	to.body = c.req.Body
+	for {
+		resp, err := c.send(to)
+		next, ok := c.next(to, resp, err)
+		if !ok {
+			return c.finish(to, resp, err)
+		}
+		if err == nil {
+			discard(resp)
+		}
+		to.pick.Done(c.judge(resp, err))
+		to = next
+	}
+}
+
+// choose picks an instance that was not tried yet. One that lacks the port counts as tried.
+func (c *call) choose() (choice, error) {
+	for len(c.attempts) < c.t.cfg.attempts {
+		pick, err := c.s.pick(c.req.Context(), c.request)
+		if err != nil {
+			return choice{}, err
+		}
+		id := pick.Instance().GetId()
+		if slices.ContainsFunc(c.attempts, func(a Attempt) bool { return a.Instance == id }) {
+			pick.Done(balance.Neutral)
+			break
+		}
+		address, err := c.s.address(pick.Instance(), c.t.cfg.port)
+		if err == nil {
+			return choice{pick: &pick, address: address}, nil
+		}
+		c.request.Avoid.Add(pick)
+		pick.Done(balance.Neutral)
+		c.attempts = append(c.attempts, Attempt{Instance: id, Err: err})
+	}
+	return choice{}, errNoOther
+}
+
+// send makes an attempt. A RoundTripper must not change the request that it was given.
+func (c *call) send(to choice) (*http.Response, error) {
+	out, target := *c.req, *c.req.URL
+	target.Host = to.address
+	out.URL, out.Body = &target, to.body
+	switch {
+	case c.t.cfg.instanceHost:
+		out.Host = to.address
+	case out.Host == "":
+		out.Host = c.req.URL.Host
+	}
+	return c.s.inner.RoundTrip(&out)
+}
+
+// next chooses where to try again after what has come of an attempt. It tells whether to.
+func (c *call) next(to choice, resp *http.Response, err error) (next choice, ok bool) {
+	pause, ok := c.t.cfg.retry(c.req, resp, err)
+	if !ok {
+		return choice{}, false
+	}
+	if err == nil {
+		err = &StatusError{Code: resp.StatusCode}
+	}
+	c.attempts = append(c.attempts, Attempt{Instance: to.pick.Instance().GetId(), Address: to.address, Err: err})
+	c.request.Avoid.Add(*to.pick)
+	ctx := c.req.Context()
+	if len(c.attempts) >= c.t.cfg.attempts || !fits(ctx, pause) || wait(ctx, pause) != nil {
+		return choice{}, false
+	}
+	if next, c.why = c.choose(); c.why != nil {
+		return choice{}, false
+	}
+	if c.req.GetBody != nil {
+		next.body, c.why = c.req.GetBody()
+	}
+	if c.why == nil && !c.s.budget.retry(time.Since(c.t.start)) {
+		c.why = errBudget
+		if next.body != nil {
+			_ = next.body.Close()
+		}
+	}
+	if c.why != nil {
+		next.pick.Done(balance.Neutral)
+		return choice{}, false
+	}
+	return next, true
+}
+
+// finish returns what came of the last attempt.
+func (c *call) finish(to choice, resp *http.Response, err error) (*http.Response, error) {
+	if err != nil {
+		to.pick.Done(c.judge(nil, err))
+		if n := len(c.attempts); n == 0 || c.attempts[n-1].Address != to.address {
+			c.attempts = append(c.attempts, Attempt{Instance: to.pick.Instance().GetId(), Address: to.address, Err: err})
+		}
+		return nil, c.fail()
+	}
+	resp.Request = c.req
+	watchBody(resp, to.pick, func(err error) balance.Outcome {
+		if err != nil {
+			return c.judge(nil, err)
+		}
+		return c.judge(resp, nil)
+	})
+	return resp, nil
+}
+
+// judge says how an attempt went for the instance.
+func (c *call) judge(resp *http.Response, err error) balance.Outcome {
+	switch {
+	case err != nil && (errors.Is(err, context.Canceled) || errors.Is(c.req.Context().Err(), context.Canceled)):
+		return balance.Neutral
+	case c.t.cfg.failure(resp, err):
+		return balance.Failure
+	default:
+		return balance.Success
+	}
+}
+
+// fail is the error of the call.
+func (c *call) fail() error {
+	return &Error{Namespace: c.s.target.namespace, Service: c.s.target.service, Attempts: c.attempts, Err: c.why}
+}
+
+// closeBody closes the body of a request that is not sent.
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+}
