@@ -73,7 +73,9 @@ func TestRetryRules(t *testing.T) {
 			t.Parallel()
 			_, d := registry(t, "a", "b", "c", "d")
 			inner := &script{answers: c.answers}
-			tr := transport(t, d, regdhttp.WithTransport(inner), regdhttp.WithBalancing(balance.RoundRobin()))
+			// All requests are of one key: without more ado they would go to one instance.
+			tr := transport(t, d, regdhttp.WithTransport(inner), regdhttp.WithBalancing(balance.Rendezvous()),
+				regdhttp.WithPick(func(*http.Request) balance.Request { return balance.Request{Hash: 17} }))
 			var body io.Reader
 			if c.body != nil {
 				body = c.body()
