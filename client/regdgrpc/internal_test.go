@@ -7,8 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/attributes"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/status"
 
 	"github.com/regd-io/regd/client/balance"
@@ -73,5 +75,36 @@ func TestOutcome(t *testing.T) {
 	}
 	if got := outcome(balancer.DoneInfo{}); got != balance.Neutral {
 		t.Errorf("a call that was not made: got %d", got)
+	}
+}
+
+// told is gRPC's side of a balancer.
+type told struct {
+	balancer.ClientConn
+	state balancer.State
+}
+
+func (c *told) UpdateState(s balancer.State) { c.state = s }
+
+// TestWhy checks that calls fail with the reason from the moment on that nothing is resolved, not only once it is reported.
+func TestWhy(t *testing.T) {
+	t.Parallel()
+	cfg, err := parseConfig([]byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cc := &told{}
+	b := policy{}.Build(cc, balancer.BuildOptions{})
+	defer b.Close()
+	for _, want := range []string{"one reason", "another"} {
+		_ = b.UpdateClientConnState(balancer.ClientConnState{BalancerConfig: cfg, ResolverState: resolver.State{
+			Attributes: attributes.New(whyKey{}, errors.New(want)),
+		}})
+		if _, err := cc.state.Picker.Pick(balancer.PickInfo{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+	if err := b.UpdateClientConnState(balancer.ClientConnState{}); !errors.Is(err, balancer.ErrBadResolverState) {
+		t.Errorf("no config: got %v", err)
 	}
 }

@@ -136,20 +136,25 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// TestOutage checks that calls go on while the registry is away.
+// TestOutage checks that calls go on while the registry is away, and that a closed channel leaves nothing behind.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	r := registrytest.New(t)
 	a := serve(t, "a", nil)
 	r.Put(a.instance)
-	conn := dial(t, r.Discovery(), "regd:///payment", regdgrpc.Config{}.ServiceConfig())
-	connected(t, conn, a)
-	r.Stop()
-	for range 100 {
-		if _, err := check(timed(t), conn); err != nil {
-			t.Fatal(err)
+	d := r.Discovery()
+	t.Run("calls", func(t *testing.T) {
+		conn := dial(t, d, "regd:///payment", regdgrpc.Config{}.ServiceConfig())
+		connected(t, conn, a)
+		r.Stop()
+		for range 100 {
+			if _, err := check(timed(t), conn); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
+	})
+	// The channel is closed.
+	eventually(t, "nobody uses the service", func() bool { return d.Stats()[0].Users == 0 })
 }
 
 // BenchmarkCall compares calls by name with those by address and gRPC's round_robin, to the same servers.

@@ -65,7 +65,7 @@ func (c *call) choose() (choice, error) {
 			return choice{}, err
 		}
 		id := pick.Instance().GetId()
-		if slices.ContainsFunc(c.attempts, func(a Attempt) bool { return a.Instance == id }) {
+		if c.tried(id) {
 			pick.Done(balance.Neutral)
 			break
 		}
@@ -78,6 +78,11 @@ func (c *call) choose() (choice, error) {
 		c.attempts = append(c.attempts, Attempt{Instance: id, Err: err})
 	}
 	return choice{}, errNoOther
+}
+
+// tried tells whether an attempt on an instance has failed.
+func (c *call) tried(id string) bool {
+	return slices.ContainsFunc(c.attempts, func(a Attempt) bool { return a.Instance == id })
 }
 
 // send makes an attempt. A RoundTripper must not change the request that it was given.
@@ -132,8 +137,8 @@ func (c *call) next(to choice, resp *http.Response, err error) (next choice, ok 
 func (c *call) finish(to choice, resp *http.Response, err error) (*http.Response, error) {
 	if err != nil {
 		to.pick.Done(c.judge(nil, err))
-		if n := len(c.attempts); n == 0 || c.attempts[n-1].Address != to.address {
-			c.attempts = append(c.attempts, Attempt{Instance: to.pick.Instance().GetId(), Address: to.address, Err: err})
+		if id := to.pick.Instance().GetId(); !c.tried(id) {
+			c.attempts = append(c.attempts, Attempt{Instance: id, Address: to.address, Err: err})
 		}
 		return nil, c.fail()
 	}

@@ -227,6 +227,11 @@ func TestBound(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	tr.Close()
+	for _, s := range d.Stats() {
+		if s.Users != 0 {
+			t.Errorf("%s is still watched for %d users", s.Service, s.Users)
+		}
+	}
 	if _, err := get(t, tr, "http://other.service/"); !errors.Is(err, client.ErrClosed) {
 		t.Errorf("got %v", err)
 	}
@@ -285,6 +290,28 @@ func TestOutage(t *testing.T) {
 	_, err = tr.RoundTrip(req) //nolint:bodyclose // there is none
 	if failed := (*regdhttp.Error)(nil); !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &failed) || !failed.Timeout() {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestMixedPorts checks that an instance that lacks the port is passed by, that this is said once, and that it speaks against
+// nobody.
+func TestMixedPorts(t *testing.T) {
+	t.Parallel()
+	r, d := registry(t, "b")
+	odd := inst("a")
+	odd.Ports[0].Name = "other"
+	r.Put(odd)
+	inner := &script{answers: []answer{{err: refused()}}}
+	tr := transport(t, d, regdhttp.WithTransport(inner), regdhttp.WithPort("main"), regdhttp.WithBalancing(balance.RoundRobin()))
+	for range 2 {
+		_, err := get(t, tr, "http://payment.service/")
+		failed := (*regdhttp.Error)(nil)
+		if !errors.As(err, &failed) || len(failed.Attempts) != 2 || !errors.Is(err, balance.ErrNoPort) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if got := status(t, tr, "a"); got.Calls != 0 || got.InFlight != 0 {
+		t.Errorf("the instance without the port: %d calls, %d in flight", got.Calls, got.InFlight)
 	}
 }
 
