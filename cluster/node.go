@@ -75,6 +75,8 @@ type port struct {
 	transport atomic.Pointer[peer.Transport]
 	server    *grpc.Server
 	peers     *peers
+	// deliveries tells who was told at this node; nil: nobody serves watches yet.
+	deliveries atomic.Pointer[DeliveryFunc]
 }
 
 // Open starts a node. It returns once the data folder is found sound and peers are answered; whether the node has a

@@ -128,7 +128,7 @@ func (a *admission) collectors() []prometheus.Collector {
 // classOf is the class of a unary call. What is not listed is an operator's or infrastructure (health, reflection).
 func classOf(method string) class {
 	switch method {
-	case apiv1.RegistryService_Deregister_FullMethodName, apiv1.SessionService_Close_FullMethodName,
+	case apiv1.RegistryService_Deregister_FullMethodName, apiv1.RegistryService_AwaitDelivery_FullMethodName, apiv1.SessionService_Close_FullMethodName,
 		apiv1.LeaseService_Revoke_FullMethodName, apiv1.LockService_Release_FullMethodName:
 		return classDeregister
 	case apiv1.RegistryService_SetHealth_FullMethodName, apiv1.RegistryService_Drain_FullMethodName,

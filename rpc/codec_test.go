@@ -85,11 +85,14 @@ func TestHandEncodedFieldsHaveTheirNumbers(t *testing.T) {
 	}
 	many := (&apiv1.WatchResponse{}).ProtoReflect().Descriptor().Fields()
 	one := (&apiv1.WatchServiceResponse{}).ProtoReflect().Descriptor().Fields()
-	if many.Len() != one.Len() {
-		t.Errorf("WatchResponse has %d fields, WatchServiceResponse %d", many.Len(), one.Len())
+	if many.Len() != one.Len()+1 {
+		t.Errorf("WatchResponse has %d fields, WatchServiceResponse %d: want one less", many.Len(), one.Len())
 	}
 	for i := range many.Len() {
 		f := many.Get(i)
+		if f.Name() == "marker" {
+			continue // Nothing can be answered on that stream.
+		}
 		if g := one.ByNumber(f.Number()); g == nil || g.Name() != f.Name() || g.Message().FullName() != f.Message().FullName() {
 			t.Errorf("field %s differs in WatchServiceResponse", f.Name())
 		}

@@ -23,6 +23,8 @@ type core struct {
 	watches chan struct{}
 	// workers serve the watch streams.
 	workers workers
+	// deliveries are awaited of the watch streams.
+	deliveries deliveries
 	// watchMessages counts what was sent on watch streams.
 	watchMessages atomic.Uint64
 

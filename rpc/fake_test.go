@@ -43,6 +43,9 @@ type fakeNode struct {
 	onView    func(context.Context, cluster.Freshness) error
 	onRenew   func(context.Context, peerv1.RenewKind, []string) ([]string, error)
 	operator  error // of all of Operator's methods
+
+	delivered cluster.DeliveryFunc
+	others    []*apiv1.NodeDelivery // what other members say of a delivery
 }
 
 func newFakeNode(tb testing.TB) *fakeNode {
@@ -168,6 +171,20 @@ func (n *fakeNode) Renew(ctx context.Context, kind peerv1.RenewKind, ids []strin
 		}
 	}
 	return ended, nil
+}
+
+func (n *fakeNode) ServeDelivery(fn cluster.DeliveryFunc) { n.set(func() { n.delivered = fn }) }
+
+func (n *fakeNode) AwaitDelivery(ctx context.Context, req *peerv1.AwaitDeliveryRequest) []*apiv1.NodeDelivery {
+	n.mu.Lock()
+	fn, all := n.delivered, slices.Clone(n.others)
+	n.mu.Unlock()
+	told, err := fn(ctx, req)
+	if err != nil {
+		told = &apiv1.NodeDelivery{Problem: err.Error()}
+	}
+	told.Node = "n1"
+	return append([]*apiv1.NodeDelivery{told}, all...)
 }
 
 func (n *fakeNode) Feed() *feed.Feed { return n.feed }

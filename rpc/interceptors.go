@@ -30,14 +30,19 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	}()
 	ctx, cancel := limited(ctx, req)
 	defer cancel()
-	// Acquire is let in by its handler, since it must not count while it waits.
-	if info.FullMethod != apiv1.LockService_Acquire_FullMethodName {
+	// What waits is let in by its handler, since it must not count while it does.
+	if !waits(info.FullMethod) {
 		if err := s.core.admission.enter(classOf(info.FullMethod)); err != nil {
 			return nil, err
 		}
 		defer s.core.admission.leave()
 	}
 	return next(ctx, req)
+}
+
+// waits tells whether most of what a call takes is waiting.
+func waits(method string) bool {
+	return method == apiv1.LockService_Acquire_FullMethodName || method == apiv1.RegistryService_AwaitDelivery_FullMethodName
 }
 
 // stream is what each stream goes through: it is counted, and panics and errors leave through the error table. Its messages

@@ -179,6 +179,12 @@ const (
 	maxRenewPause = time.Second
 	// overloadRetry is when a refused client should come back.
 	overloadRetry = 250 * time.Millisecond
+	// maxDeliveries is the number of waits for delivery under way at one node, those that other nodes ask for among them.
+	maxDeliveries = 2048
+	// maxLaggards is the number of lagging streams that are named for one node.
+	maxLaggards = 16
+	// deliveryMargin is how long before its deadline a wait for delivery is given up, so that its answer still arrives.
+	deliveryMargin = 100 * time.Millisecond
 	// lockMargin is how long before the deadline a waiting Acquire gives up, so that its answer still arrives.
 	lockMargin = 100 * time.Millisecond
 )

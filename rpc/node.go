@@ -22,6 +22,10 @@ type Node interface {
 	Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error)
 	// Renew renews sessions, leases or TTL checks, and returns those that are unknown or have ended.
 	Renew(ctx context.Context, kind peerv1.RenewKind, ids []string) (ended []string, err error)
+	// AwaitDelivery tells of each member, sorted by name, who was told there: at the latest when ctx ends.
+	AwaitDelivery(ctx context.Context, req *peerv1.AwaitDeliveryRequest) []*apiv1.NodeDelivery
+	// ServeDelivery has fn tell who was told at this node, when this or another one asks.
+	ServeDelivery(fn cluster.DeliveryFunc)
 	// Feed is what is visible on this node.
 	Feed() *feed.Feed
 	// Info says who this node is and who leads.

@@ -68,6 +68,9 @@ func newBare(node *fakeNode) *bare {
 		lockWaiters: make(chan struct{}, 100), watches: make(chan struct{}, 100), leaving: make(chan struct{}),
 		workers: workers{most: 2},
 	}
+	if node != nil {
+		node.ServeDelivery(c.delivered)
+	}
 	return &bare{node, c, map[*grpc.ServiceDesc]any{
 		registryService:                   &registryServer{core: c},
 		&apiv1.SessionService_ServiceDesc: &sessionServer{core: c},
@@ -242,6 +245,7 @@ func seedRequests() []proto.Message {
 		&apiv1.DeregisterRequest{RequestId: id, Key: webKey("1")}, &apiv1.DrainRequest{RequestId: id, Key: webKey("1")},
 		&apiv1.SetHealthRequest{RequestId: id, Key: webKey("1"), Check: "beat", Status: registryv1.CheckStatus_CHECK_STATUS_CRITICAL, Output: "no\nway"},
 		&apiv1.SetMaintenanceRequest{RequestId: id, Key: webKey("1"), Maintenance: true},
+		&apiv1.AwaitDeliveryRequest{Service: "web", Revision: 1}, &apiv1.AwaitDeliveryRequest{Namespace: "a", Service: "web", Revision: 1 << 60},
 		&apiv1.GetRequest{Key: webKey("1"), Freshness: &apiv1.Freshness{Mode: apiv1.Mode_MODE_AT_LEAST, MinRevision: 1 << 60}},
 		&apiv1.ListServicesRequest{Namespace: "*", Prefix: "w", PageSize: 1}, &apiv1.ListInstancesRequest{PageSize: 1, Freshness: bounded},
 		&apiv1.ListInstancesRequest{Filter: &apiv1.Filter{Namespace: "*", Tags: []string{"a", "a"}}, PageToken: "AQ"},

@@ -107,6 +107,7 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 		},
 		faults: Faults(),
 	}
+	node.ServeDelivery(s.core.delivered)
 	s.grpc = grpc.NewServer(s.options()...)
 	s.register()
 	s.metrics = newCallMetrics(s.grpc.GetServiceInfo())

@@ -31,7 +31,7 @@ func TestClassesAreOrdered(t *testing.T) {
 // Every unary method of the API has the class that is meant, so that a new one is not forgotten.
 func TestEveryMethodHasAClass(t *testing.T) {
 	want := map[string]class{
-		"Register": classRegister, "RegisterBatch": classRegister, "Deregister": classDeregister,
+		"Register": classRegister, "RegisterBatch": classRegister, "Deregister": classDeregister, "AwaitDelivery": classDeregister,
 		"SetHealth": classHealth, "Drain": classHealth, "SetMaintenance": classHealth,
 		"Get": classList, "ListServices": classList, "ListInstances": classList,
 		"Open": classRegister, "Renew": classRenew, "Close": classDeregister, "List": classList,

@@ -13,10 +13,11 @@ import (
 // subscription is what the client wants to know. It is routed once it is told of changes. There may be very many: it is
 // kept small.
 type subscription struct {
-	id       uint32
-	routed   bool
-	filter   filter
-	interval time.Duration
+	id           uint32
+	routed       bool
+	acknowledges bool // its client answers markers
+	filter       filter
+	interval     time.Duration
 	// from: the client has everything up to here, or gets it by other ways than events.
 	from uint64
 }

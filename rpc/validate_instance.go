@@ -39,7 +39,7 @@ func (f *faults) instance(field string, in *registryv1.Instance, open *raftlogv1
 		SessionId: f.owner("session_id", in.GetSessionId(), open),
 		LeaseId:   in.GetLeaseId(),
 	}
-	f.service("service", out.GetService())
+	f.service(out.GetService())
 	f.path("id", out.GetId(), MaxInstanceIDLen)
 	f.address("address", out.GetAddress())
 	f.text("zone", out.GetZone(), MaxZoneLen)
@@ -75,7 +75,8 @@ func (f *faults) namespace(field, value string) string {
 	return value
 }
 
-func (f *faults) service(field, value string) {
+func (f *faults) service(value string) {
+	const field = "service"
 	if !f.word(field, value, MaxServiceLen, nameChars) {
 		return
 	}

@@ -26,7 +26,7 @@ func (f *faults) key(field string, in *apiv1.InstanceKey) *raftlogv1.Key {
 		Service:   in.GetService(),
 		Id:        in.GetId(),
 	}
-	f.service("service", in.GetService())
+	f.service(in.GetService())
 	f.path("id", in.GetId(), MaxInstanceIDLen)
 	return out
 }
@@ -135,7 +135,7 @@ func (f *faults) filter(in *apiv1.Filter) *apiv1.Filter {
 		Metadata:  f.metadata("metadata", in.GetMetadata(), MaxFilterTerms),
 	}
 	if out.GetService() != "" {
-		f.service("service", out.GetService())
+		f.service(out.GetService())
 	}
 	if _, known := registryv1.Health_name[int32(in.GetMinHealth())]; !known {
 		f.add("min_health", "is unknown: %d", in.GetMinHealth())

@@ -121,6 +121,12 @@ func (f *follower) take(m *apiv1.WatchResponse) {
 		delete(f.subs, p.Ended.GetSubscriptionId())
 	case *apiv1.WatchResponse_GoElsewhere:
 		f.moved = p.GoElsewhere
+	case *apiv1.WatchResponse_Marker:
+		for _, id := range p.Marker.GetSubscriptionIds() {
+			if s := f.subs[id]; s == nil || !s.synced || s.cut != nil {
+				f.tb.Errorf("marker for subscription %d, which is not synced", id)
+			}
+		}
 	default:
 		f.tb.Fatalf("message %v", m)
 	}

@@ -36,6 +36,7 @@ type watchStream struct {
 	// synced is the largest revision of a Synced.
 	synced uint64
 	batch  eventBatch
+	marks  marks // guarded by core.deliveries
 
 	// waiting are subscriptions that have not begun. stopWaiting, unless nil, ends the wait for the least revision of them.
 	waiting     []awaited
@@ -63,6 +64,7 @@ const (
 	newsBegun
 	newsAsked    // there are requests
 	newsEvents   // the watcher has something
+	newsDue      // somebody waits until it is told
 	newsReached  // an awaited revision
 	newsProgress // a mark may be due
 	newsLeaving  // the node leaves
@@ -80,6 +82,7 @@ func (w *watchStream) do(news uint32) {
 	}
 	w.job.end()
 	if w.watcher != nil {
+		w.core.deliveries.remove(w)
 		w.watcher.Close()
 		w.progress.Stop()
 	}
@@ -111,6 +114,8 @@ func (w *watchStream) react(news uint32) (err error) {
 			err = w.answer(ctx)
 		case newsEvents:
 			err = w.deliver(ctx)
+		case newsDue:
+			err = w.tellDue(ctx)
 		case newsReached:
 			err = w.beginAwaited(ctx)
 		case newsProgress:
@@ -131,6 +136,7 @@ func (w *watchStream) start() error {
 		return err
 	}
 	w.watcher = w.core.node.Feed().WatchFunc(func() { w.wake(newsEvents) })
+	w.core.deliveries.add(w)
 	w.interval = DefaultProgressInterval
 	w.progress = time.AfterFunc(w.interval, func() { w.wake(newsProgress) })
 	w.lastSent = time.Now()

@@ -42,6 +42,9 @@ func (w *watchStream) handle(ctx context.Context, r watchRequest) error {
 		return w.subscribe(ctx, action.Subscribe)
 	case *apiv1.WatchRequest_Unsubscribe:
 		return w.unsubscribe(ctx, action.Unsubscribe.GetSubscriptionId())
+	case *apiv1.WatchRequest_Acknowledge:
+		w.core.deliveries.acknowledge(w, action.Acknowledge.GetNumber())
+		return nil
 	default:
 		return invalid("action", "is required")
 	}
@@ -75,7 +78,7 @@ func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error
 func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
 	var f faults
 	sub := &subscription{
-		id:     req.GetSubscriptionId(),
+		id: req.GetSubscriptionId(), acknowledges: req.GetAcknowledges(),
 		filter: compileFilter(f.filter(req.GetFilter())),
 		interval: f.duration("progress_interval", req.GetProgressInterval(), span{
 			least: MinProgressInterval, most: MaxProgressInterval, byDefault: DefaultProgressInterval,

@@ -151,6 +151,15 @@ func (f *Feed) watch(w *Watcher, topics []Topic) *Watcher {
 // delivered. Those up to it are in the history (Since) and in any State that is read from now on.
 func (w *Watcher) Add(t Topic) (revision uint64) { return w.feed.topics.add(w, t) }
 
+// Watchers returns those with a topic that covers the subject, each once.
+func (f *Feed) Watchers(subject Topic) []*Watcher {
+	f.topics.mu.Lock()
+	defer f.topics.mu.Unlock()
+	found := make(map[*Watcher]struct{})
+	f.topics.concerned(subject.Kind, subject.Namespace, subject.Name, func(w *Watcher) { found[w] = struct{}{} })
+	return slices.Collect(maps.Keys(found))
+}
+
 // Remove takes a topic off. Some of its events may still be in the queue.
 func (w *Watcher) Remove(t Topic) { w.feed.topics.remove(w, t) }
 

@@ -1548,6 +1548,7 @@ type WatchRequest struct {
 	//
 	//	*WatchRequest_Subscribe
 	//	*WatchRequest_Unsubscribe
+	//	*WatchRequest_Acknowledge
 	Action        isWatchRequest_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1608,6 +1609,15 @@ func (x *WatchRequest) GetUnsubscribe() *Unsubscribe {
 	return nil
 }
 
+func (x *WatchRequest) GetAcknowledge() *Acknowledge {
+	if x != nil {
+		if x, ok := x.Action.(*WatchRequest_Acknowledge); ok {
+			return x.Acknowledge
+		}
+	}
+	return nil
+}
+
 type isWatchRequest_Action interface {
 	isWatchRequest_Action()
 }
@@ -1622,9 +1632,16 @@ type WatchRequest_Unsubscribe struct {
 	Unsubscribe *Unsubscribe `protobuf:"bytes,2,opt,name=unsubscribe,proto3,oneof"`
 }
 
+type WatchRequest_Acknowledge struct {
+	// Answers a Marker.
+	Acknowledge *Acknowledge `protobuf:"bytes,3,opt,name=acknowledge,proto3,oneof"`
+}
+
 func (*WatchRequest_Subscribe) isWatchRequest_Action() {}
 
 func (*WatchRequest_Unsubscribe) isWatchRequest_Action() {}
+
+func (*WatchRequest_Acknowledge) isWatchRequest_Action() {}
 
 // Subscribe starts a subscription.
 type Subscribe struct {
@@ -1639,8 +1656,10 @@ type Subscribe struct {
 	// Longest time without a message: then a progress mark is sent. 100 ms to 10 min. Default 5 s. The least of all
 	// subscriptions of a stream counts.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,4,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The client answers each Marker that names this subscription.
+	Acknowledges  bool `protobuf:"varint,5,opt,name=acknowledges,proto3" json:"acknowledges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Subscribe) Reset() {
@@ -1701,6 +1720,116 @@ func (x *Subscribe) GetProgressInterval() *durationpb.Duration {
 	return nil
 }
 
+func (x *Subscribe) GetAcknowledges() bool {
+	if x != nil {
+		return x.Acknowledges
+	}
+	return false
+}
+
+// Acknowledge says that all that came before a Marker, for the subscriptions that it names, has been taken in by whom it is
+// for. One that names an unknown marker is ignored: nobody waits for it any more.
+type Acknowledge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the marker.
+	Number        uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Acknowledge) Reset() {
+	*x = Acknowledge{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Acknowledge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Acknowledge) ProtoMessage() {}
+
+func (x *Acknowledge) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Acknowledge.ProtoReflect.Descriptor instead.
+func (*Acknowledge) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Acknowledge) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+// Marker asks for an Acknowledge. It is sent only while somebody waits for that (AwaitDelivery), and names only
+// subscriptions that acknowledge.
+type Marker struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of its own on this stream.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Subscriptions that it is about.
+	SubscriptionIds []uint32 `protobuf:"varint,2,rep,packed,name=subscription_ids,json=subscriptionIds,proto3" json:"subscription_ids,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Marker) Reset() {
+	*x = Marker{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Marker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Marker) ProtoMessage() {}
+
+func (x *Marker) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Marker.ProtoReflect.Descriptor instead.
+func (*Marker) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Marker) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Marker) GetSubscriptionIds() []uint32 {
+	if x != nil {
+		return x.SubscriptionIds
+	}
+	return nil
+}
+
 // Unsubscribe ends a subscription.
 type Unsubscribe struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1712,7 +1841,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	mi := &file_api_v1_registry_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1853,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	mi := &file_api_v1_registry_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1866,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{23}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Unsubscribe) GetSubscriptionId() uint32 {
@@ -1766,7 +1895,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	mi := &file_api_v1_registry_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1907,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	mi := &file_api_v1_registry_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1920,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{24}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Cut) GetSubscriptionId() uint32 {
@@ -1842,7 +1971,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[25]
+	mi := &file_api_v1_registry_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +1983,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[25]
+	mi := &file_api_v1_registry_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +1996,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{25}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Synced) GetSubscriptionId() uint32 {
@@ -1897,7 +2026,7 @@ type Events struct {
 
 func (x *Events) Reset() {
 	*x = Events{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[26]
+	mi := &file_api_v1_registry_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2038,7 @@ func (x *Events) String() string {
 func (*Events) ProtoMessage() {}
 
 func (x *Events) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[26]
+	mi := &file_api_v1_registry_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2051,7 @@ func (x *Events) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Events.ProtoReflect.Descriptor instead.
 func (*Events) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{26}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Events) GetEvents() []*SubscribedEvent {
@@ -1952,7 +2081,7 @@ type SubscribedEvent struct {
 
 func (x *SubscribedEvent) Reset() {
 	*x = SubscribedEvent{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[27]
+	mi := &file_api_v1_registry_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2093,7 @@ func (x *SubscribedEvent) String() string {
 func (*SubscribedEvent) ProtoMessage() {}
 
 func (x *SubscribedEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[27]
+	mi := &file_api_v1_registry_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2106,7 @@ func (x *SubscribedEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribedEvent.ProtoReflect.Descriptor instead.
 func (*SubscribedEvent) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{27}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SubscribedEvent) GetEvent() *v1.Event {
@@ -2005,7 +2134,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[28]
+	mi := &file_api_v1_registry_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2146,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[28]
+	mi := &file_api_v1_registry_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2159,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{28}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Progress) GetHeader() *ResponseHeader {
@@ -2055,7 +2184,7 @@ type SubscriptionEnded struct {
 
 func (x *SubscriptionEnded) Reset() {
 	*x = SubscriptionEnded{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[29]
+	mi := &file_api_v1_registry_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2196,7 @@ func (x *SubscriptionEnded) String() string {
 func (*SubscriptionEnded) ProtoMessage() {}
 
 func (x *SubscriptionEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[29]
+	mi := &file_api_v1_registry_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2209,7 @@ func (x *SubscriptionEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionEnded.ProtoReflect.Descriptor instead.
 func (*SubscriptionEnded) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{29}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SubscriptionEnded) GetSubscriptionId() uint32 {
@@ -2115,7 +2244,7 @@ type GoElsewhere struct {
 
 func (x *GoElsewhere) Reset() {
 	*x = GoElsewhere{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[30]
+	mi := &file_api_v1_registry_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2256,7 @@ func (x *GoElsewhere) String() string {
 func (*GoElsewhere) ProtoMessage() {}
 
 func (x *GoElsewhere) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[30]
+	mi := &file_api_v1_registry_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2269,7 @@ func (x *GoElsewhere) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoElsewhere.ProtoReflect.Descriptor instead.
 func (*GoElsewhere) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{30}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GoElsewhere) GetLeader() string {
@@ -2163,6 +2292,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Progress
 	//	*WatchResponse_Ended
 	//	*WatchResponse_GoElsewhere
+	//	*WatchResponse_Marker
 	Payload       isWatchResponse_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2170,7 +2300,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[31]
+	mi := &file_api_v1_registry_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2312,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[31]
+	mi := &file_api_v1_registry_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2325,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{31}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchResponse) GetPayload() isWatchResponse_Payload {
@@ -2259,6 +2389,15 @@ func (x *WatchResponse) GetGoElsewhere() *GoElsewhere {
 	return nil
 }
 
+func (x *WatchResponse) GetMarker() *Marker {
+	if x != nil {
+		if x, ok := x.Payload.(*WatchResponse_Marker); ok {
+			return x.Marker
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Payload interface {
 	isWatchResponse_Payload()
 }
@@ -2293,6 +2432,11 @@ type WatchResponse_GoElsewhere struct {
 	GoElsewhere *GoElsewhere `protobuf:"bytes,6,opt,name=go_elsewhere,json=goElsewhere,proto3,oneof"`
 }
 
+type WatchResponse_Marker struct {
+	// Asks for an acknowledgement. Only a client with subscriptions that acknowledge gets any.
+	Marker *Marker `protobuf:"bytes,7,opt,name=marker,proto3,oneof"`
+}
+
 func (*WatchResponse_Cut) isWatchResponse_Payload() {}
 
 func (*WatchResponse_Synced) isWatchResponse_Payload() {}
@@ -2304,6 +2448,310 @@ func (*WatchResponse_Progress) isWatchResponse_Payload() {}
 func (*WatchResponse_Ended) isWatchResponse_Payload() {}
 
 func (*WatchResponse_GoElsewhere) isWatchResponse_Payload() {}
+
+func (*WatchResponse_Marker) isWatchResponse_Payload() {}
+
+// AwaitDeliveryRequest says what is to be told, and to whom.
+type AwaitDeliveryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace of the service. Default: "default".
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The service: of interest are all watch streams with a subscription that can hear of it. Required.
+	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	// The revision, such as a write's. Required.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitDeliveryRequest) Reset() {
+	*x = AwaitDeliveryRequest{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitDeliveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitDeliveryRequest) ProtoMessage() {}
+
+func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitDeliveryRequest.ProtoReflect.Descriptor instead.
+func (*AwaitDeliveryRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *AwaitDeliveryRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *AwaitDeliveryRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *AwaitDeliveryRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// AwaitDeliveryResponse says who was told.
+type AwaitDeliveryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The header, of the node's present revision.
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// True when every node answered and no stream lags.
+	Complete bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	// All members of the cluster, sorted by name.
+	Nodes         []*NodeDelivery `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitDeliveryResponse) Reset() {
+	*x = AwaitDeliveryResponse{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitDeliveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitDeliveryResponse) ProtoMessage() {}
+
+func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitDeliveryResponse.ProtoReflect.Descriptor instead.
+func (*AwaitDeliveryResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AwaitDeliveryResponse) GetHeader() *ResponseHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *AwaitDeliveryResponse) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *AwaitDeliveryResponse) GetNodes() []*NodeDelivery {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodeDelivery says who was told at one node. Of interest are the streams that were subscribed when the node had reached
+// the revision: who subscribes later is told of nothing older.
+type NodeDelivery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the node.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Revision that it has come to. 0: it did not answer.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Why it could not be asked, or that it has not come so far. Empty: it has, and the rest tells of its streams.
+	Problem string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	// Number of streams of interest: the sum of the next four.
+	Streams uint32 `protobuf:"varint,4,opt,name=streams,proto3" json:"streams,omitempty"`
+	// Of them acknowledged: it was told, and its client took it in.
+	Acknowledged uint32 `protobuf:"varint,5,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	// Of them told, with clients that do not acknowledge: all was handed to the connection.
+	Sent uint32 `protobuf:"varint,6,opt,name=sent,proto3" json:"sent,omitempty"`
+	// Of them ended before that, or no longer subscribed. What its client knows is not known; it has to subscribe again.
+	Ended uint32 `protobuf:"varint,7,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Of them neither: not told, or not acknowledged.
+	Lagging uint32 `protobuf:"varint,8,opt,name=lagging,proto3" json:"lagging,omitempty"`
+	// The first 16 of those.
+	Laggards      []*LaggingStream `protobuf:"bytes,9,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeDelivery) Reset() {
+	*x = NodeDelivery{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeDelivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeDelivery) ProtoMessage() {}
+
+func (x *NodeDelivery) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeDelivery.ProtoReflect.Descriptor instead.
+func (*NodeDelivery) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *NodeDelivery) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeDelivery) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *NodeDelivery) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *NodeDelivery) GetStreams() uint32 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+func (x *NodeDelivery) GetAcknowledged() uint32 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
+func (x *NodeDelivery) GetSent() uint32 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *NodeDelivery) GetEnded() uint32 {
+	if x != nil {
+		return x.Ended
+	}
+	return 0
+}
+
+func (x *NodeDelivery) GetLagging() uint32 {
+	if x != nil {
+		return x.Lagging
+	}
+	return 0
+}
+
+func (x *NodeDelivery) GetLaggards() []*LaggingStream {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+// LaggingStream is a watch stream that is not known to have been told.
+type LaggingStream struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address of the client, host:port.
+	Client string `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	// True when it was told, and has not acknowledged it.
+	Sent          bool `protobuf:"varint,2,opt,name=sent,proto3" json:"sent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LaggingStream) Reset() {
+	*x = LaggingStream{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LaggingStream) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LaggingStream) ProtoMessage() {}
+
+func (x *LaggingStream) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LaggingStream.ProtoReflect.Descriptor instead.
+func (*LaggingStream) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *LaggingStream) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *LaggingStream) GetSent() bool {
+	if x != nil {
+		return x.Sent
+	}
+	return false
+}
 
 // WatchServiceRequest starts a single subscription.
 type WatchServiceRequest struct {
@@ -2320,7 +2768,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[32]
+	mi := &file_api_v1_registry_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2780,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[32]
+	mi := &file_api_v1_registry_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2793,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{32}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WatchServiceRequest) GetFilter() *Filter {
@@ -2369,7 +2817,8 @@ func (x *WatchServiceRequest) GetProgressInterval() *durationpb.Duration {
 	return nil
 }
 
-// WatchServiceResponse is a message of a WatchService stream: as WatchResponse, with subscription id 1.
+// WatchServiceResponse is a message of a WatchService stream: as WatchResponse, with subscription id 1 and without
+// markers, which it can't answer.
 type WatchServiceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One of these.
@@ -2389,7 +2838,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[33]
+	mi := &file_api_v1_registry_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2850,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[33]
+	mi := &file_api_v1_registry_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2414,7 +2863,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{33}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WatchServiceResponse) GetPayload() isWatchServiceResponse_Payload {
@@ -2637,16 +3086,23 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\x8e\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xcc\x01\n" +
 	"\fWatchRequest\x126\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x16.regd.api.v1.SubscribeH\x00R\tsubscribe\x12<\n" +
-	"\vunsubscribe\x18\x02 \x01(\v2\x18.regd.api.v1.UnsubscribeH\x00R\vunsubscribeB\b\n" +
-	"\x06action\"\xdb\x01\n" +
+	"\vunsubscribe\x18\x02 \x01(\v2\x18.regd.api.v1.UnsubscribeH\x00R\vunsubscribe\x12<\n" +
+	"\vacknowledge\x18\x03 \x01(\v2\x18.regd.api.v1.AcknowledgeH\x00R\vacknowledgeB\b\n" +
+	"\x06action\"\xff\x01\n" +
 	"\tSubscribe\x12'\n" +
 	"\x0fsubscription_id\x18\x01 \x01(\rR\x0esubscriptionId\x12+\n" +
 	"\x06filter\x18\x02 \x01(\v2\x13.regd.api.v1.FilterR\x06filter\x120\n" +
 	"\x06resume\x18\x03 \x01(\v2\x18.regd.api.v1.ResumePointR\x06resume\x12F\n" +
-	"\x11progress_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x10progressInterval\"6\n" +
+	"\x11progress_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x10progressInterval\x12\"\n" +
+	"\facknowledges\x18\x05 \x01(\bR\facknowledges\"%\n" +
+	"\vAcknowledge\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"K\n" +
+	"\x06Marker\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12)\n" +
+	"\x10subscription_ids\x18\x02 \x03(\rR\x0fsubscriptionIds\"6\n" +
 	"\vUnsubscribe\x12'\n" +
 	"\x0fsubscription_id\x18\x01 \x01(\rR\x0esubscriptionId\"\xe0\x01\n" +
 	"\x03Cut\x12'\n" +
@@ -2671,15 +3127,37 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\"%\n" +
 	"\vGoElsewhere\x12\x16\n" +
-	"\x06leader\x18\x01 \x01(\tR\x06leader\"\xca\x02\n" +
+	"\x06leader\x18\x01 \x01(\tR\x06leader\"\xf9\x02\n" +
 	"\rWatchResponse\x12$\n" +
 	"\x03cut\x18\x01 \x01(\v2\x10.regd.api.v1.CutH\x00R\x03cut\x12-\n" +
 	"\x06synced\x18\x02 \x01(\v2\x13.regd.api.v1.SyncedH\x00R\x06synced\x12-\n" +
 	"\x06events\x18\x03 \x01(\v2\x13.regd.api.v1.EventsH\x00R\x06events\x123\n" +
 	"\bprogress\x18\x04 \x01(\v2\x15.regd.api.v1.ProgressH\x00R\bprogress\x126\n" +
 	"\x05ended\x18\x05 \x01(\v2\x1e.regd.api.v1.SubscriptionEndedH\x00R\x05ended\x12=\n" +
-	"\fgo_elsewhere\x18\x06 \x01(\v2\x18.regd.api.v1.GoElsewhereH\x00R\vgoElsewhereB\t\n" +
-	"\apayload\"\xbc\x01\n" +
+	"\fgo_elsewhere\x18\x06 \x01(\v2\x18.regd.api.v1.GoElsewhereH\x00R\vgoElsewhere\x12-\n" +
+	"\x06marker\x18\a \x01(\v2\x13.regd.api.v1.MarkerH\x00R\x06markerB\t\n" +
+	"\apayload\"j\n" +
+	"\x14AwaitDeliveryRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\x99\x01\n" +
+	"\x15AwaitDeliveryResponse\x123\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12/\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x19.regd.api.v1.NodeDeliveryR\x05nodes\"\x92\x02\n" +
+	"\fNodeDelivery\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x18\n" +
+	"\astreams\x18\x04 \x01(\rR\astreams\x12\"\n" +
+	"\facknowledged\x18\x05 \x01(\rR\facknowledged\x12\x12\n" +
+	"\x04sent\x18\x06 \x01(\rR\x04sent\x12\x14\n" +
+	"\x05ended\x18\a \x01(\rR\x05ended\x12\x18\n" +
+	"\alagging\x18\b \x01(\rR\alagging\x126\n" +
+	"\blaggards\x18\t \x03(\v2\x1a.regd.api.v1.LaggingStreamR\blaggards\";\n" +
+	"\rLaggingStream\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\tR\x06client\x12\x12\n" +
+	"\x04sent\x18\x02 \x01(\bR\x04sent\"\xbc\x01\n" +
 	"\x13WatchServiceRequest\x12+\n" +
 	"\x06filter\x18\x01 \x01(\v2\x13.regd.api.v1.FilterR\x06filter\x120\n" +
 	"\x06resume\x18\x02 \x01(\v2\x18.regd.api.v1.ResumePointR\x06resume\x12F\n" +
@@ -2699,7 +3177,7 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\x16CUT_REASON_SLOW_READER\x10\x03\x12!\n" +
 	"\x1dCUT_REASON_SNAPSHOT_INSTALLED\x10\x04\x12\x17\n" +
 	"\x13CUT_REASON_RESTORED\x10\x05\x12\x1d\n" +
-	"\x19CUT_REASON_LARGE_REVISION\x10\x062\xea\x06\n" +
+	"\x19CUT_REASON_LARGE_REVISION\x10\x062\xc2\a\n" +
 	"\x0fRegistryService\x12G\n" +
 	"\bRegister\x12\x1c.regd.api.v1.RegisterRequest\x1a\x1d.regd.api.v1.RegisterResponse\x12M\n" +
 	"\n" +
@@ -2711,7 +3189,8 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\x03Get\x12\x17.regd.api.v1.GetRequest\x1a\x18.regd.api.v1.GetResponse\x12S\n" +
 	"\fListServices\x12 .regd.api.v1.ListServicesRequest\x1a!.regd.api.v1.ListServicesResponse\x12V\n" +
 	"\rListInstances\x12!.regd.api.v1.ListInstancesRequest\x1a\".regd.api.v1.ListInstancesResponse\x12B\n" +
-	"\x05Watch\x12\x19.regd.api.v1.WatchRequest\x1a\x1a.regd.api.v1.WatchResponse(\x010\x01\x12U\n" +
+	"\x05Watch\x12\x19.regd.api.v1.WatchRequest\x1a\x1a.regd.api.v1.WatchResponse(\x010\x01\x12V\n" +
+	"\rAwaitDelivery\x12!.regd.api.v1.AwaitDeliveryRequest\x1a\".regd.api.v1.AwaitDeliveryResponse\x12U\n" +
 	"\fWatchService\x12 .regd.api.v1.WatchServiceRequest\x1a!.regd.api.v1.WatchServiceResponse0\x01B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
@@ -2727,7 +3206,7 @@ func file_api_v1_registry_service_proto_rawDescGZIP() []byte {
 }
 
 var file_api_v1_registry_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_api_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_api_v1_registry_service_proto_goTypes = []any{
 	(CutReason)(0),                 // 0: regd.api.v1.CutReason
 	(*RegisterRequest)(nil),        // 1: regd.api.v1.RegisterRequest
@@ -2753,119 +3232,132 @@ var file_api_v1_registry_service_proto_goTypes = []any{
 	(*ResumePoint)(nil),            // 21: regd.api.v1.ResumePoint
 	(*WatchRequest)(nil),           // 22: regd.api.v1.WatchRequest
 	(*Subscribe)(nil),              // 23: regd.api.v1.Subscribe
-	(*Unsubscribe)(nil),            // 24: regd.api.v1.Unsubscribe
-	(*Cut)(nil),                    // 25: regd.api.v1.Cut
-	(*Synced)(nil),                 // 26: regd.api.v1.Synced
-	(*Events)(nil),                 // 27: regd.api.v1.Events
-	(*SubscribedEvent)(nil),        // 28: regd.api.v1.SubscribedEvent
-	(*Progress)(nil),               // 29: regd.api.v1.Progress
-	(*SubscriptionEnded)(nil),      // 30: regd.api.v1.SubscriptionEnded
-	(*GoElsewhere)(nil),            // 31: regd.api.v1.GoElsewhere
-	(*WatchResponse)(nil),          // 32: regd.api.v1.WatchResponse
-	(*WatchServiceRequest)(nil),    // 33: regd.api.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),   // 34: regd.api.v1.WatchServiceResponse
-	(*RequestID)(nil),              // 35: regd.api.v1.RequestID
-	(*v1.Instance)(nil),            // 36: regd.registry.v1.Instance
-	(*durationpb.Duration)(nil),    // 37: google.protobuf.Duration
-	(*ResponseHeader)(nil),         // 38: regd.api.v1.ResponseHeader
-	(*v1.Session)(nil),             // 39: regd.registry.v1.Session
-	(*InstanceKey)(nil),            // 40: regd.api.v1.InstanceKey
-	(v1.CheckStatus)(0),            // 41: regd.registry.v1.CheckStatus
-	(*Freshness)(nil),              // 42: regd.api.v1.Freshness
-	(*Filter)(nil),                 // 43: regd.api.v1.Filter
-	(*v1.Event)(nil),               // 44: regd.registry.v1.Event
+	(*Acknowledge)(nil),            // 24: regd.api.v1.Acknowledge
+	(*Marker)(nil),                 // 25: regd.api.v1.Marker
+	(*Unsubscribe)(nil),            // 26: regd.api.v1.Unsubscribe
+	(*Cut)(nil),                    // 27: regd.api.v1.Cut
+	(*Synced)(nil),                 // 28: regd.api.v1.Synced
+	(*Events)(nil),                 // 29: regd.api.v1.Events
+	(*SubscribedEvent)(nil),        // 30: regd.api.v1.SubscribedEvent
+	(*Progress)(nil),               // 31: regd.api.v1.Progress
+	(*SubscriptionEnded)(nil),      // 32: regd.api.v1.SubscriptionEnded
+	(*GoElsewhere)(nil),            // 33: regd.api.v1.GoElsewhere
+	(*WatchResponse)(nil),          // 34: regd.api.v1.WatchResponse
+	(*AwaitDeliveryRequest)(nil),   // 35: regd.api.v1.AwaitDeliveryRequest
+	(*AwaitDeliveryResponse)(nil),  // 36: regd.api.v1.AwaitDeliveryResponse
+	(*NodeDelivery)(nil),           // 37: regd.api.v1.NodeDelivery
+	(*LaggingStream)(nil),          // 38: regd.api.v1.LaggingStream
+	(*WatchServiceRequest)(nil),    // 39: regd.api.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),   // 40: regd.api.v1.WatchServiceResponse
+	(*RequestID)(nil),              // 41: regd.api.v1.RequestID
+	(*v1.Instance)(nil),            // 42: regd.registry.v1.Instance
+	(*durationpb.Duration)(nil),    // 43: google.protobuf.Duration
+	(*ResponseHeader)(nil),         // 44: regd.api.v1.ResponseHeader
+	(*v1.Session)(nil),             // 45: regd.registry.v1.Session
+	(*InstanceKey)(nil),            // 46: regd.api.v1.InstanceKey
+	(v1.CheckStatus)(0),            // 47: regd.registry.v1.CheckStatus
+	(*Freshness)(nil),              // 48: regd.api.v1.Freshness
+	(*Filter)(nil),                 // 49: regd.api.v1.Filter
+	(*v1.Event)(nil),               // 50: regd.registry.v1.Event
 }
 var file_api_v1_registry_service_proto_depIdxs = []int32{
-	35, // 0: regd.api.v1.RegisterRequest.request_id:type_name -> regd.api.v1.RequestID
-	36, // 1: regd.api.v1.RegisterRequest.instance:type_name -> regd.registry.v1.Instance
+	41, // 0: regd.api.v1.RegisterRequest.request_id:type_name -> regd.api.v1.RequestID
+	42, // 1: regd.api.v1.RegisterRequest.instance:type_name -> regd.registry.v1.Instance
 	2,  // 2: regd.api.v1.RegisterRequest.open_session:type_name -> regd.api.v1.NewSession
-	37, // 3: regd.api.v1.NewSession.ttl:type_name -> google.protobuf.Duration
-	38, // 4: regd.api.v1.RegisterResponse.header:type_name -> regd.api.v1.ResponseHeader
-	39, // 5: regd.api.v1.RegisterResponse.session:type_name -> regd.registry.v1.Session
-	35, // 6: regd.api.v1.DeregisterRequest.request_id:type_name -> regd.api.v1.RequestID
-	40, // 7: regd.api.v1.DeregisterRequest.key:type_name -> regd.api.v1.InstanceKey
-	38, // 8: regd.api.v1.DeregisterResponse.header:type_name -> regd.api.v1.ResponseHeader
-	35, // 9: regd.api.v1.RegisterBatchRequest.request_id:type_name -> regd.api.v1.RequestID
-	36, // 10: regd.api.v1.RegisterBatchRequest.register:type_name -> regd.registry.v1.Instance
-	40, // 11: regd.api.v1.RegisterBatchRequest.deregister:type_name -> regd.api.v1.InstanceKey
+	43, // 3: regd.api.v1.NewSession.ttl:type_name -> google.protobuf.Duration
+	44, // 4: regd.api.v1.RegisterResponse.header:type_name -> regd.api.v1.ResponseHeader
+	45, // 5: regd.api.v1.RegisterResponse.session:type_name -> regd.registry.v1.Session
+	41, // 6: regd.api.v1.DeregisterRequest.request_id:type_name -> regd.api.v1.RequestID
+	46, // 7: regd.api.v1.DeregisterRequest.key:type_name -> regd.api.v1.InstanceKey
+	44, // 8: regd.api.v1.DeregisterResponse.header:type_name -> regd.api.v1.ResponseHeader
+	41, // 9: regd.api.v1.RegisterBatchRequest.request_id:type_name -> regd.api.v1.RequestID
+	42, // 10: regd.api.v1.RegisterBatchRequest.register:type_name -> regd.registry.v1.Instance
+	46, // 11: regd.api.v1.RegisterBatchRequest.deregister:type_name -> regd.api.v1.InstanceKey
 	2,  // 12: regd.api.v1.RegisterBatchRequest.open_session:type_name -> regd.api.v1.NewSession
-	38, // 13: regd.api.v1.RegisterBatchResponse.header:type_name -> regd.api.v1.ResponseHeader
-	39, // 14: regd.api.v1.RegisterBatchResponse.session:type_name -> regd.registry.v1.Session
-	35, // 15: regd.api.v1.SetHealthRequest.request_id:type_name -> regd.api.v1.RequestID
-	40, // 16: regd.api.v1.SetHealthRequest.key:type_name -> regd.api.v1.InstanceKey
-	41, // 17: regd.api.v1.SetHealthRequest.status:type_name -> regd.registry.v1.CheckStatus
-	38, // 18: regd.api.v1.SetHealthResponse.header:type_name -> regd.api.v1.ResponseHeader
-	35, // 19: regd.api.v1.DrainRequest.request_id:type_name -> regd.api.v1.RequestID
-	40, // 20: regd.api.v1.DrainRequest.key:type_name -> regd.api.v1.InstanceKey
-	38, // 21: regd.api.v1.DrainResponse.header:type_name -> regd.api.v1.ResponseHeader
-	35, // 22: regd.api.v1.SetMaintenanceRequest.request_id:type_name -> regd.api.v1.RequestID
-	40, // 23: regd.api.v1.SetMaintenanceRequest.key:type_name -> regd.api.v1.InstanceKey
-	38, // 24: regd.api.v1.SetMaintenanceResponse.header:type_name -> regd.api.v1.ResponseHeader
-	40, // 25: regd.api.v1.GetRequest.key:type_name -> regd.api.v1.InstanceKey
-	42, // 26: regd.api.v1.GetRequest.freshness:type_name -> regd.api.v1.Freshness
-	38, // 27: regd.api.v1.GetResponse.header:type_name -> regd.api.v1.ResponseHeader
-	36, // 28: regd.api.v1.GetResponse.instance:type_name -> regd.registry.v1.Instance
-	42, // 29: regd.api.v1.ListServicesRequest.freshness:type_name -> regd.api.v1.Freshness
-	38, // 30: regd.api.v1.ListServicesResponse.header:type_name -> regd.api.v1.ResponseHeader
+	44, // 13: regd.api.v1.RegisterBatchResponse.header:type_name -> regd.api.v1.ResponseHeader
+	45, // 14: regd.api.v1.RegisterBatchResponse.session:type_name -> regd.registry.v1.Session
+	41, // 15: regd.api.v1.SetHealthRequest.request_id:type_name -> regd.api.v1.RequestID
+	46, // 16: regd.api.v1.SetHealthRequest.key:type_name -> regd.api.v1.InstanceKey
+	47, // 17: regd.api.v1.SetHealthRequest.status:type_name -> regd.registry.v1.CheckStatus
+	44, // 18: regd.api.v1.SetHealthResponse.header:type_name -> regd.api.v1.ResponseHeader
+	41, // 19: regd.api.v1.DrainRequest.request_id:type_name -> regd.api.v1.RequestID
+	46, // 20: regd.api.v1.DrainRequest.key:type_name -> regd.api.v1.InstanceKey
+	44, // 21: regd.api.v1.DrainResponse.header:type_name -> regd.api.v1.ResponseHeader
+	41, // 22: regd.api.v1.SetMaintenanceRequest.request_id:type_name -> regd.api.v1.RequestID
+	46, // 23: regd.api.v1.SetMaintenanceRequest.key:type_name -> regd.api.v1.InstanceKey
+	44, // 24: regd.api.v1.SetMaintenanceResponse.header:type_name -> regd.api.v1.ResponseHeader
+	46, // 25: regd.api.v1.GetRequest.key:type_name -> regd.api.v1.InstanceKey
+	48, // 26: regd.api.v1.GetRequest.freshness:type_name -> regd.api.v1.Freshness
+	44, // 27: regd.api.v1.GetResponse.header:type_name -> regd.api.v1.ResponseHeader
+	42, // 28: regd.api.v1.GetResponse.instance:type_name -> regd.registry.v1.Instance
+	48, // 29: regd.api.v1.ListServicesRequest.freshness:type_name -> regd.api.v1.Freshness
+	44, // 30: regd.api.v1.ListServicesResponse.header:type_name -> regd.api.v1.ResponseHeader
 	17, // 31: regd.api.v1.ListServicesResponse.services:type_name -> regd.api.v1.ServiceSummary
-	43, // 32: regd.api.v1.ListInstancesRequest.filter:type_name -> regd.api.v1.Filter
-	42, // 33: regd.api.v1.ListInstancesRequest.freshness:type_name -> regd.api.v1.Freshness
-	38, // 34: regd.api.v1.ListInstancesResponse.header:type_name -> regd.api.v1.ResponseHeader
-	36, // 35: regd.api.v1.ListInstancesResponse.instances:type_name -> regd.registry.v1.Instance
+	49, // 32: regd.api.v1.ListInstancesRequest.filter:type_name -> regd.api.v1.Filter
+	48, // 33: regd.api.v1.ListInstancesRequest.freshness:type_name -> regd.api.v1.Freshness
+	44, // 34: regd.api.v1.ListInstancesResponse.header:type_name -> regd.api.v1.ResponseHeader
+	42, // 35: regd.api.v1.ListInstancesResponse.instances:type_name -> regd.registry.v1.Instance
 	23, // 36: regd.api.v1.WatchRequest.subscribe:type_name -> regd.api.v1.Subscribe
-	24, // 37: regd.api.v1.WatchRequest.unsubscribe:type_name -> regd.api.v1.Unsubscribe
-	43, // 38: regd.api.v1.Subscribe.filter:type_name -> regd.api.v1.Filter
-	21, // 39: regd.api.v1.Subscribe.resume:type_name -> regd.api.v1.ResumePoint
-	37, // 40: regd.api.v1.Subscribe.progress_interval:type_name -> google.protobuf.Duration
-	0,  // 41: regd.api.v1.Cut.reason:type_name -> regd.api.v1.CutReason
-	36, // 42: regd.api.v1.Cut.instances:type_name -> regd.registry.v1.Instance
-	40, // 43: regd.api.v1.Cut.deleted:type_name -> regd.api.v1.InstanceKey
-	38, // 44: regd.api.v1.Synced.header:type_name -> regd.api.v1.ResponseHeader
-	28, // 45: regd.api.v1.Events.events:type_name -> regd.api.v1.SubscribedEvent
-	44, // 46: regd.api.v1.SubscribedEvent.event:type_name -> regd.registry.v1.Event
-	38, // 47: regd.api.v1.Progress.header:type_name -> regd.api.v1.ResponseHeader
-	25, // 48: regd.api.v1.WatchResponse.cut:type_name -> regd.api.v1.Cut
-	26, // 49: regd.api.v1.WatchResponse.synced:type_name -> regd.api.v1.Synced
-	27, // 50: regd.api.v1.WatchResponse.events:type_name -> regd.api.v1.Events
-	29, // 51: regd.api.v1.WatchResponse.progress:type_name -> regd.api.v1.Progress
-	30, // 52: regd.api.v1.WatchResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
-	31, // 53: regd.api.v1.WatchResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
-	43, // 54: regd.api.v1.WatchServiceRequest.filter:type_name -> regd.api.v1.Filter
-	21, // 55: regd.api.v1.WatchServiceRequest.resume:type_name -> regd.api.v1.ResumePoint
-	37, // 56: regd.api.v1.WatchServiceRequest.progress_interval:type_name -> google.protobuf.Duration
-	25, // 57: regd.api.v1.WatchServiceResponse.cut:type_name -> regd.api.v1.Cut
-	26, // 58: regd.api.v1.WatchServiceResponse.synced:type_name -> regd.api.v1.Synced
-	27, // 59: regd.api.v1.WatchServiceResponse.events:type_name -> regd.api.v1.Events
-	29, // 60: regd.api.v1.WatchServiceResponse.progress:type_name -> regd.api.v1.Progress
-	30, // 61: regd.api.v1.WatchServiceResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
-	31, // 62: regd.api.v1.WatchServiceResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
-	1,  // 63: regd.api.v1.RegistryService.Register:input_type -> regd.api.v1.RegisterRequest
-	4,  // 64: regd.api.v1.RegistryService.Deregister:input_type -> regd.api.v1.DeregisterRequest
-	6,  // 65: regd.api.v1.RegistryService.RegisterBatch:input_type -> regd.api.v1.RegisterBatchRequest
-	8,  // 66: regd.api.v1.RegistryService.SetHealth:input_type -> regd.api.v1.SetHealthRequest
-	10, // 67: regd.api.v1.RegistryService.Drain:input_type -> regd.api.v1.DrainRequest
-	12, // 68: regd.api.v1.RegistryService.SetMaintenance:input_type -> regd.api.v1.SetMaintenanceRequest
-	14, // 69: regd.api.v1.RegistryService.Get:input_type -> regd.api.v1.GetRequest
-	16, // 70: regd.api.v1.RegistryService.ListServices:input_type -> regd.api.v1.ListServicesRequest
-	19, // 71: regd.api.v1.RegistryService.ListInstances:input_type -> regd.api.v1.ListInstancesRequest
-	22, // 72: regd.api.v1.RegistryService.Watch:input_type -> regd.api.v1.WatchRequest
-	33, // 73: regd.api.v1.RegistryService.WatchService:input_type -> regd.api.v1.WatchServiceRequest
-	3,  // 74: regd.api.v1.RegistryService.Register:output_type -> regd.api.v1.RegisterResponse
-	5,  // 75: regd.api.v1.RegistryService.Deregister:output_type -> regd.api.v1.DeregisterResponse
-	7,  // 76: regd.api.v1.RegistryService.RegisterBatch:output_type -> regd.api.v1.RegisterBatchResponse
-	9,  // 77: regd.api.v1.RegistryService.SetHealth:output_type -> regd.api.v1.SetHealthResponse
-	11, // 78: regd.api.v1.RegistryService.Drain:output_type -> regd.api.v1.DrainResponse
-	13, // 79: regd.api.v1.RegistryService.SetMaintenance:output_type -> regd.api.v1.SetMaintenanceResponse
-	15, // 80: regd.api.v1.RegistryService.Get:output_type -> regd.api.v1.GetResponse
-	18, // 81: regd.api.v1.RegistryService.ListServices:output_type -> regd.api.v1.ListServicesResponse
-	20, // 82: regd.api.v1.RegistryService.ListInstances:output_type -> regd.api.v1.ListInstancesResponse
-	32, // 83: regd.api.v1.RegistryService.Watch:output_type -> regd.api.v1.WatchResponse
-	34, // 84: regd.api.v1.RegistryService.WatchService:output_type -> regd.api.v1.WatchServiceResponse
-	74, // [74:85] is the sub-list for method output_type
-	63, // [63:74] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	26, // 37: regd.api.v1.WatchRequest.unsubscribe:type_name -> regd.api.v1.Unsubscribe
+	24, // 38: regd.api.v1.WatchRequest.acknowledge:type_name -> regd.api.v1.Acknowledge
+	49, // 39: regd.api.v1.Subscribe.filter:type_name -> regd.api.v1.Filter
+	21, // 40: regd.api.v1.Subscribe.resume:type_name -> regd.api.v1.ResumePoint
+	43, // 41: regd.api.v1.Subscribe.progress_interval:type_name -> google.protobuf.Duration
+	0,  // 42: regd.api.v1.Cut.reason:type_name -> regd.api.v1.CutReason
+	42, // 43: regd.api.v1.Cut.instances:type_name -> regd.registry.v1.Instance
+	46, // 44: regd.api.v1.Cut.deleted:type_name -> regd.api.v1.InstanceKey
+	44, // 45: regd.api.v1.Synced.header:type_name -> regd.api.v1.ResponseHeader
+	30, // 46: regd.api.v1.Events.events:type_name -> regd.api.v1.SubscribedEvent
+	50, // 47: regd.api.v1.SubscribedEvent.event:type_name -> regd.registry.v1.Event
+	44, // 48: regd.api.v1.Progress.header:type_name -> regd.api.v1.ResponseHeader
+	27, // 49: regd.api.v1.WatchResponse.cut:type_name -> regd.api.v1.Cut
+	28, // 50: regd.api.v1.WatchResponse.synced:type_name -> regd.api.v1.Synced
+	29, // 51: regd.api.v1.WatchResponse.events:type_name -> regd.api.v1.Events
+	31, // 52: regd.api.v1.WatchResponse.progress:type_name -> regd.api.v1.Progress
+	32, // 53: regd.api.v1.WatchResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
+	33, // 54: regd.api.v1.WatchResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
+	25, // 55: regd.api.v1.WatchResponse.marker:type_name -> regd.api.v1.Marker
+	44, // 56: regd.api.v1.AwaitDeliveryResponse.header:type_name -> regd.api.v1.ResponseHeader
+	37, // 57: regd.api.v1.AwaitDeliveryResponse.nodes:type_name -> regd.api.v1.NodeDelivery
+	38, // 58: regd.api.v1.NodeDelivery.laggards:type_name -> regd.api.v1.LaggingStream
+	49, // 59: regd.api.v1.WatchServiceRequest.filter:type_name -> regd.api.v1.Filter
+	21, // 60: regd.api.v1.WatchServiceRequest.resume:type_name -> regd.api.v1.ResumePoint
+	43, // 61: regd.api.v1.WatchServiceRequest.progress_interval:type_name -> google.protobuf.Duration
+	27, // 62: regd.api.v1.WatchServiceResponse.cut:type_name -> regd.api.v1.Cut
+	28, // 63: regd.api.v1.WatchServiceResponse.synced:type_name -> regd.api.v1.Synced
+	29, // 64: regd.api.v1.WatchServiceResponse.events:type_name -> regd.api.v1.Events
+	31, // 65: regd.api.v1.WatchServiceResponse.progress:type_name -> regd.api.v1.Progress
+	32, // 66: regd.api.v1.WatchServiceResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
+	33, // 67: regd.api.v1.WatchServiceResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
+	1,  // 68: regd.api.v1.RegistryService.Register:input_type -> regd.api.v1.RegisterRequest
+	4,  // 69: regd.api.v1.RegistryService.Deregister:input_type -> regd.api.v1.DeregisterRequest
+	6,  // 70: regd.api.v1.RegistryService.RegisterBatch:input_type -> regd.api.v1.RegisterBatchRequest
+	8,  // 71: regd.api.v1.RegistryService.SetHealth:input_type -> regd.api.v1.SetHealthRequest
+	10, // 72: regd.api.v1.RegistryService.Drain:input_type -> regd.api.v1.DrainRequest
+	12, // 73: regd.api.v1.RegistryService.SetMaintenance:input_type -> regd.api.v1.SetMaintenanceRequest
+	14, // 74: regd.api.v1.RegistryService.Get:input_type -> regd.api.v1.GetRequest
+	16, // 75: regd.api.v1.RegistryService.ListServices:input_type -> regd.api.v1.ListServicesRequest
+	19, // 76: regd.api.v1.RegistryService.ListInstances:input_type -> regd.api.v1.ListInstancesRequest
+	22, // 77: regd.api.v1.RegistryService.Watch:input_type -> regd.api.v1.WatchRequest
+	35, // 78: regd.api.v1.RegistryService.AwaitDelivery:input_type -> regd.api.v1.AwaitDeliveryRequest
+	39, // 79: regd.api.v1.RegistryService.WatchService:input_type -> regd.api.v1.WatchServiceRequest
+	3,  // 80: regd.api.v1.RegistryService.Register:output_type -> regd.api.v1.RegisterResponse
+	5,  // 81: regd.api.v1.RegistryService.Deregister:output_type -> regd.api.v1.DeregisterResponse
+	7,  // 82: regd.api.v1.RegistryService.RegisterBatch:output_type -> regd.api.v1.RegisterBatchResponse
+	9,  // 83: regd.api.v1.RegistryService.SetHealth:output_type -> regd.api.v1.SetHealthResponse
+	11, // 84: regd.api.v1.RegistryService.Drain:output_type -> regd.api.v1.DrainResponse
+	13, // 85: regd.api.v1.RegistryService.SetMaintenance:output_type -> regd.api.v1.SetMaintenanceResponse
+	15, // 86: regd.api.v1.RegistryService.Get:output_type -> regd.api.v1.GetResponse
+	18, // 87: regd.api.v1.RegistryService.ListServices:output_type -> regd.api.v1.ListServicesResponse
+	20, // 88: regd.api.v1.RegistryService.ListInstances:output_type -> regd.api.v1.ListInstancesResponse
+	34, // 89: regd.api.v1.RegistryService.Watch:output_type -> regd.api.v1.WatchResponse
+	36, // 90: regd.api.v1.RegistryService.AwaitDelivery:output_type -> regd.api.v1.AwaitDeliveryResponse
+	40, // 91: regd.api.v1.RegistryService.WatchService:output_type -> regd.api.v1.WatchServiceResponse
+	80, // [80:92] is the sub-list for method output_type
+	68, // [68:80] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_registry_service_proto_init() }
@@ -2877,16 +3369,18 @@ func file_api_v1_registry_service_proto_init() {
 	file_api_v1_registry_service_proto_msgTypes[21].OneofWrappers = []any{
 		(*WatchRequest_Subscribe)(nil),
 		(*WatchRequest_Unsubscribe)(nil),
+		(*WatchRequest_Acknowledge)(nil),
 	}
-	file_api_v1_registry_service_proto_msgTypes[31].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[33].OneofWrappers = []any{
 		(*WatchResponse_Cut)(nil),
 		(*WatchResponse_Synced)(nil),
 		(*WatchResponse_Events)(nil),
 		(*WatchResponse_Progress)(nil),
 		(*WatchResponse_Ended)(nil),
 		(*WatchResponse_GoElsewhere)(nil),
+		(*WatchResponse_Marker)(nil),
 	}
-	file_api_v1_registry_service_proto_msgTypes[33].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[39].OneofWrappers = []any{
 		(*WatchServiceResponse_Cut)(nil),
 		(*WatchServiceResponse_Synced)(nil),
 		(*WatchServiceResponse_Events)(nil),
@@ -2900,7 +3394,7 @@ func file_api_v1_registry_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_registry_service_proto_rawDesc), len(file_api_v1_registry_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

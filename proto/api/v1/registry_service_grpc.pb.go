@@ -29,6 +29,7 @@ const (
 	RegistryService_ListServices_FullMethodName   = "/regd.api.v1.RegistryService/ListServices"
 	RegistryService_ListInstances_FullMethodName  = "/regd.api.v1.RegistryService/ListInstances"
 	RegistryService_Watch_FullMethodName          = "/regd.api.v1.RegistryService/Watch"
+	RegistryService_AwaitDelivery_FullMethodName  = "/regd.api.v1.RegistryService/AwaitDelivery"
 	RegistryService_WatchService_FullMethodName   = "/regd.api.v1.RegistryService/WatchService"
 )
 
@@ -60,6 +61,10 @@ type RegistryServiceClient interface {
 	// Watch carries any number of subscriptions over one stream. Each gets its matching instances, a synced mark, and
 	// then every change in revision order, each revision whole.
 	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error)
+	// AwaitDelivery waits until, on every node, those who watch a service have been told everything up to a revision, and
+	// those who acknowledge have acknowledged it. A moment before its deadline it answers with what has come of it so far:
+	// that nobody lags is for the caller to look at.
+	AwaitDelivery(ctx context.Context, in *AwaitDeliveryRequest, opts ...grpc.CallOption) (*AwaitDeliveryResponse, error)
 	// WatchService is Watch with one subscription, for clients that want it simple.
 	WatchService(ctx context.Context, in *WatchServiceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchServiceResponse], error)
 }
@@ -175,6 +180,16 @@ func (c *registryServiceClient) Watch(ctx context.Context, opts ...grpc.CallOpti
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RegistryService_WatchClient = grpc.BidiStreamingClient[WatchRequest, WatchResponse]
 
+func (c *registryServiceClient) AwaitDelivery(ctx context.Context, in *AwaitDeliveryRequest, opts ...grpc.CallOption) (*AwaitDeliveryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AwaitDeliveryResponse)
+	err := c.cc.Invoke(ctx, RegistryService_AwaitDelivery_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *registryServiceClient) WatchService(ctx context.Context, in *WatchServiceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchServiceResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &RegistryService_ServiceDesc.Streams[1], RegistryService_WatchService_FullMethodName, cOpts...)
@@ -222,6 +237,10 @@ type RegistryServiceServer interface {
 	// Watch carries any number of subscriptions over one stream. Each gets its matching instances, a synced mark, and
 	// then every change in revision order, each revision whole.
 	Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error
+	// AwaitDelivery waits until, on every node, those who watch a service have been told everything up to a revision, and
+	// those who acknowledge have acknowledged it. A moment before its deadline it answers with what has come of it so far:
+	// that nobody lags is for the caller to look at.
+	AwaitDelivery(context.Context, *AwaitDeliveryRequest) (*AwaitDeliveryResponse, error)
 	// WatchService is Watch with one subscription, for clients that want it simple.
 	WatchService(*WatchServiceRequest, grpc.ServerStreamingServer[WatchServiceResponse]) error
 	mustEmbedUnimplementedRegistryServiceServer()
@@ -263,6 +282,9 @@ func (UnimplementedRegistryServiceServer) ListInstances(context.Context, *ListIn
 }
 func (UnimplementedRegistryServiceServer) Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedRegistryServiceServer) AwaitDelivery(context.Context, *AwaitDeliveryRequest) (*AwaitDeliveryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AwaitDelivery not implemented")
 }
 func (UnimplementedRegistryServiceServer) WatchService(*WatchServiceRequest, grpc.ServerStreamingServer[WatchServiceResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchService not implemented")
@@ -457,6 +479,24 @@ func _RegistryService_Watch_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RegistryService_WatchServer = grpc.BidiStreamingServer[WatchRequest, WatchResponse]
 
+func _RegistryService_AwaitDelivery_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitDeliveryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RegistryServiceServer).AwaitDelivery(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RegistryService_AwaitDelivery_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RegistryServiceServer).AwaitDelivery(ctx, req.(*AwaitDeliveryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RegistryService_WatchService_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchServiceRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -510,6 +550,10 @@ var RegistryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListInstances",
 			Handler:    _RegistryService_ListInstances_Handler,
+		},
+		{
+			MethodName: "AwaitDelivery",
+			Handler:    _RegistryService_AwaitDelivery_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

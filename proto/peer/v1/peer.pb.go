@@ -10,6 +10,7 @@
 package peerv1
 
 import (
+	v12 "github.com/regd-io/regd/proto/api/v1"
 	v11 "github.com/regd-io/regd/proto/raftlog/v1"
 	v1 "github.com/regd-io/regd/proto/registry/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
@@ -1535,6 +1536,125 @@ func (x *StateHashResponse) GetContentHash() []byte {
 	return nil
 }
 
+// AwaitDeliveryRequest says what is to be told, and to whom.
+type AwaitDeliveryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace of the service.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The service.
+	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	// The revision.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitDeliveryRequest) Reset() {
+	*x = AwaitDeliveryRequest{}
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitDeliveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitDeliveryRequest) ProtoMessage() {}
+
+func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitDeliveryRequest.ProtoReflect.Descriptor instead.
+func (*AwaitDeliveryRequest) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AwaitDeliveryRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *AwaitDeliveryRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *AwaitDeliveryRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// AwaitDeliveryResponse says who was told.
+type AwaitDeliveryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What has come of it. The node that asked fills in the name.
+	Delivery *v12.NodeDelivery `protobuf:"bytes,1,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	// Why nothing.
+	Fault         *Fault `protobuf:"bytes,2,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitDeliveryResponse) Reset() {
+	*x = AwaitDeliveryResponse{}
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitDeliveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitDeliveryResponse) ProtoMessage() {}
+
+func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitDeliveryResponse.ProtoReflect.Descriptor instead.
+func (*AwaitDeliveryResponse) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AwaitDeliveryResponse) GetDelivery() *v12.NodeDelivery {
+	if x != nil {
+		return x.Delivery
+	}
+	return nil
+}
+
+func (x *AwaitDeliveryResponse) GetFault() *Fault {
+	if x != nil {
+		return x.Fault
+	}
+	return nil
+}
+
 // AdministerRequest is a change of membership or leadership.
 type AdministerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1556,7 +1676,7 @@ type AdministerRequest struct {
 
 func (x *AdministerRequest) Reset() {
 	*x = AdministerRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1688,7 @@ func (x *AdministerRequest) String() string {
 func (*AdministerRequest) ProtoMessage() {}
 
 func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1701,7 @@ func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerRequest.ProtoReflect.Descriptor instead.
 func (*AdministerRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AdministerRequest) GetAction() isAdministerRequest_Action {
@@ -1697,7 +1817,7 @@ type AdministerResponse struct {
 
 func (x *AdministerResponse) Reset() {
 	*x = AdministerResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1829,7 @@ func (x *AdministerResponse) String() string {
 func (*AdministerResponse) ProtoMessage() {}
 
 func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1842,7 @@ func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerResponse.ProtoReflect.Descriptor instead.
 func (*AdministerResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AdministerResponse) GetFault() *Fault {
@@ -1757,7 +1877,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1889,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +1902,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1803,7 +1923,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1935,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1948,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestoreResponse) GetFault() *Fault {
@@ -1842,7 +1962,7 @@ var File_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x12peer/v1/peer.proto\x12\fregd.peer.v1\x1a\x18raftlog/v1/raftlog.proto\x1a\x1aregistry/v1/registry.proto\"\x92\x01\n" +
+	"\x12peer/v1/peer.proto\x12\fregd.peer.v1\x1a\x1dapi/v1/registry_service.proto\x1a\x18raftlog/v1/raftlog.proto\x1a\x1aregistry/v1/registry.proto\"\x92\x01\n" +
 	"\x05Fault\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.regd.peer.v1.FaultKindR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x1b\n" +
@@ -1933,7 +2053,14 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x03 \x01(\fR\tstateHash\x12\x14\n" +
 	"\x05chain\x18\x04 \x01(\fR\x05chain\x12!\n" +
-	"\fcontent_hash\x18\x05 \x01(\fR\vcontentHash\"\xb5\x01\n" +
+	"\fcontent_hash\x18\x05 \x01(\fR\vcontentHash\"j\n" +
+	"\x14AwaitDeliveryRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"y\n" +
+	"\x15AwaitDeliveryResponse\x125\n" +
+	"\bdelivery\x18\x01 \x01(\v2\x19.regd.api.v1.NodeDeliveryR\bdelivery\x12)\n" +
+	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"\xb5\x01\n" +
 	"\x11AdministerRequest\x12\x14\n" +
 	"\x04join\x18\x01 \x01(\tH\x00R\x04join\x12\x18\n" +
 	"\x06remove\x18\x02 \x01(\tH\x00R\x06remove\x12\x1a\n" +
@@ -1970,7 +2097,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x16RENEW_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RENEW_KIND_SESSION\x10\x01\x12\x14\n" +
 	"\x10RENEW_KIND_LEASE\x10\x02\x12\x14\n" +
-	"\x10RENEW_KIND_CHECK\x10\x032\xd0\x06\n" +
+	"\x10RENEW_KIND_CHECK\x10\x032\xaa\a\n" +
 	"\vPeerService\x12I\n" +
 	"\bIdentify\x12\x1d.regd.peer.v1.IdentifyRequest\x1a\x1e.regd.peer.v1.IdentifyResponse\x12@\n" +
 	"\x05Adopt\x12\x1a.regd.peer.v1.AdoptRequest\x1a\x1b.regd.peer.v1.AdoptResponse\x12R\n" +
@@ -1981,7 +2108,8 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x05Renew\x12\x1a.regd.peer.v1.RenewRequest\x1a\x1b.regd.peer.v1.RenewResponse\x12O\n" +
 	"\n" +
 	"NodeStatus\x12\x1f.regd.peer.v1.NodeStatusRequest\x1a .regd.peer.v1.NodeStatusResponse\x12L\n" +
-	"\tStateHash\x12\x1e.regd.peer.v1.StateHashRequest\x1a\x1f.regd.peer.v1.StateHashResponse\x12O\n" +
+	"\tStateHash\x12\x1e.regd.peer.v1.StateHashRequest\x1a\x1f.regd.peer.v1.StateHashResponse\x12X\n" +
+	"\rAwaitDelivery\x12\".regd.peer.v1.AwaitDeliveryRequest\x1a#.regd.peer.v1.AwaitDeliveryResponse\x12O\n" +
 	"\n" +
 	"Administer\x12\x1f.regd.peer.v1.AdministerRequest\x1a .regd.peer.v1.AdministerResponse\x12H\n" +
 	"\aRestore\x12\x1c.regd.peer.v1.RestoreRequest\x1a\x1d.regd.peer.v1.RestoreResponse(\x01B.Z,github.com/regd-io/regd/proto/peer/v1;peerv1b\x06proto3"
@@ -1999,84 +2127,91 @@ func file_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_peer_v1_peer_proto_goTypes = []any{
-	(FaultKind)(0),              // 0: regd.peer.v1.FaultKind
-	(RenewKind)(0),              // 1: regd.peer.v1.RenewKind
-	(*Fault)(nil),               // 2: regd.peer.v1.Fault
-	(*IdentifyRequest)(nil),     // 3: regd.peer.v1.IdentifyRequest
-	(*IdentifyResponse)(nil),    // 4: regd.peer.v1.IdentifyResponse
-	(*AdoptRequest)(nil),        // 5: regd.peer.v1.AdoptRequest
-	(*AdoptResponse)(nil),       // 6: regd.peer.v1.AdoptResponse
-	(*RequestJoinRequest)(nil),  // 7: regd.peer.v1.RequestJoinRequest
-	(*RequestJoinResponse)(nil), // 8: regd.peer.v1.RequestJoinResponse
-	(*ConfirmRequest)(nil),      // 9: regd.peer.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),     // 10: regd.peer.v1.ConfirmResponse
-	(*ReadIndexRequest)(nil),    // 11: regd.peer.v1.ReadIndexRequest
-	(*ReadIndexResponse)(nil),   // 12: regd.peer.v1.ReadIndexResponse
-	(*ProposeRequest)(nil),      // 13: regd.peer.v1.ProposeRequest
-	(*Proposal)(nil),            // 14: regd.peer.v1.Proposal
-	(*ProposeResponse)(nil),     // 15: regd.peer.v1.ProposeResponse
-	(*ProposalAnswer)(nil),      // 16: regd.peer.v1.ProposalAnswer
-	(*Renewals)(nil),            // 17: regd.peer.v1.Renewals
-	(*RenewRequest)(nil),        // 18: regd.peer.v1.RenewRequest
-	(*RenewResponse)(nil),       // 19: regd.peer.v1.RenewResponse
-	(*NodeStatusRequest)(nil),   // 20: regd.peer.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),  // 21: regd.peer.v1.NodeStatusResponse
-	(*StateHashRequest)(nil),    // 22: regd.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),   // 23: regd.peer.v1.StateHashResponse
-	(*AdministerRequest)(nil),   // 24: regd.peer.v1.AdministerRequest
-	(*AdministerResponse)(nil),  // 25: regd.peer.v1.AdministerResponse
-	(*RestoreRequest)(nil),      // 26: regd.peer.v1.RestoreRequest
-	(*RestoreResponse)(nil),     // 27: regd.peer.v1.RestoreResponse
-	(*v1.Member)(nil),           // 28: regd.registry.v1.Member
-	(*v11.Outcome)(nil),         // 29: regd.raftlog.v1.Outcome
+	(FaultKind)(0),                // 0: regd.peer.v1.FaultKind
+	(RenewKind)(0),                // 1: regd.peer.v1.RenewKind
+	(*Fault)(nil),                 // 2: regd.peer.v1.Fault
+	(*IdentifyRequest)(nil),       // 3: regd.peer.v1.IdentifyRequest
+	(*IdentifyResponse)(nil),      // 4: regd.peer.v1.IdentifyResponse
+	(*AdoptRequest)(nil),          // 5: regd.peer.v1.AdoptRequest
+	(*AdoptResponse)(nil),         // 6: regd.peer.v1.AdoptResponse
+	(*RequestJoinRequest)(nil),    // 7: regd.peer.v1.RequestJoinRequest
+	(*RequestJoinResponse)(nil),   // 8: regd.peer.v1.RequestJoinResponse
+	(*ConfirmRequest)(nil),        // 9: regd.peer.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),       // 10: regd.peer.v1.ConfirmResponse
+	(*ReadIndexRequest)(nil),      // 11: regd.peer.v1.ReadIndexRequest
+	(*ReadIndexResponse)(nil),     // 12: regd.peer.v1.ReadIndexResponse
+	(*ProposeRequest)(nil),        // 13: regd.peer.v1.ProposeRequest
+	(*Proposal)(nil),              // 14: regd.peer.v1.Proposal
+	(*ProposeResponse)(nil),       // 15: regd.peer.v1.ProposeResponse
+	(*ProposalAnswer)(nil),        // 16: regd.peer.v1.ProposalAnswer
+	(*Renewals)(nil),              // 17: regd.peer.v1.Renewals
+	(*RenewRequest)(nil),          // 18: regd.peer.v1.RenewRequest
+	(*RenewResponse)(nil),         // 19: regd.peer.v1.RenewResponse
+	(*NodeStatusRequest)(nil),     // 20: regd.peer.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),    // 21: regd.peer.v1.NodeStatusResponse
+	(*StateHashRequest)(nil),      // 22: regd.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),     // 23: regd.peer.v1.StateHashResponse
+	(*AwaitDeliveryRequest)(nil),  // 24: regd.peer.v1.AwaitDeliveryRequest
+	(*AwaitDeliveryResponse)(nil), // 25: regd.peer.v1.AwaitDeliveryResponse
+	(*AdministerRequest)(nil),     // 26: regd.peer.v1.AdministerRequest
+	(*AdministerResponse)(nil),    // 27: regd.peer.v1.AdministerResponse
+	(*RestoreRequest)(nil),        // 28: regd.peer.v1.RestoreRequest
+	(*RestoreResponse)(nil),       // 29: regd.peer.v1.RestoreResponse
+	(*v1.Member)(nil),             // 30: regd.registry.v1.Member
+	(*v11.Outcome)(nil),           // 31: regd.raftlog.v1.Outcome
+	(*v12.NodeDelivery)(nil),      // 32: regd.api.v1.NodeDelivery
 }
 var file_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: regd.peer.v1.Fault.kind:type_name -> regd.peer.v1.FaultKind
-	28, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
-	28, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
+	30, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
+	30, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
 	2,  // 3: regd.peer.v1.RequestJoinResponse.fault:type_name -> regd.peer.v1.Fault
 	2,  // 4: regd.peer.v1.ReadIndexResponse.fault:type_name -> regd.peer.v1.Fault
 	14, // 5: regd.peer.v1.ProposeRequest.proposals:type_name -> regd.peer.v1.Proposal
 	16, // 6: regd.peer.v1.ProposeResponse.answers:type_name -> regd.peer.v1.ProposalAnswer
-	29, // 7: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
+	31, // 7: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
 	2,  // 8: regd.peer.v1.ProposalAnswer.fault:type_name -> regd.peer.v1.Fault
 	1,  // 9: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
 	17, // 10: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
 	17, // 11: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
 	2,  // 12: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
-	28, // 13: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
-	2,  // 14: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
-	28, // 15: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
-	2,  // 16: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
-	3,  // 17: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
-	5,  // 18: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
-	7,  // 19: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
-	9,  // 20: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
-	11, // 21: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
-	13, // 22: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
-	18, // 23: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
-	20, // 24: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
-	22, // 25: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
-	24, // 26: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
-	26, // 27: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
-	4,  // 28: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
-	6,  // 29: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
-	8,  // 30: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
-	10, // 31: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
-	12, // 32: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
-	15, // 33: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
-	19, // 34: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
-	21, // 35: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
-	23, // 36: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
-	25, // 37: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
-	27, // 38: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
-	28, // [28:39] is the sub-list for method output_type
-	17, // [17:28] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	30, // 13: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
+	32, // 14: regd.peer.v1.AwaitDeliveryResponse.delivery:type_name -> regd.api.v1.NodeDelivery
+	2,  // 15: regd.peer.v1.AwaitDeliveryResponse.fault:type_name -> regd.peer.v1.Fault
+	2,  // 16: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
+	30, // 17: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
+	2,  // 18: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
+	3,  // 19: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
+	5,  // 20: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
+	7,  // 21: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
+	9,  // 22: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
+	11, // 23: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
+	13, // 24: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
+	18, // 25: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
+	20, // 26: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
+	22, // 27: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
+	24, // 28: regd.peer.v1.PeerService.AwaitDelivery:input_type -> regd.peer.v1.AwaitDeliveryRequest
+	26, // 29: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
+	28, // 30: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
+	4,  // 31: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
+	6,  // 32: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
+	8,  // 33: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
+	10, // 34: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
+	12, // 35: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
+	15, // 36: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
+	19, // 37: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
+	21, // 38: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
+	23, // 39: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
+	25, // 40: regd.peer.v1.PeerService.AwaitDelivery:output_type -> regd.peer.v1.AwaitDeliveryResponse
+	27, // 41: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
+	29, // 42: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
+	31, // [31:43] is the sub-list for method output_type
+	19, // [19:31] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_peer_v1_peer_proto_init() }
@@ -2084,7 +2219,7 @@ func file_peer_v1_peer_proto_init() {
 	if File_peer_v1_peer_proto != nil {
 		return
 	}
-	file_peer_v1_peer_proto_msgTypes[22].OneofWrappers = []any{
+	file_peer_v1_peer_proto_msgTypes[24].OneofWrappers = []any{
 		(*AdministerRequest_Join)(nil),
 		(*AdministerRequest_Remove)(nil),
 		(*AdministerRequest_Promote)(nil),
@@ -2097,7 +2232,7 @@ func file_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_v1_peer_proto_rawDesc), len(file_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,17 +22,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PeerService_Identify_FullMethodName    = "/regd.peer.v1.PeerService/Identify"
-	PeerService_Adopt_FullMethodName       = "/regd.peer.v1.PeerService/Adopt"
-	PeerService_RequestJoin_FullMethodName = "/regd.peer.v1.PeerService/RequestJoin"
-	PeerService_Confirm_FullMethodName     = "/regd.peer.v1.PeerService/Confirm"
-	PeerService_ReadIndex_FullMethodName   = "/regd.peer.v1.PeerService/ReadIndex"
-	PeerService_Propose_FullMethodName     = "/regd.peer.v1.PeerService/Propose"
-	PeerService_Renew_FullMethodName       = "/regd.peer.v1.PeerService/Renew"
-	PeerService_NodeStatus_FullMethodName  = "/regd.peer.v1.PeerService/NodeStatus"
-	PeerService_StateHash_FullMethodName   = "/regd.peer.v1.PeerService/StateHash"
-	PeerService_Administer_FullMethodName  = "/regd.peer.v1.PeerService/Administer"
-	PeerService_Restore_FullMethodName     = "/regd.peer.v1.PeerService/Restore"
+	PeerService_Identify_FullMethodName      = "/regd.peer.v1.PeerService/Identify"
+	PeerService_Adopt_FullMethodName         = "/regd.peer.v1.PeerService/Adopt"
+	PeerService_RequestJoin_FullMethodName   = "/regd.peer.v1.PeerService/RequestJoin"
+	PeerService_Confirm_FullMethodName       = "/regd.peer.v1.PeerService/Confirm"
+	PeerService_ReadIndex_FullMethodName     = "/regd.peer.v1.PeerService/ReadIndex"
+	PeerService_Propose_FullMethodName       = "/regd.peer.v1.PeerService/Propose"
+	PeerService_Renew_FullMethodName         = "/regd.peer.v1.PeerService/Renew"
+	PeerService_NodeStatus_FullMethodName    = "/regd.peer.v1.PeerService/NodeStatus"
+	PeerService_StateHash_FullMethodName     = "/regd.peer.v1.PeerService/StateHash"
+	PeerService_AwaitDelivery_FullMethodName = "/regd.peer.v1.PeerService/AwaitDelivery"
+	PeerService_Administer_FullMethodName    = "/regd.peer.v1.PeerService/Administer"
+	PeerService_Restore_FullMethodName       = "/regd.peer.v1.PeerService/Restore"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -60,6 +61,9 @@ type PeerServiceClient interface {
 	NodeStatus(ctx context.Context, in *NodeStatusRequest, opts ...grpc.CallOption) (*NodeStatusResponse, error)
 	// StateHash tells the hash of the node's state at an index.
 	StateHash(ctx context.Context, in *StateHashRequest, opts ...grpc.CallOption) (*StateHashResponse, error)
+	// AwaitDelivery waits until those who watch a service at the node have been told everything up to a revision. It answers
+	// with what has come of it a moment before the deadline.
+	AwaitDelivery(ctx context.Context, in *AwaitDeliveryRequest, opts ...grpc.CallOption) (*AwaitDeliveryResponse, error)
 	// Administer hands a change of membership or leadership to the leader.
 	Administer(ctx context.Context, in *AdministerRequest, opts ...grpc.CallOption) (*AdministerResponse, error)
 	// Restore hands a snapshot to the leader.
@@ -170,6 +174,16 @@ func (c *peerServiceClient) StateHash(ctx context.Context, in *StateHashRequest,
 	return out, nil
 }
 
+func (c *peerServiceClient) AwaitDelivery(ctx context.Context, in *AwaitDeliveryRequest, opts ...grpc.CallOption) (*AwaitDeliveryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AwaitDeliveryResponse)
+	err := c.cc.Invoke(ctx, PeerService_AwaitDelivery_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peerServiceClient) Administer(ctx context.Context, in *AdministerRequest, opts ...grpc.CallOption) (*AdministerResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AdministerResponse)
@@ -218,6 +232,9 @@ type PeerServiceServer interface {
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	// StateHash tells the hash of the node's state at an index.
 	StateHash(context.Context, *StateHashRequest) (*StateHashResponse, error)
+	// AwaitDelivery waits until those who watch a service at the node have been told everything up to a revision. It answers
+	// with what has come of it a moment before the deadline.
+	AwaitDelivery(context.Context, *AwaitDeliveryRequest) (*AwaitDeliveryResponse, error)
 	// Administer hands a change of membership or leadership to the leader.
 	Administer(context.Context, *AdministerRequest) (*AdministerResponse, error)
 	// Restore hands a snapshot to the leader.
@@ -258,6 +275,9 @@ func (UnimplementedPeerServiceServer) NodeStatus(context.Context, *NodeStatusReq
 }
 func (UnimplementedPeerServiceServer) StateHash(context.Context, *StateHashRequest) (*StateHashResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StateHash not implemented")
+}
+func (UnimplementedPeerServiceServer) AwaitDelivery(context.Context, *AwaitDeliveryRequest) (*AwaitDeliveryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AwaitDelivery not implemented")
 }
 func (UnimplementedPeerServiceServer) Administer(context.Context, *AdministerRequest) (*AdministerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Administer not implemented")
@@ -426,6 +446,24 @@ func _PeerService_StateHash_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_AwaitDelivery_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitDeliveryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).AwaitDelivery(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_AwaitDelivery_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).AwaitDelivery(ctx, req.(*AwaitDeliveryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PeerService_Administer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AdministerRequest)
 	if err := dec(in); err != nil {
@@ -485,6 +523,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "StateHash",
 			Handler:    _PeerService_StateHash_Handler,
+		},
+		{
+			MethodName: "AwaitDelivery",
+			Handler:    _PeerService_AwaitDelivery_Handler,
 		},
 		{
 			MethodName: "Administer",
