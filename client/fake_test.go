@@ -94,7 +94,9 @@ type fakeNode struct {
 	watch  func(s *fakeStream) error
 	// watchLock takes the place of a watch of a lock.
 	watchLock func(grpc.ServerStreamingServer[apiv1.WatchLockResponse]) error
-	saved     func(grpc.ServerStreamingServer[apiv1.SaveSnapshotResponse]) error
+	// deliver answers AwaitDelivery. Nil: the node does not know that.
+	deliver func(context.Context, *apiv1.AwaitDeliveryRequest) (*apiv1.AwaitDeliveryResponse, error)
+	saved   func(grpc.ServerStreamingServer[apiv1.SaveSnapshotResponse]) error
 }
 
 // newFakeCluster starts nodes n1, n2, ... that end with the test.
@@ -511,6 +513,16 @@ func (n *fakeNode) Drain(_ context.Context, req *apiv1.DrainRequest) (*apiv1.Dra
 	return &apiv1.DrainResponse{Header: n.header(), Changed: changed}, nil
 }
 
+func (n *fakeNode) AwaitDelivery(ctx context.Context, req *apiv1.AwaitDeliveryRequest) (*apiv1.AwaitDeliveryResponse, error) {
+	n.script.Lock()
+	deliver := n.deliver
+	n.script.Unlock()
+	if deliver == nil {
+		return n.UnimplementedRegistryServiceServer.AwaitDelivery(ctx, req)
+	}
+	return deliver(ctx, req)
+}
+
 func (n *fakeNode) SetHealth(_ context.Context, req *apiv1.SetHealthRequest) (*apiv1.SetHealthResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -751,6 +763,13 @@ func (s *fakeStream) progress(revision uint64, staleness time.Duration) error {
 	header := s.head(1, revision)
 	header.Staleness = durationpb.New(staleness)
 	return s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Progress{Progress: &apiv1.Progress{Header: header}}})
+}
+
+// mark asks for an acknowledgement.
+func (s *fakeStream) mark(number uint64, ids ...uint32) error {
+	return s.Send(&apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Marker{
+		Marker: &apiv1.Marker{Number: number, SubscriptionIds: ids},
+	}})
 }
 
 // idle reads, so that requests are logged, until the stream ends.

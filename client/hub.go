@@ -118,7 +118,7 @@ func (h *hub) run(ctx context.Context) {
 		if ep == nil {
 			break // the client was closed
 		}
-		s := &watchStream{h: h, ep: ep, pause: &p, told: time.Now(), open: make(map[uint32]bool)}
+		s := &watchStream{h: h, ep: ep, pause: &p, told: time.Now(), accepted: make(chan struct{}, 1), open: make(map[uint32]bool)}
 		err := s.run(ctx)
 		s.settle()
 		h.c.pool.release(ep)
@@ -178,8 +178,11 @@ type watchStream struct {
 	through  uint64      // nothing is missing up to this revision; the receiver's alone while it runs
 	told     time.Time   // when all watches were last told how far they are; the receiver's alone
 
-	mu   sync.Mutex      // guards open
+	accepted chan struct{} // has one place, filled when there are acknowledgements to send
+
+	mu   sync.Mutex      // guards the fields below, and those of its markers; taken after a Watch's
 	open map[uint32]bool // subscriptions that were sent
+	acks []uint64        // numbers of markers to acknowledge
 }
 
 // run carries the watches until the stream fails, or until there is no watch (nil).
@@ -198,21 +201,23 @@ func (s *watchStream) run(ctx context.Context) error {
 		return streamError(ctx, err)
 	}
 	receiving.Go(func() { cancel(s.receive(ctx, stream)) })
-	for {
-		if err := s.sync(stream); err != nil {
-			<-ctx.Done() // receiving tells why
-			return context.Cause(ctx)
-		}
+	for err := s.sync(stream); err == nil; {
 		select {
 		case <-s.h.wake:
 			if s.empty() {
 				return nil
 			}
+			err = s.sync(stream)
 		case <-s.again.C:
+			err = s.sync(stream)
+		case <-s.accepted:
+			err = s.acknowledge(stream)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
+	<-ctx.Done() // receiving tells why
+	return context.Cause(ctx)
 }
 
 // empty tells whether there is no watch any more.
@@ -299,6 +304,8 @@ func (s *watchStream) handle(resp *apiv1.WatchResponse) error {
 		return s.progress(p.Progress.GetHeader())
 	case *apiv1.WatchResponse_Ended:
 		s.ended(p.Ended)
+	case *apiv1.WatchResponse_Marker:
+		s.await(p.Marker)
 	case *apiv1.WatchResponse_GoElsewhere:
 		s.h.c.pool.learn(p.GoElsewhere.GetLeader())
 		return errGoElsewhere

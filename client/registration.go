@@ -219,7 +219,8 @@ func (r *Registration) Update(ctx context.Context, change func(*registryv1.Insta
 		if r.Incarnation() == before {
 			return nil
 		}
-		return r.remark(ctx) // a new registration is not draining
+		_, err := r.remark(ctx) // a new registration is not draining
+		return err
 	})
 }
 
@@ -236,25 +237,35 @@ func (r *Registration) SetHealth(ctx context.Context, check string, status regis
 
 // Drain announces the end of the instance: it stays listed, and consumers send it nothing new. It stays so through
 // updates and lost sessions.
+//
+// It does not wait until they know: Leave does, and deregisters then.
 func (r *Registration) Drain(ctx context.Context) error {
-	return r.work(ctx, "drain", func(ctx context.Context) error {
+	_, err := r.drain(ctx)
+	return err
+}
+
+// drain is Drain. It returns a revision at which the mark is set.
+func (r *Registration) drain(ctx context.Context) (revision uint64, err error) {
+	err = r.work(ctx, "drain", func(ctx context.Context) (err error) {
 		r.mu.Lock()
 		r.draining = true
 		r.mu.Unlock()
-		return r.remark(ctx)
+		revision, err = r.remark(ctx)
+		return err
 	})
+	return revision, err
 }
 
-// remark sets the draining mark at the registry if it is wanted.
-func (r *Registration) remark(ctx context.Context) error {
+// remark sets the draining mark at the registry if it is wanted, and returns a revision at which it is set.
+func (r *Registration) remark(ctx context.Context) (uint64, error) {
 	r.mu.Lock()
 	draining, incarnation := r.draining, r.incarnation
 	r.mu.Unlock()
 	if !draining {
-		return nil
+		return 0, nil
 	}
-	_, err := r.c.drain(ctx, r.key, incarnation, false)
-	return err
+	resp, err := r.c.drain(ctx, r.key, incarnation, false)
+	return resp.GetHeader().GetRevision(), err
 }
 
 // Deregister removes the instance. A newer registration of the same id, by a successor, stays. From the call on, the

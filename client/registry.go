@@ -183,7 +183,8 @@ func (c *Client) Drain(ctx context.Context, key Key, opts ...OrderOption) (chang
 	if err != nil {
 		return false, err
 	}
-	return c.drain(ctx, key, o.incarnation, false)
+	resp, err := c.drain(ctx, key, o.incarnation, false)
+	return resp.GetChanged(), err
 }
 
 // Undrain clears the draining mark. changed is false when there was none.
@@ -192,17 +193,17 @@ func (c *Client) Undrain(ctx context.Context, key Key, opts ...OrderOption) (cha
 	if err != nil {
 		return false, err
 	}
-	return c.drain(ctx, key, o.incarnation, true)
+	resp, err := c.drain(ctx, key, o.incarnation, true)
+	return resp.GetChanged(), err
 }
 
-func (c *Client) drain(ctx context.Context, key Key, incarnation uint64, cancel bool) (changed bool, err error) {
-	resp, err := write(ctx, c, "drain "+key.String(), func(id *apiv1.RequestID) send[*apiv1.DrainResponse] {
+func (c *Client) drain(ctx context.Context, key Key, incarnation uint64, cancel bool) (*apiv1.DrainResponse, error) {
+	return write(ctx, c, "drain "+key.String(), func(id *apiv1.RequestID) send[*apiv1.DrainResponse] {
 		req := &apiv1.DrainRequest{RequestId: id, Key: key.proto(), Incarnation: incarnation, Cancel: cancel}
 		return func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.DrainResponse, error) {
 			return apiv1.NewRegistryServiceClient(conn).Drain(ctx, req, opts...)
 		}
 	})
-	return resp.GetChanged(), err
 }
 
 // SetHealth reports the status of a TTL check of any instance; for an own one use its Registration. An empty check means

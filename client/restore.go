@@ -105,7 +105,7 @@ func (r *Registration) restoreOnce(ctx context.Context) error {
 	if err := r.put(ctx, r.Instance(), again); err != nil {
 		return err
 	}
-	if err := r.remark(ctx); err != nil {
+	if _, err := r.remark(ctx); err != nil {
 		return err
 	}
 	incarnation, reports := r.kept()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"sync"
 	"time"
 
@@ -132,6 +133,9 @@ func WatchStalls() WatchOption {
 // Watch delivers the instances that match a filter and then every change, in the order of revisions, without gap or
 // repeat, whatever becomes of connections and nodes. Where history was lost on the way, it delivers what has changed,
 // deletions included. It is read by one goroutine at a time.
+//
+// Who deregisters an instance may wait until all who watch it know (Registration.Leave). A change counts as known here once
+// its reader has asked for the next one: finish what a change is to bring about before that.
 type Watch struct {
 	hub    *hub
 	id     uint32
@@ -150,9 +154,11 @@ type Watch struct {
 	queue     queue
 	unmarked  bool // the queue does not end with a ChangeSynced
 	delivered ResumePoint
-	err       error // why there will be no more
-	trouble   error // why there is nothing now
-	told      bool  // the reader knows the trouble
+	handled   uint64       // number of the last entry after which the reader came back
+	awaited   []acceptance // by number
+	err       error        // why there will be no more
+	trouble   error        // why there is nothing now
+	told      bool         // the reader knows the trouble
 }
 
 // Watch starts a watch. It needs no node for that: the first state comes as soon as one answers. All watches of a client
@@ -240,6 +246,7 @@ func (w *Watch) fail(err error) {
 	if w.err == nil {
 		w.err = fmt.Errorf("watch: %w", err)
 	}
+	w.accept(math.MaxUint64) // Nobody needs to know any more.
 	w.mu.Unlock()
 	w.signal()
 }
@@ -248,6 +255,7 @@ func (w *Watch) fail(err error) {
 func (w *Watch) take() (Change, bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.accept(w.queue.popped)
 	entry, ok := w.queue.pop()
 	switch {
 	case !ok && w.err != nil:

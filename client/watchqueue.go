@@ -5,6 +5,7 @@ type entry struct {
 	change Change
 	point  ResumePoint // of a ChangeSynced
 	fresh  bool        // a put of an instance that was not there before
+	number uint64      // of the queue's entries, from 1 on
 }
 
 // queue holds changes for the reader, in order. Above its limit it keeps, of each instance, only the last change, and
@@ -13,19 +14,26 @@ type entry struct {
 type queue struct {
 	limit   int
 	entries []entry
-	next    int // length at which to compact; 0: limit
+	next    int    // length at which to compact; 0: limit
+	last    uint64 // number of the entry that was put last
+	popped  uint64 // number of the entry that was taken last
 }
 
-// put appends a change.
-func (q *queue) put(e entry) {
+// put appends a change. It tells whether the queue was compacted: what was there may now be said by a later entry.
+func (q *queue) put(e entry) (compacted bool) {
 	if n := len(q.entries); e.change.Kind == ChangeSynced && n > 0 && q.entries[n-1].change.Kind == ChangeSynced {
+		e.number = q.last
 		q.entries[n-1] = e
-		return
+		return false
 	}
+	q.last++
+	e.number = q.last
 	q.entries = append(q.entries, e)
-	if len(q.entries) > max(q.limit, q.next) {
-		q.compact()
+	if len(q.entries) <= max(q.limit, q.next) {
+		return false
 	}
+	q.compact()
+	return true
 }
 
 // pop takes the first one.
@@ -34,6 +42,7 @@ func (q *queue) pop() (entry, bool) {
 		return entry{}, false
 	}
 	first := q.entries[0]
+	q.popped = first.number
 	q.entries[0] = entry{}
 	if q.entries = q.entries[1:]; len(q.entries) == 0 {
 		q.entries, q.next = nil, 0

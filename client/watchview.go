@@ -28,7 +28,7 @@ func (w *Watch) subscribe() *apiv1.Subscribe {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.live, w.cut = false, nil
-	s := &apiv1.Subscribe{SubscriptionId: w.id, Filter: w.filter}
+	s := &apiv1.Subscribe{SubscriptionId: w.id, Filter: w.filter, Acknowledges: true}
 	if w.synced {
 		s.Resume = w.point.proto()
 	}
@@ -191,7 +191,7 @@ func (w *Watch) reached(header *apiv1.ResponseHeader, tell bool) {
 // mark tells the reader that all up to the point has been delivered. The caller holds mu.
 func (w *Watch) mark(header *apiv1.ResponseHeader) {
 	info := infoOf(header)
-	w.queue.put(entry{point: w.point, change: Change{
+	w.put(entry{point: w.point, change: Change{
 		Kind: ChangeSynced, Revision: w.point.Revision, Epoch: w.point.Epoch, Staleness: info.Staleness,
 		Received: time.Now(), Node: info.Node,
 	}})
@@ -201,7 +201,7 @@ func (w *Watch) mark(header *apiv1.ResponseHeader) {
 
 // enqueue hands a change to the reader. The caller holds mu.
 func (w *Watch) enqueue(change Change, fresh bool) {
-	w.queue.put(entry{change: change, fresh: fresh})
+	w.put(entry{change: change, fresh: fresh})
 	w.unmarked = true
 	w.signal()
 }
