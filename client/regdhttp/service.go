@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/regd-io/regd/client/balance"
@@ -28,8 +29,8 @@ type service struct {
 	work   sync.WaitGroup
 	life   context.Context // ends with close
 	end    context.CancelFunc
-	mu     sync.Mutex
-	follow bool // guarded by mu
+	mu     sync.Mutex  // held while follow is set, and life ended
+	follow atomic.Bool // the balancer is kept current
 }
 
 // newService makes a service without instances.
@@ -74,7 +75,9 @@ func (s *service) pick(ctx context.Context, request balance.Request) (balance.Pi
 	if view == nil {
 		return balance.Pick{}, err
 	}
-	s.keep(view)
+	if !s.follow.Load() {
+		s.keep(view)
+	}
 	if err != nil {
 		return balance.Pick{}, err
 	}
@@ -90,11 +93,11 @@ func (s *service) pick(ctx context.Context, request balance.Request) (balance.Pi
 func (s *service) keep(view *discovery.View) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.follow || s.life.Err() != nil {
+	if s.follow.Load() || s.life.Err() != nil {
 		return
 	}
-	s.follow = true
 	s.balancer.Update(view.Instances)
+	s.follow.Store(true)
 	s.work.Go(func() {
 		var err error
 		for {
