@@ -3,6 +3,7 @@ package regdgrpc
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc/balancer/endpointsharding"
 	"google.golang.org/grpc/balancer/pickfirst"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/serviceconfig"
 
 	"github.com/regd-io/regd/client/balance"
@@ -45,15 +47,38 @@ type channel struct {
 	balancer.ClientConn
 	connections balancer.Balancer
 
-	mu        sync.Mutex // guards the fields below; held while gRPC is told, so that the last word is the newest
-	cfg       *parsed
-	choice    *balance.Balancer
-	instances []*registryv1.Instance // of the last resolution
-	addresses []string               // of each
-	trouble   error                  // why there is none
-	picker    *picker                // nil: no instance is connected
-	retry     *time.Timer            // runs when picks found no instance available that may become so with time
-	closed    bool
+	mu      sync.Mutex // guards the fields below; held while gRPC is told, so that the last word is the newest
+	cfg     *parsed
+	choice  *balance.Balancer
+	members []member                   // of the last resolution
+	trouble error                      // why there is none
+	ready   map[string]balancer.Picker // connections that gRPC was told of, by address
+	picker  *picker                    // nil: it has to be told anew
+	retry   *time.Timer                // runs when picks found no instance available that may become so with time
+	closed  bool
+}
+
+// member is an instance that was resolved.
+type member struct {
+	address  string
+	instance *registryv1.Instance
+	// apart stands for it while it has no connection. It is not picked, but not forgotten either: what is known of the
+	// instance holds when the connection comes back.
+	apart *registryv1.Instance
+}
+
+// newMember makes one of an endpoint, also of another resolver's.
+func newMember(e resolver.Endpoint) member {
+	m := member{address: e.Addresses[0].Addr, instance: Instance(e)}
+	if m.instance == nil {
+		m.instance = &registryv1.Instance{Id: m.address, Health: registryv1.Health_HEALTH_PASSING}
+	}
+	m.apart = &registryv1.Instance{
+		Namespace: m.instance.GetNamespace(), Service: m.instance.GetService(), Id: m.instance.GetId(),
+		Incarnation: m.instance.GetIncarnation(), Region: m.instance.GetRegion(), Zone: m.instance.GetZone(),
+		Weight: m.instance.GetWeight(), Draining: true,
+	}
+	return m
 }
 
 // UpdateClientConnState takes what was resolved.
@@ -71,17 +96,12 @@ func (b *channel) UpdateClientConnState(s balancer.ClientConnState) error {
 		}
 		b.cfg, b.choice = cfg, choice
 	}
-	b.instances, b.addresses = nil, nil
+	b.members, b.picker = make([]member, 0, len(s.ResolverState.Endpoints)), nil
 	b.trouble, _ = s.ResolverState.Attributes.Value(whyKey{}).(error)
 	for _, e := range s.ResolverState.Endpoints {
-		if len(e.Addresses) == 0 {
-			continue
+		if len(e.Addresses) > 0 {
+			b.members = append(b.members, newMember(e))
 		}
-		i := Instance(e)
-		if i == nil { // resolved by another resolver
-			i = &registryv1.Instance{Id: e.Addresses[0].Addr, Health: registryv1.Health_HEALTH_PASSING}
-		}
-		b.instances, b.addresses = append(b.instances, i), append(b.addresses, e.Addresses[0].Addr)
 	}
 	b.mu.Unlock()
 	// This comes back as UpdateState.
@@ -130,29 +150,29 @@ func (b *channel) UpdateState(s balancer.State) {
 	}
 	if len(ready) == 0 {
 		b.picker = nil
-		if len(b.instances) == 0 && b.trouble != nil {
+		if len(b.members) == 0 && b.trouble != nil {
 			s.Picker = base.NewErrPicker(fmt.Errorf("resolve: %w", b.trouble))
 		}
 		b.ClientConn.UpdateState(s) // endpointsharding's picker waits for connections, or has their errors.
 		return
 	}
-	p := &picker{channel: b, choice: b.choice, hashHeader: b.cfg.hashHeader, connections: make(map[string]balancer.Picker, len(ready))}
-	members := make([]*registryv1.Instance, len(b.instances))
-	for n, i := range b.instances {
-		connection := ready[b.addresses[n]]
-		if connection == nil {
-			p.apart++
-			// Not picked, but not forgotten either: what is known of it holds when the connection comes back.
-			i = &registryv1.Instance{
-				Namespace: i.GetNamespace(), Service: i.GetService(), Id: i.GetId(), Incarnation: i.GetIncarnation(),
-				Region: i.GetRegion(), Zone: i.GetZone(), Weight: i.GetWeight(), Draining: true,
-			}
-		} else {
-			p.connections[i.GetId()] = connection
-		}
-		members[n] = i
+	if b.picker != nil && maps.Equal(ready, b.ready) {
+		return // Only connections that are not there yet have changed.
 	}
-	b.choice.Update(members)
-	b.picker = p
-	b.ClientConn.UpdateState(balancer.State{ConnectivityState: connectivity.Ready, Picker: p})
+	b.ready = ready
+	b.picker = &picker{
+		channel: b, choice: b.choice, hashHeader: b.cfg.hashHeader, connections: make(map[string]balancer.Picker, len(ready)),
+	}
+	instances := make([]*registryv1.Instance, len(b.members))
+	for n, m := range b.members {
+		if connection := ready[m.address]; connection != nil {
+			b.picker.connections[m.instance.GetId()] = connection
+			instances[n] = m.instance
+		} else {
+			b.picker.apart++
+			instances[n] = m.apart
+		}
+	}
+	b.choice.Update(instances)
+	b.ClientConn.UpdateState(balancer.State{ConnectivityState: connectivity.Ready, Picker: b.picker})
 }

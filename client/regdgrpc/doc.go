@@ -27,10 +27,13 @@
 // # The policy regd_balance
 //
 // It is package balance at work, with the outcome of each call: policies, zones, breaker, ejection. Config, or its JSON in a
-// service config, sets it. It connects to every instance and picks among those that are connected. Client-side health checks
-// (healthCheckConfig, with an import of google.golang.org/grpc/health) take part. Failures are those of codes.Unavailable,
-// DeadlineExceeded, ResourceExhausted, Internal, Unknown and DataLoss; cancelled calls count for nothing. When breakers leave nobody to
-// pick, calls fail, and those that wait for ready wait until one lets calls through.
+// service config, sets it; what is wrong there is told by grpc.NewClient's error.
+//
+// It connects to every instance and picks among those that are connected, so that a call never waits for a connection while
+// there is another. Client-side health checks (healthCheckConfig, with an import of google.golang.org/grpc/health) take
+// part. Calls that end with codes.Unavailable, DeadlineExceeded, ResourceExhausted, Internal, Unknown or DataLoss speak
+// against the instance; cancelled ones count for nothing. When breakers leave nobody to pick, calls fail at once, and those
+// that wait for ready wait until one lets calls through.
 //
 // gRPC's own round_robin and the like work too. Retries are gRPC's: set a retryPolicy in the service config.
 //
