@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // client-side health checks
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -63,6 +64,17 @@ func TestSpread(t *testing.T) {
 				t.Errorf("a got %d of 100 calls", got)
 			}
 		})
+	}
+}
+
+// TestBadConfig checks that a channel with a bad config isn't made, and that one says why.
+func TestBadConfig(t *testing.T) {
+	t.Parallel()
+	conn, err := grpc.NewClient("regd:///payment", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithResolvers(regdgrpc.NewBuilder(nil)),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"regd_balance": {"polcy": "random"}}]}`))
+	if err == nil || !strings.Contains(err.Error(), `bad regd_balance config: json: unknown field "polcy"`) {
+		t.Errorf("got %v, %v", conn, err)
 	}
 }
 

@@ -51,7 +51,8 @@ func TestConfig(t *testing.T) {
 func TestConfigText(t *testing.T) {
 	t.Parallel()
 	got := Config{
-		Policy: "ring", HashHeader: "user", Zone: "z", Breaker: &Breaker{OpenTime: Duration(1500 * time.Millisecond)}, Ejection: &Ejection{},
+		Policy: "ring", HashHeader: "user", Zone: "z", Ejection: &Ejection{},
+		Breaker: &Breaker{OpenTime: Duration(1500 * time.Millisecond)},
 	}.ServiceConfig()
 	want := `{"loadBalancingConfig":[{"regd_balance":{"policy":"ring","zone":"z","hashHeader":"user",` +
 		`"breaker":{"openTime":"1.5s"},"ejection":{}}}]}`

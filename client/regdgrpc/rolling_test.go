@@ -76,7 +76,7 @@ func quiet(t *testing.T, conn *grpc.ClientConn, s *server) {
 	t.Helper()
 	before := -1
 	eventually(t, s.instance.GetId()+" is silent", func() bool {
-		for range 20 {
+		for range 10 {
 			if _, err := check(t.Context(), conn); err != nil {
 				t.Fatal(err)
 			}

@@ -47,7 +47,8 @@ type Option func(*config) error
 
 func newConfig(opts []Option) (config, error) {
 	c := config{
-		suffix: defaultSuffix, policy: balance.LeastRequests(), balance: []balance.Option{balance.WithEjection(balance.Ejection{MaxShare: defaultEjected})},
+		suffix: defaultSuffix, policy: balance.LeastRequests(),
+		balance: []balance.Option{balance.WithEjection(balance.Ejection{MaxShare: defaultEjected})},
 		request: func(*http.Request) balance.Request { return balance.Request{} },
 		failure: IsFailure, idempotent: IsIdempotent,
 		attempts: defaultAttempts, share: defaultShare, perSecond: defaultPerSecond, maxPause: defaultMaxPause,

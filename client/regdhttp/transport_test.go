@@ -24,7 +24,8 @@ func TestNames(t *testing.T) {
 	other := inst("b")
 	other.Namespace, other.Service = "prod", "pay.ment"
 	two := inst("c")
-	two.Service, two.Ports = "two", []*registryv1.Port{{Name: "admin", Number: 1}, {Name: "http", Number: 2}, {Name: "https", Number: 3}}
+	two.Service = "two"
+	two.Ports = []*registryv1.Port{{Name: "admin", Number: 1}, {Name: "http", Number: 2}, {Name: "https", Number: 3}}
 	odd := inst("d")
 	odd.Service, odd.Ports = "odd", []*registryv1.Port{{Name: "x", Number: 1}, {Name: "y", Number: 2}}
 	r.Put(other, two, odd)
