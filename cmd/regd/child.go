@@ -126,34 +126,42 @@ func (f *registerFlags) runRegistered(
 	select {
 	case <-c.ended:
 	case <-cmd.Context().Done():
-		f.drainAndStop(cmd, conn, reg, c)
+		f.leaveAndStop(cmd, conn, reg, c)
 	}
 	unwatch()
 	if err := <-kept; err != nil {
 		conn.note("%v", err) // The command went on all the same: its exit code counts.
 		return c.exit()
 	}
-	if err := conn.deregister(cmd, reg); err != nil {
-		conn.note("%v; its session ends by itself", err)
+	select {
+	case <-reg.Done():
+	default:
+		if err := conn.deregister(cmd, reg); err != nil {
+			conn.note("%v; its session ends by itself", err)
+		}
 	}
 	return c.exit()
 }
 
-// drainAndStop takes the instance out of traffic before its command hears of the end.
-func (f *registerFlags) drainAndStop(cmd *cobra.Command, conn *connection, reg *client.Registration, c *child) {
-	if f.drainTime > 0 {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), f.drainTime) // It has ended: that is why.
-		defer cancel()
-		if err := reg.Drain(ctx); err != nil {
-			conn.note("%v", err)
-		} else {
-			conn.note("%s draining for %v", instanceName(reg.Key()), f.drainTime)
-		}
+// leaveAndStop takes the instance out of traffic before its command hears of the end.
+func (f *registerFlags) leaveAndStop(cmd *cobra.Command, conn *connection, reg *client.Registration, c *child) {
+	began := time.Now()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context())) // It has ended: that is why.
+	defer cancel()
+	go func() { // Ends with ctx, or the command: nobody serves any more, so nobody is waited for.
 		select {
-		case <-ctx.Done():
 		case <-c.ended:
-			return
+			cancel()
+		case <-ctx.Done():
 		}
+	}()
+	conn.leave(ctx, reg, f.drainTimeout)
+	timer := time.NewTimer(time.Until(began.Add(f.drainTime)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.ended:
+		return
 	}
 	c.stop(f.stopTimeout, nil)
 }

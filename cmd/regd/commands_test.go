@@ -289,6 +289,34 @@ func TestWrappedCommandIsDrainedBeforeItIsStopped(t *testing.T) {
 	}
 }
 
+// The watchers are told first, and there is no sleep in it.
+func TestWrappedCommandIsStoppedOnceAllAreTold(t *testing.T) {
+	t.Parallel()
+	s, _ := startNode(t)
+	watch := s.start("watch", "job", "-o", "jsonl")
+	watch.says(`"type":"synced"`)
+	run := s.start("register", "job", "--id", "j1", "--port", "80", "--drain-timeout", "10m", "--", "sh", "-c",
+		`trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.05; done`)
+	eventually(t, func() string {
+		if strings.Contains(run.stderr.String(), "instance/job/j1 registered\n") {
+			return ""
+		}
+		return "not registered: " + run.stderr.String()
+	})
+	run.says("up\n")
+	if code := run.wait(); code != 5 {
+		t.Errorf("exit code %d, want the command's 5\n%s", code, run.stderr.String())
+	}
+	if said := run.stderr.String(); !strings.Contains(said, "instance/job/j1 deregistered; told before: 1 client\n") {
+		t.Errorf("it says %s", said)
+	}
+	watch.says(`"cause":"drain"`)
+	watch.says(`"type":"delete"`)
+	if code := watch.wait(); code != exitOK {
+		t.Errorf("watch: exit code %d\n%s", code, watch.stderr.String())
+	}
+}
+
 func TestWrappedCommandThatDoesNotStopIsKilled(t *testing.T) {
 	t.Parallel()
 	s, _ := startNode(t)

@@ -27,7 +27,7 @@ type registerFlags struct {
 	checkRise, checkFall                 uint32
 	ttl, deregisterAfter                 time.Duration
 	detach, ifAbsent, ttlGiven           bool
-	drainTime, stopTimeout               time.Duration
+	drainTimeout, drainTime, stopTimeout time.Duration
 }
 
 func newRegisterCmd(a *app) *cobra.Command {
@@ -38,16 +38,17 @@ func newRegisterCmd(a *app) *cobra.Command {
 		Example: `  # Until Ctrl-C; the registry asks http://HOST:8080/health every 10 s.
   regd register web --port 8080 --check-http /health
 
-  # While a command runs. On SIGTERM it is drained before it is stopped.
-  regd register web --port 8080 --drain-time 5s -- ./server --listen :8080
+  # While a command runs. On SIGTERM all who watch the service are told before it is stopped.
+  regd register web --port 8080 -- ./server --listen :8080
 
   # Something that can't hold a session: it stays until it is deregistered, and is critical when its port is closed.
   regd register db --id db-1 --address 10.0.0.5 --port 5432 --check-tcp 10.0.0.5:5432 --detach`,
 		Long: `In the foreground, the instance hangs on a session that this process keeps alive: it is removed when the process ends,
 and at the latest --ttl after its last sign of life. Lost connections and new leaders are no end of it.
 
-With a COMMAND, regd exits with the command's exit code. SIGTERM and SIGINT first drain the instance for --drain-time,
-then go to the command; after --stop-timeout it is killed. Other signals go to the command at once.
+With a COMMAND, regd exits with the command's exit code. On SIGTERM and SIGINT the instance is draining until all
+who watch the service have been told, for --drain-timeout at most, and deregistered; then the signal goes to the command,
+which is killed after --stop-timeout. Other signals go to the command at once.
 
 With --detach the instance has no session. --ttl then adds a check that turns critical after so long without a report
 by  regd report.`,
@@ -112,7 +113,8 @@ func (f *registerFlags) add(cmd *cobra.Command) {
 	fs.DurationVar(&f.ttl, "ttl", 15*time.Second, "how long it survives this process's silence, 2s to 24h")
 	fs.BoolVar(&f.ifAbsent, "if-absent", false, "fail if somebody else has this id, instead of taking it over")
 	fs.BoolVar(&f.detach, "detach", false, "register and return: it stays until it is deregistered")
-	fs.DurationVar(&f.drainTime, "drain-time", 0, "how long it is drained before the command is stopped")
+	fs.DurationVar(&f.drainTimeout, "drain-timeout", 5*time.Second, "how long it waits until all who watch have been told, before the command is stopped")
+	fs.DurationVar(&f.drainTime, "drain-time", 0, "how long the command goes on at least, for those who do not watch")
 	fs.DurationVar(&f.stopTimeout, "stop-timeout", 10*time.Second, "how long the command may take to stop before it is killed")
 }
 
@@ -331,4 +333,24 @@ func (c *connection) deregister(cmd *cobra.Command, reg *client.Registration) er
 	}
 	c.note("%s deregistered", instanceName(reg.Key()))
 	return nil
+}
+
+// leave deregisters the instance once all who watch it have been told, or after a while.
+func (c *connection) leave(ctx context.Context, reg *client.Registration, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	name := instanceName(reg.Key())
+	d, err := reg.Leave(ctx)
+	switch {
+	case err != nil:
+		c.note("%v; its session ends by itself", err)
+	case d.Err != nil:
+		c.note("%s deregistered: %v", name, d.Err)
+	default:
+		told := 0
+		for _, n := range d.Delivery.Nodes {
+			told += n.Acknowledged + n.Sent
+		}
+		c.note("%s deregistered; told before: %s", name, plural(told, "client"))
+	}
 }

@@ -1,0 +1,172 @@
+package client_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/regd-io/regd/client"
+	"github.com/regd-io/regd/client/discovery"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+)
+
+// slowConn gives out what comes in late.
+type slowConn struct {
+	net.Conn
+	late time.Duration
+}
+
+func (c slowConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	time.Sleep(c.late)
+	return n, err
+}
+
+// at makes a client of one node, on a network that is late.
+func (l *liveCluster) at(node string, late time.Duration) *client.Client {
+	l.t.Helper()
+	link := &link{l: l}
+	c, err := client.New([]string{node + ":7400"}, client.WithDialOptions(grpc.WithContextDialer(
+		func(ctx context.Context, address string) (net.Conn, error) {
+			conn, err := link.dial(ctx, address)
+			return slowConn{conn, late}, err
+		})))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// fleet is instances, and consumers that send them requests.
+type fleet struct {
+	mu    sync.Mutex // guards all below
+	gone  map[string]bool
+	sent  int
+	wrong []string // requests that were begun when the instance had gone
+	seen  map[string]map[string]bool
+}
+
+// consume sends a request each millisecond, to all that can serve, until ctx ends.
+func (f *fleet) consume(ctx context.Context, name string, s *discovery.Service) {
+	for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		gone := make(map[string]bool, len(f.gone))
+		for id := range f.gone {
+			gone[id] = true
+		}
+		f.mu.Unlock()
+		v, err := s.View(ctx)
+		if err != nil {
+			continue
+		}
+		f.mu.Lock()
+		for _, i := range v.Healthy {
+			f.sent++
+			if f.seen[i.GetId()] == nil {
+				f.seen[i.GetId()] = map[string]bool{}
+			}
+			f.seen[i.GetId()][name] = true
+			if gone[i.GetId()] {
+				f.wrong = append(f.wrong, name+" to "+i.GetId())
+			}
+		}
+		f.mu.Unlock()
+	}
+}
+
+// known waits until all three send to the instance.
+func (f *fleet) known(id string) {
+	for n := 0; n < 3; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		n = len(f.seen[id])
+		f.mu.Unlock()
+	}
+}
+
+// TestNobodySendsToWhoHasLeft has a consumer at each node, of which the farthest hears a tenth of a second late.
+func TestNobodySendsToWhoHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLiveCluster(t, 3)
+		provider, _ := l.client()
+		f := &fleet{gone: map[string]bool{}, seen: map[string]map[string]bool{}}
+		ctx, cancel := context.WithCancel(t.Context())
+		var consuming sync.WaitGroup
+		defer consuming.Wait()
+		defer cancel()
+		for name, late := range map[string]time.Duration{"n1": 0, "n2": 10 * time.Millisecond, "n3": 100 * time.Millisecond} {
+			d, err := discovery.New(l.at(name, late))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			s, err := d.Service("web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			consuming.Go(func() { f.consume(ctx, name, s) })
+		}
+		end := func(id string, how func(*client.Registration)) {
+			reg, err := provider.Register(ctx, &registryv1.Instance{Service: "web", Id: id, Address: "10.0.0.1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.known(id)
+			how(reg)
+			f.mu.Lock()
+			f.gone[id] = true
+			f.mu.Unlock()
+			time.Sleep(200 * time.Millisecond)
+		}
+		for i := range 20 {
+			end(fmt.Sprint("i", i), func(reg *client.Registration) {
+				telling, done := context.WithTimeout(ctx, 10*time.Second)
+				defer done()
+				began := time.Now()
+				d, err := reg.Leave(telling)
+				if err != nil || d.Err != nil || len(d.Delivery.Nodes) != 3 {
+					t.Fatalf("Leave: %+v, %v", d, err)
+				}
+				if took := time.Since(began); took < 100*time.Millisecond || took > 5*time.Second {
+					t.Errorf("took %v, the farthest hears after 100ms", took)
+				}
+				for _, n := range d.Delivery.Nodes {
+					if n.Streams != 1 || n.Acknowledged != 1 || n.Revision < d.Revision {
+						t.Errorf("node %+v, want one acknowledgement", n)
+					}
+				}
+			})
+		}
+		f.mu.Lock()
+		sent, wrong := f.sent, slices.Clone(f.wrong)
+		f.mu.Unlock()
+		if len(wrong) > 0 || sent < 1000 {
+			t.Errorf("%d of %d requests went to instances that had left: %v", len(wrong), sent, wrong[:min(len(wrong), 5)])
+		}
+		t.Logf("%d requests, none to an instance that had left", sent)
+
+		// Without the wait there are some: this test can see them.
+		end("abrupt", func(reg *client.Registration) {
+			if err := reg.Drain(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := reg.Deregister(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.wrong) == 0 {
+			t.Error("no request went to an instance that was deregistered at once")
+		}
+		t.Logf("%d requests to one that was deregistered at once", len(f.wrong))
+	})
+}
