@@ -13,7 +13,7 @@
 //		Ports: []*registryv1.Port{{Name: "http", Number: 8080}},
 //	})
 //	...
-//	defer reg.Deregister(ctx)
+//	defer reg.Leave(ctx) // once all who watch have been told
 //
 //	w, err := c.Watch(ctx, client.Filter{Service: "payment", MinHealth: registryv1.Health_HEALTH_PASSING})
 //	for change, err := range w.All(ctx) {
@@ -29,6 +29,9 @@
 //
 // Errors of the registry match a sentinel such as ErrInstanceNotFound with errors.Is, and are an *Error with the facts.
 // When no node did what was asked, the error is an *UnreachableError that says of each address what it said.
+//
+// To end an instance without a failed request, call Registration.Leave while it still serves; package lifecycle does so for
+// servers, in the right order.
 //
 // The package links neither raft nor a store, only gRPC and the messages in proto.
 package client

@@ -49,13 +49,16 @@ func ExampleClient_Register() {
 
 	// ... serve ...
 
-	if err := reg.Drain(ctx); err != nil { // consumers send nothing new
+	telling, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	departure, err := reg.Leave(telling) // consumers send nothing new
+	if err != nil {
 		fmt.Println(err)
+	}
+	if departure.Err != nil {
+		fmt.Println("some may not know yet:", departure.Err)
 	}
 	// ... finish what is under way ...
-	if err := reg.Deregister(ctx); err != nil {
-		fmt.Println(err)
-	}
 }
 
 func ExampleClient_Instances() {

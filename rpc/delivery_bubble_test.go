@@ -74,7 +74,8 @@ func TestDeliveryIsAwaitedOfThoseConcerned(t *testing.T) {
 		r.open(ctx, t, subscribe(1, "web"), subscribe(2, "web"))
 		r.open(ctx, t, subscribe(1, ""))
 		r.open(ctx, t, &apiv1.Subscribe{SubscriptionId: 1, Filter: &apiv1.Filter{Namespace: "*", Service: "web"}})
-		r.open(ctx, t, &apiv1.Subscribe{SubscriptionId: 1, Filter: &apiv1.Filter{Service: "web", MinHealth: registryv1.Health_HEALTH_PASSING}})
+		healthy := &apiv1.Filter{Service: "web", MinHealth: registryv1.Health_HEALTH_PASSING}
+		r.open(ctx, t, &apiv1.Subscribe{SubscriptionId: 1, Filter: healthy})
 		r.open(ctx, t, subscribe(1, "db"))
 		r.open(ctx, t, &apiv1.Subscribe{SubscriptionId: 1, Filter: &apiv1.Filter{Namespace: "other"}})
 		polite := r.open(ctx, t, acknowledging(1, "db"), acknowledging(2, "web"), subscribe(3, "web"), acknowledging(4, ""))

@@ -129,7 +129,7 @@ func FuzzWatch(f *testing.F) {
 		}
 		all = append(all, &apiv1.WatchRequest{Action: &apiv1.WatchRequest_Unsubscribe{
 			Unsubscribe: &apiv1.Unsubscribe{SubscriptionId: 2},
-		}})
+		}}, &apiv1.WatchRequest{Action: &apiv1.WatchRequest_Acknowledge{Acknowledge: &apiv1.Acknowledge{Number: 1}}})
 		return framed(f, all...)
 	}
 	web, zoned := &apiv1.Filter{Service: "web"}, &apiv1.Filter{Namespace: "*", Zone: "z", Tags: []string{"x"}, Metadata: map[string]string{"k": "v"}}

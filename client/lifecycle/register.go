@@ -27,18 +27,23 @@ type Registrar func(ctx context.Context, ports []*registryv1.Port) (Registration
 // server's, and a server without a port is added as one: a server may listen on port 0.
 func Register(c *client.Client, instance *registryv1.Instance, opts ...client.RegisterOption) Registrar {
 	return func(ctx context.Context, ports []*registryv1.Port) (Registration, error) {
-		spec := proto.CloneOf(instance)
-		for _, port := range ports {
-			own := portOf(spec, port.GetName())
-			switch {
-			case own == nil:
-				spec.Ports = append(spec.Ports, port)
-			case own.GetNumber() == 0:
-				own.Number = port.GetNumber()
-			}
-		}
-		return c.Register(ctx, spec, opts...)
+		return c.Register(ctx, withPorts(instance, ports), opts...)
 	}
+}
+
+// withPorts returns a copy of the instance with the ports that it lacks.
+func withPorts(instance *registryv1.Instance, ports []*registryv1.Port) *registryv1.Instance {
+	spec := proto.CloneOf(instance)
+	for _, port := range ports {
+		own := portOf(spec, port.GetName())
+		switch {
+		case own == nil:
+			spec.Ports = append(spec.Ports, port)
+		case own.GetNumber() == 0:
+			own.Number = port.GetNumber()
+		}
+	}
+	return spec
 }
 
 func portOf(instance *registryv1.Instance, name string) *registryv1.Port {

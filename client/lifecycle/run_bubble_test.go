@@ -12,6 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
 	"github.com/regd-io/regd/client"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
@@ -250,6 +253,21 @@ func TestReadyWhileItServes(t *testing.T) {
 		s.telling = 2 * time.Second
 		_ = s.run(t.Context(), nil, "0s register", "5s working (ready)", "10s leave", "11s telling", "12s deregistered", "12s finish")
 	})
+}
+
+func TestPortsAreThoseOfTheServers(t *testing.T) {
+	port := func(name string, number uint32) *registryv1.Port { return &registryv1.Port{Name: name, Number: number} }
+	instance := &registryv1.Instance{Service: "web", Ports: []*registryv1.Port{port("http", 0), port("grpc", 443)}}
+	got := withPorts(instance, []*registryv1.Port{port("http", 8080), port("grpc", 9090), port("admin", 7070)})
+	want := &registryv1.Instance{
+		Service: "web", Ports: []*registryv1.Port{port("http", 8080), port("grpc", 443), port("admin", 7070)},
+	}
+	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if instance.GetPorts()[0].GetNumber() != 0 {
+		t.Error("the caller's instance was changed")
+	}
 }
 
 func TestConfigurationIsChecked(t *testing.T) {
