@@ -201,7 +201,8 @@ func (e *env) run(t *testing.T, name string, args ...string) *process {
 	t.Helper()
 	p := &process{cmd: exec.Command(filepath.Join(e.dir, name), args...), output: newOutput(), ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
-	p.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+t.TempDir())
+	// The race detector has a process sleep for a second at its end otherwise.
+	p.cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+t.TempDir(), "GORACE=atexit_sleep_ms=0")
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
