@@ -31,8 +31,12 @@ import (
 	"github.com/regd-io/regd/test/chaos/internal/nodes"
 )
 
-// payment is the service that is called.
-const payment = "payment"
+const (
+	// payment is the service that is called.
+	payment = "payment"
+	// fleetSize is how many instances it has, give or take the one that is being replaced.
+	fleetSize = 5
+)
 
 // fleet is the instances of payment. To the registry each is a process of its own: it has its own client.
 type fleet struct {
@@ -53,8 +57,8 @@ type running struct {
 	http, grpc atomic.Int64 // requests that it was sent
 }
 
-// startFleet starts k instances. Those that still run leave with the test.
-func startFleet(t *testing.T, c *nodes.Cluster, k int) *fleet {
+// startFleet starts fleetSize instances. Those that still run leave with the test.
+func startFleet(t *testing.T, c *nodes.Cluster) *fleet {
 	t.Helper()
 	f := &fleet{t: t, c: c, log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	t.Cleanup(func() { // Before the nodes end.
@@ -62,7 +66,7 @@ func startFleet(t *testing.T, c *nodes.Cluster, k int) *fleet {
 			f.stopOldest()
 		}
 	})
-	for range k {
+	for range fleetSize {
 		f.start()
 	}
 	return f
@@ -145,8 +149,22 @@ func listen(t *testing.T) net.Listener {
 
 // tally is what came of the requests of a flow in a phase.
 type tally struct {
-	requests, attempts, failures atomic.Int64
-	longest                      atomic.Int64 // nanoseconds after a request was due
+	requests, attempts atomic.Int64
+
+	mu       sync.Mutex // guards the fields below
+	failures int
+	longest  time.Duration // after a request was due
+}
+
+// note notes how a request went. It tells whether it has failed.
+func (t *tally) note(took time.Duration, err error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.longest = max(t.longest, took)
+	if err != nil {
+		t.failures++
+	}
+	return err != nil
 }
 
 // tallyKey is the key of a request's tally in its context.
@@ -274,15 +292,10 @@ func (tr *traffic) send(flow, n int, due time.Time) {
 	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), tallyKey{}, tally), requestTimeout)
 	defer cancel()
 	err := tr.flows[flow].call(ctx, n)
-	took := int64(time.Since(due))
-	for old := tally.longest.Load(); took > old && !tally.longest.CompareAndSwap(old, took); old = tally.longest.Load() {
-	}
-	if err != nil {
-		tally.failures.Add(1)
-		if tr.told.Add(1) <= maxTold {
-			tr.t.Errorf("%q, %v after it began: request %d by %s failed after %v: %v", p.name,
-				time.Since(p.begun).Round(time.Millisecond), n, tr.flows[flow].name, time.Duration(took), err)
-		}
+	took := time.Since(due)
+	if tally.note(took, err) && tr.told.Add(1) <= maxTold {
+		tr.t.Errorf("%q, %v after it began: request %d by %s failed after %v: %v", p.name,
+			time.Since(p.begun).Round(time.Millisecond), n, tr.flows[flow].name, took, err)
 	}
 }
 
@@ -312,7 +325,7 @@ func (tr *traffic) judge() {
 	tr.t.Helper()
 	tr.stop()
 	end := time.Now()
-	failures := int64(0)
+	failures := 0
 	for k, p := range tr.phases {
 		until := end
 		if k+1 < len(tr.phases) {
@@ -320,10 +333,9 @@ func (tr *traffic) judge() {
 		}
 		for i, f := range tr.flows {
 			t := &p.tallies[i]
-			failures += t.failures.Load()
+			failures += t.failures
 			tr.t.Logf("%-38s %6.1f s  %-18s %6d requests, %d failed, %d retries, longest %v", p.name, until.Sub(p.begun).Seconds(), f.name,
-				t.requests.Load(), t.failures.Load(), t.attempts.Load()-t.requests.Load(),
-				time.Duration(t.longest.Load()).Round(100*time.Microsecond))
+				t.requests.Load(), t.failures, t.attempts.Load()-t.requests.Load(), t.longest.Round(100*time.Microsecond))
 		}
 	}
 	if failures > 0 {
@@ -377,8 +389,8 @@ func (c counting) RoundTrip(req *http.Request) (*http.Response, error) {
 // overGRPC calls by gRPC, without retries but for those that gRPC makes by itself of what no server has seen.
 func overGRPC(t *testing.T, d *discovery.Discovery, config string) func(context.Context, int) error {
 	t.Helper()
-	conn, err := grpc.NewClient("regd:///"+payment, grpc.WithResolvers(regdgrpc.NewBuilder(d)), grpc.WithDefaultServiceConfig(config),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStatsHandler(begins{}))
+	conn, err := grpc.NewClient("regd:///"+payment, grpc.WithResolvers(regdgrpc.NewBuilder(d)), grpc.WithStatsHandler(begins{}),
+		grpc.WithDefaultServiceConfig(config), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -414,7 +426,8 @@ func discover(t *testing.T, c *nodes.Cluster, opts ...client.Option) *discovery.
 	return d
 }
 
-// lookUp is a handle on payment that has a view, closed with the test.
+// lookUp is a handle on payment whose view has the whole fleet, closed with the test. The node that serves the first view
+// may be behind those on which they were registered.
 func lookUp(t *testing.T, d *discovery.Discovery) *discovery.Service {
 	t.Helper()
 	s, err := d.Service(payment)
@@ -424,8 +437,13 @@ func lookUp(t *testing.T, d *discovery.Discovery) *discovery.Service {
 	t.Cleanup(s.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if _, err := s.View(ctx); err != nil {
-		t.Fatal(err)
+	for v, err := range s.All(ctx) {
+		if err != nil {
+			t.Fatalf("look %s up: %v", payment, err)
+		}
+		if len(v.Healthy) == fleetSize {
+			break
+		}
 	}
 	return s
 }

@@ -34,7 +34,7 @@ func TestServicesAreCalledWhileTheRegistryIsGone(t *testing.T) {
 		}
 	}
 	c := nodes.Start(t, 3)
-	startFleet(t, c, 5)
+	startFleet(t, c)
 	d := discover(t, c)
 	consumer := lookUp(t, d)
 	var crowd []*discovery.Service
@@ -59,14 +59,22 @@ func TestServicesAreCalledWhileTheRegistryIsGone(t *testing.T) {
 	}
 	gone := time.Now()
 	c.Wait("all views to be cached", 10*time.Second, every(discovery.SourceCached))
-	for !passed(gone, outage) {
-		tr.progress()
-		age, least := now(t, consumer).Age(), time.Since(gone)-time.Second
-		if v := now(t, consumer); v.Source != discovery.SourceCached || age < least || len(v.Healthy) != len(before) {
-			t.Fatalf("%v after the registry was gone the view is %v, %v old, and has %d healthy instances; want cached, %v or more, and %d",
-				time.Since(gone), v.Source, age, len(v.Healthy), least, len(before))
+	cached := time.Now()
+	over := time.After(outage)
+	for waiting := true; waiting; {
+		select {
+		case <-time.After(outage / 10):
+		case <-over:
+			waiting = false
+		}
+		v, least := now(t, consumer), time.Since(cached)
+		age := v.Age()
+		if v.Source != discovery.SourceCached || age < least || len(v.Healthy) != fleetSize {
+			t.Fatalf("%v after the registry was gone the view is %v, %v old, with %d healthy instances; want cached, %v or more, and %d",
+				time.Since(gone), v.Source, age, len(v.Healthy), least, fleetSize)
 		}
 	}
+	tr.progress()
 	stats := d.Stats()[0]
 	t.Logf("at the end of the outage the view is %v, %v old: %v", stats.Source, stats.Age.Round(time.Millisecond), stats.Err)
 	if stats.Source != discovery.SourceCached || stats.Err == nil {
@@ -92,10 +100,7 @@ func TestServicesAreCalledWhileTheRegistryIsGone(t *testing.T) {
 	verify(t, c)
 }
 
-// passed tells whether a time has passed.
-func passed(since time.Time, d time.Duration) bool { return time.Since(since) >= d }
-
-// incarnations are the numbers of the registrations of a view, by the ids of the instances.
+// incarnations are the numbers of the registrations of a view, in the order of the instances' ids.
 func incarnations(v *discovery.View) []uint64 {
 	var list []uint64
 	for _, i := range v.Instances {
@@ -159,22 +164,27 @@ func (a *arrivals) busiest(after time.Time) int {
 	return most
 }
 
-// The backoffs of the client. Before the kth try to open a watch stream it waits for a random time of up to the bound of
-// min(50 ms * 2^k, 5 s). Between the kth try to connect to a node and the next lie min(100 ms * 1.6^k, 5 s), give or take a
-// fifth. So at a time T after the loss the bound of either is at least min(T/2, 5 s), since those before add up to no more.
+// maxBackoff is where the two backoffs of the client end.
 const maxBackoff = 5 * time.Second
 
 // watchRate is the largest rate, per second, at which a client tries to open a watch stream once it has been without one for
-// a time: that of a renewal process of times spread evenly up to a bound is nowhere larger than e / bound.
+// a time. It waits for a random time of up to 50 ms, then up to 100 ms, and so on to maxBackoff. The bounds of all waits so
+// far add up to less than twice the last one, which so is at least half of the time. The density of renewals that lie evenly spread
+// times up to a bound apart is nowhere larger than e / bound.
 func watchRate(without time.Duration) float64 {
 	return math.E / min(without/2, maxBackoff).Seconds()
 }
 
-// dialRate is the largest rate, per second, at which a client tries to connect to a node: a wait is spread evenly over two
-// fifths of the backoff, and not more than one try falls into such a stretch. Connections are first tried in the 350 ms
-// after the loss.
+// firstDials is the time in which a client that lost all nodes has dialled each: the bounds of its first three waits.
+const firstDials = 350 * time.Millisecond
+
+// dialRate is the largest rate, per second, at which a client tries to connect to one node, which it has been without for a
+// time. Its tries are 100 ms apart, then 160 ms, and so on by 1.6 to maxBackoff, each give or take a fifth. With that fifth
+// all so far add up to less than 1.2 * 1.6 / 0.6 = 3.2 times the last one. That is spread over two fifths of itself, and not
+// more than one try falls into such a stretch.
 func dialRate(without time.Duration) float64 {
-	return 1 / (0.4 * min((without-350*time.Millisecond)/2, maxBackoff).Seconds())
+	backoff := min(time.Duration(float64(without-firstDials)/3.2), maxBackoff)
+	return 1 / (0.4 * backoff.Seconds())
 }
 
 // spread fails the test when more knocked within one window than chance allows, once in a thousand million windows, for a

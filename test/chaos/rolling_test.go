@@ -16,7 +16,7 @@ import (
 func TestARollingRestartFailsNoCall(t *testing.T) {
 	t.Parallel()
 	c := nodes.Start(t, 3)
-	f := startFleet(t, c, 5)
+	f := startFleet(t, c)
 	d := discover(t, c)
 	s := lookUp(t, d)
 	tr := call(t, c, d)
@@ -45,8 +45,8 @@ func TestARollingRestartFailsNoCall(t *testing.T) {
 		tr.progress()
 	}
 	tr.judge()
-	if v := now(t, s); len(v.Healthy) != 5 || len(v.Protected) > 0 {
-		t.Errorf("%d healthy instances are listed, %d protected, want 5 and none", len(v.Healthy), len(v.Protected))
+	if v := now(t, s); len(v.Healthy) != fleetSize || len(v.Protected) > 0 {
+		t.Errorf("%d healthy instances are listed, %d protected, want %d and none", len(v.Healthy), len(v.Protected), fleetSize)
 	}
 	stats := d.Stats()[0]
 	t.Logf("the consumer's view: %d changes, %d resyncs, interrupted %d times", stats.Changes, stats.Resyncs, stats.Stalls)
