@@ -36,6 +36,8 @@ const (
 	payment = "payment"
 	// fleetSize is how many instances it has, give or take the one that is being replaced.
 	fleetSize = 5
+	// thinking is how long an instance takes for an answer, so that there are always requests under way, also when it leaves.
+	thinking = 20 * time.Millisecond
 )
 
 // fleet is the instances of payment. To the registry each is a process of its own: it has its own client.
@@ -85,7 +87,7 @@ func (f *fleet) start() *running {
 	rpc := grpc.NewServer(grpc.UnaryInterceptor(
 		func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 			i.grpc.Add(1)
-			<-time.After(time.Millisecond) // So that requests are under way when it stops.
+			<-time.After(thinking)
 			return handle(ctx, req)
 		}))
 	healthpb.RegisterHealthServer(rpc, status)
@@ -95,7 +97,7 @@ func (f *fleet) start() *running {
 		if err != nil {
 			return // The caller is told by the broken connection.
 		}
-		<-time.After(time.Millisecond)
+		<-time.After(thinking)
 		_, _ = w.Write(body)
 	})}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(f.t.Context())) // It leaves in a cleanup.
@@ -254,10 +256,20 @@ func call(t *testing.T, c *nodes.Cluster, d *discovery.Discovery) *traffic {
 }
 
 // enter begins a phase. A request belongs to the phase in which it was sent.
-func (tr *traffic) enter(name string) {
+func (tr *traffic) enter(name string) *phase {
 	p := &phase{name: name, begun: time.Now(), tallies: make([]tally, len(tr.flows))}
 	tr.phases = append(tr.phases, p)
 	tr.now.Store(p)
+	return p
+}
+
+// retries is how many attempts more than requests there were. Call it once the traffic has stopped.
+func (p *phase) retries() int64 {
+	n := int64(0)
+	for i := range p.tallies {
+		n += p.tallies[i].attempts.Load() - p.tallies[i].requests.Load()
+	}
+	return n
 }
 
 // pace sends the requests of a flow when they are due, until ctx ends.
