@@ -5,8 +5,9 @@ import (
 )
 
 // Policy says how to choose among instances. The constructors of this package return them; they nest, and one may serve
-// several balancers. String describes it.
+// several balancers.
 type Policy interface {
+	// String returns the policy in words, with what is nested in it.
 	String() string
 	// check reports values out of range.
 	check() error

@@ -40,24 +40,36 @@ type Config struct {
 	Ejection *Ejection `json:"ejection,omitempty"`
 }
 
-// Breaker is balance.Breaker in JSON.
+// Breaker is balance.Breaker in JSON: what a field means, and its limits, are told there. What is 0 has its default.
 type Breaker struct {
-	ConsecutiveFailures int      `json:"consecutiveFailures,omitempty"`
-	FailureRatio        float64  `json:"failureRatio,omitempty"`
-	MinCalls            int      `json:"minCalls,omitempty"`
-	Window              Duration `json:"window,omitempty"`
-	OpenTime            Duration `json:"openTime,omitempty"`
-	Trials              int      `json:"trials,omitempty"`
+	// ConsecutiveFailures open it. Default 5.
+	ConsecutiveFailures int `json:"consecutiveFailures,omitempty"`
+	// FailureRatio opens it: the share of failures among the calls of the last Window. Default 0.5.
+	FailureRatio float64 `json:"failureRatio,omitempty"`
+	// MinCalls are the calls within Window below which FailureRatio opens nothing. Default 20.
+	MinCalls int `json:"minCalls,omitempty"`
+	// Window over which FailureRatio is counted. Default 10 s.
+	Window Duration `json:"window,omitempty"`
+	// OpenTime is how long it stays open. Default 5 s.
+	OpenTime Duration `json:"openTime,omitempty"`
+	// Trials are the calls at a time that it lets through when half-open, and that must succeed to close it. Default 1.
+	Trials int `json:"trials,omitempty"`
 }
 
-// Ejection is balance.Ejection in JSON.
+// Ejection is balance.Ejection in JSON: what a field means, and its limits, are told there. What is 0 has its default.
 type Ejection struct {
-	ConsecutiveFailures int      `json:"consecutiveFailures,omitempty"`
-	SuccessRate         bool     `json:"successRate,omitempty"`
-	Interval            Duration `json:"interval,omitempty"`
-	BaseTime            Duration `json:"baseTime,omitempty"`
-	MaxTime             Duration `json:"maxTime,omitempty"`
-	MaxShare            float64  `json:"maxShare,omitempty"`
+	// ConsecutiveFailures eject. Default 5.
+	ConsecutiveFailures int `json:"consecutiveFailures,omitempty"`
+	// SuccessRate also ejects, every Interval, those whose calls fail much more often than the others'. Default: it doesn't.
+	SuccessRate bool `json:"successRate,omitempty"`
+	// Interval between two looks at rates of success. Default 10 s.
+	Interval Duration `json:"interval,omitempty"`
+	// BaseTime is how long the first ejection lasts; each further one in a row lasts one BaseTime longer. Default 30 s.
+	BaseTime Duration `json:"baseTime,omitempty"`
+	// MaxTime is how long an ejection lasts at most. Default 300 s.
+	MaxTime Duration `json:"maxTime,omitempty"`
+	// MaxShare is the share of the healthy instances that may be ejected at once. Default 0.1.
+	MaxShare float64 `json:"maxShare,omitempty"`
 }
 
 // Duration is a time.Duration that is text in JSON, such as "1.5s".
