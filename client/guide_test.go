@@ -247,7 +247,7 @@ func Explain(err error) string {
 	case errors.As(err, &unreachable):
 		return fmt.Sprintf("%d nodes were asked in vain: %v", len(unreachable.Attempts), unreachable.Attempts)
 	case errors.As(err, &refused):
-		return fmt.Sprintf("%v, and these fields are wrong: %v", refused.Reason, refused.Violations)
+		return fmt.Sprintf("%v; faults in fields: %v", refused.Reason, refused.Violations)
 	default:
 		return err.Error()
 	}
