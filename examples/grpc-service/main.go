@@ -20,11 +20,13 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	testpb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
 
 	"github.com/regd-io/regd/client"
 	"github.com/regd-io/regd/client/lifecycle"
@@ -42,12 +44,18 @@ func main() {
 // greeter is the service.
 type greeter struct {
 	testpb.UnimplementedTestServiceServer
-	id string
+	id    string
+	takes time.Duration
 }
 
 // UnaryCall tells who answers.
-func (g greeter) UnaryCall(context.Context, *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
-	return &testpb.SimpleResponse{ServerId: g.id}, nil
+func (g greeter) UnaryCall(ctx context.Context, _ *testpb.SimpleRequest) (*testpb.SimpleResponse, error) {
+	select {
+	case <-ctx.Done(): // Nobody waits for the answer.
+		return nil, status.FromContextError(ctx.Err()).Err()
+	case <-time.After(g.takes):
+		return &testpb.SimpleResponse{ServerId: g.id}, nil
+	}
 }
 
 func run(log *slog.Logger) (err error) {
@@ -55,6 +63,7 @@ func run(log *slog.Logger) (err error) {
 	service := flag.String("service", "greeter", "`name` of the service")
 	id := flag.String("id", "a", "`id` of this instance, unique within the service")
 	listen := flag.String("listen", "127.0.0.1:0", "`address` to serve on; port 0 takes a free one")
+	takes := flag.Duration("takes", 0, "how long an answer takes")
 	flag.Parse()
 
 	c, err := client.New(strings.Split(*endpoints, ","), client.WithLogger(log))
@@ -72,13 +81,13 @@ func run(log *slog.Logger) (err error) {
 		return err
 	}
 
-	server, status := grpc.NewServer(), health.NewServer()
-	testpb.RegisterTestServiceServer(server, greeter{id: *id})
-	healthpb.RegisterHealthServer(server, status)
+	server, serving := grpc.NewServer(), health.NewServer()
+	testpb.RegisterTestServiceServer(server, greeter{id: *id, takes: *takes})
+	healthpb.RegisterHealthServer(server, serving)
 
 	log = log.With("service", *service, "id", *id, "address", listener.Addr())
 	err = lifecycle.Run(ctx, lifecycle.Config{ // Until SIGTERM or Ctrl-C.
-		Servers:  []lifecycle.Server{lifecycle.GRPC("grpc", server, listener, status)},
+		Servers:  []lifecycle.Server{lifecycle.GRPC("grpc", server, listener, serving)},
 		Register: lifecycle.Register(c, &registryv1.Instance{Service: *service, Id: *id, Address: host}),
 		Logger:   log,
 	})

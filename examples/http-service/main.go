@@ -41,6 +41,7 @@ func run(log *slog.Logger) (err error) {
 	id := flag.String("id", "a", "`id` of this instance, unique within the service")
 	version := flag.String("version", "1", "what the instance says of its version in its metadata")
 	listen := flag.String("listen", "127.0.0.1:0", "`address` to serve on; port 0 takes a free one")
+	takes := flag.Duration("takes", 0, "how long an answer takes")
 	flag.Parse()
 
 	c, err := client.New(strings.Split(*endpoints, ","), client.WithLogger(log))
@@ -61,7 +62,12 @@ func run(log *slog.Logger) (err error) {
 	ready := new(lifecycle.Readiness)
 	mux := http.NewServeMux()
 	mux.Handle("GET /readyz", ready)
-	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done(): // Nobody waits for the answer.
+			return
+		case <-time.After(*takes):
+		}
 		w.Header().Set("Version", *version)
 		fmt.Fprintf(w, "hello from %s\n", *id)
 	})
