@@ -54,7 +54,9 @@ func TestGuidesAtALiveCluster(t *testing.T) {
 		if err := <-followed; !errors.Is(err, context.Canceled) {
 			t.Errorf("Follow: %v", err)
 		}
-		if got := Explain(instanceError(t, other)); got != "it is not registered" {
+		if _, gone := other.Instance(t.Context(), client.Key{Service: "payment", ID: "payment-1"}); gone == nil {
+			t.Error("it is still registered")
+		} else if got := Explain(gone); got != "it is not registered" {
 			t.Errorf("Explain: %q", got)
 		}
 	})
@@ -126,12 +128,6 @@ func guidesFindOne(t *testing.T, c *client.Client, d *discovery.Discovery, balan
 	if change, err := w.Next(t.Context()); err != nil || change.Kind != client.ChangeSynced {
 		t.Errorf("resumed where nothing has changed: %+v, %v", change, err)
 	}
-}
-
-func instanceError(t *testing.T, c *client.Client) error {
-	t.Helper()
-	_, err := c.Instance(t.Context(), client.Key{Service: "payment", ID: "payment-1"})
-	return err
 }
 
 // A TTL check in the guides is one of health: who falls silent is critical first, and gone after that.
