@@ -160,7 +160,11 @@ func (c *Cluster) place() *Node {
 }
 
 // nextPort is where the search for a free port goes on. Each process begins elsewhere, as several may test at once.
-var nextPort = rand.IntN(lastPort - firstPort)
+// searching guards it, as tests may run in parallel.
+var (
+	searching sync.Mutex
+	nextPort  = rand.IntN(lastPort - firstPort)
+)
 
 // Ports that nodes get. They lie below those that the system gives to connections, so that a port that is free stays so
 // while its node is down.
@@ -169,6 +173,8 @@ const firstPort, lastPort = 10_000, 32_000
 // freeAddress is a local address on which nobody listens, and that no other node of this process has been given.
 func freeAddress(tb testing.TB) string {
 	tb.Helper()
+	searching.Lock()
+	defer searching.Unlock()
 	for range lastPort - firstPort {
 		address := fmt.Sprintf("127.0.0.1:%d", firstPort+nextPort)
 		nextPort = (nextPort + 1) % (lastPort - firstPort)
