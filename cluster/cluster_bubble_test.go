@@ -46,7 +46,7 @@ func TestThreeNodesFoundOneCluster(t *testing.T) {
 }
 
 func TestFiveNodesFoundOneCluster(t *testing.T) {
-	for range 50 {
+	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			clustertest.New(t, 5).Ready()
 		})

@@ -19,7 +19,7 @@ import (
 
 var (
 	oneSeed    = flag.Uint64("seed", 0, "run only this `seed`")
-	mostSeeds  = flag.Int("seeds", 60, "run at most this `number` of seeds")
+	mostSeeds  = flag.Int("seeds", 50, "run at most this `number` of seeds")
 	budget     = flag.Duration("budget", lasting, "begin no further run after this `time`, once the least number was run")
 	callsEvery = flag.Duration("every", 500*time.Millisecond, "mean `time` between two calls of all clients together")
 )
