@@ -94,7 +94,8 @@ const (
 // registered alone.
 //
 // A registration costs more the more there are, and the overload adds hundreds of thousands. So the peak is taken
-// before it and after it, at both of its ends, and what it is compared with is the mean of the two.
+// before it and after it, at both of its ends, and what it is compared with is their harmonic mean: the rate at which as
+// many would be registered where the time for one grows evenly from the first to the second.
 func overloading(last time.Duration) measurement {
 	return func(ctx context.Context, c *cluster, short time.Duration) (result, error) {
 		f, err := newFlood(ctx, c)
@@ -115,7 +116,7 @@ func overloading(last time.Duration) measurement {
 			return result{}, err
 		}
 		goodput := r.value
-		r.value = 200 * goodput / (before.value + after.value)
+		r.value = 50 * goodput * (1/before.value + 1/after.value)
 		r.note = fmt.Sprintf("%s/s, %s; peak before: %s; peak after: %s", number(goodput), r.note, before.note, after.note)
 		return r, nil
 	}
