@@ -82,6 +82,7 @@ func TestMistakesNameTheNearestRightThing(t *testing.T) {
 		{"frobnicate", `unknown command "frobnicate" for "regd"`},
 		{"members jion x:1", `unknown command "jion" for "regd members"; did you mean "join"?`},
 		{"dev kil n1", `unknown command "kil" for "regd dev"; did you mean "kill"?`},
+		{"lock jobs --slots 0 -- true", `--slots 0: must be 1 to 1000`},
 		{"instances --tagg x", `unknown flag --tagg; did you mean "--tag"?`},
 		{"serve --data-dri x", `unknown flag --data-dri; did you mean "--data-dir"?`},
 		{"instances -o tabel", `--output "tabel": must be one of table, wide, json, yaml, jsonl, name; did you mean "table"?`},

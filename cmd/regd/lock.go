@@ -11,6 +11,9 @@ import (
 	"github.com/regd-io/regd/client"
 )
 
+// maxLockSlots is the most that the registry allows.
+const maxLockSlots = 1000
+
 func newLockCmd(a *app) *cobra.Command {
 	var namespace, value string
 	var ttl, stopTimeout time.Duration
@@ -52,6 +55,9 @@ exits with 7. Else it exits with the command's exit code.
 	addNamespace(cmd, &namespace, "namespace of the lock")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		own, command := splitCommand(cmd, args)
+		if slots < 1 || slots > maxLockSlots {
+			return usageErrorf("--slots %d: must be 1 to %d", slots, maxLockSlots)
+		}
 		cl, err := conn.dial(client.WithSessionTTL(ttl), client.WithNamespace(namespace))
 		if err != nil {
 			return err
