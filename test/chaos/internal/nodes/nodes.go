@@ -26,14 +26,16 @@ import (
 	"github.com/regd-io/regd/test/chaos/internal/netsim"
 )
 
-// binary builds regd once for all tests of a process.
+// binary builds regd once for all tests of a process, with the flags of make build: what that has compiled is not compiled
+// again.
 var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "regd-test-bin-")
 	if err != nil {
 		return "", err
 	}
 	path := filepath.Join(dir, "regd")
-	cmd := exec.Command("go", "build", "-o", path, "github.com/regd-io/regd/cmd/regd")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, "github.com/regd-io/regd/cmd/regd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build regd: %w\n%s", err, out)
 	}
