@@ -1,3 +1,5 @@
+// Package clustertest runs clusters in one process for tests, on the network in memory of peertest. It is for tests only.
+// Start at New. It works in real time, and in virtual time inside a testing/synctest bubble.
 package clustertest
 
 import (
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/cluster/peer/peertest"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
@@ -22,7 +25,7 @@ import (
 // bubble it runs in virtual time. It stops with the test.
 type Cluster struct {
 	// Net is the network between the nodes: cut it, delay it, hold it.
-	Net *Net
+	Net *peertest.Net
 
 	tb      testing.TB
 	dir     string
@@ -37,7 +40,7 @@ type Option func(*cluster.Config)
 func New(tb testing.TB, n int, opts ...Option) *Cluster {
 	tb.Helper()
 	c := &Cluster{
-		Net: NewNet(), tb: tb, dir: tb.TempDir(),
+		Net: peertest.NewNet(), tb: tb, dir: tb.TempDir(),
 		configs: map[string]cluster.Config{}, nodes: map[string]*cluster.Node{},
 	}
 	var peers []string

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
 
-	"github.com/regd-io/regd/cluster/clustertest"
 	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/peer/peertest"
 )
 
 // follower answers entries in Raft's place and knows which have come.
@@ -88,7 +88,7 @@ func TestEntriesAreSentAheadOnce(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := clustertest.NewNet()
+				n := peertest.NewNet()
 				a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{AheadFor: time.Second})
 				defer a.Close()
 				b, peerB := &follower{}, peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
@@ -124,7 +124,7 @@ func TestEntriesAreSentAheadOnce(t *testing.T) {
 // A refusal is an answer, too; it is used once, and nothing is sent ahead until the follower has taken something.
 func TestRefusalOfWhatWasSentAheadIsNotRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{AheadFor: time.Second})
 		defer a.Close()
 		b, peerB := &follower{}, peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
@@ -158,7 +158,7 @@ func TestRefusalOfWhatWasSentAheadIsNotRepeated(t *testing.T) {
 
 func TestClosingEndsWhatIsSentAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{AheadFor: time.Second, Timeout: time.Hour})
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
 		defer b.Close()
@@ -219,7 +219,7 @@ func (s *slowLogs) StoreLogs(entries []*raft.Log) error {
 
 // slowCluster is three members whose appends take a time.
 func slowCluster(t *testing.T, takes time.Duration) ([]*member, map[string]*slowLogs) {
-	n := clustertest.NewNet()
+	n := peertest.NewNet()
 	var ms []*member
 	logs := map[string]*slowLogs{}
 	for _, name := range names {
@@ -286,7 +286,7 @@ func TestAWriteThatTheLeaderCouldNotStoreIsOneForAll(t *testing.T) {
 // The request that Raft makes after all may say more of what is committed than what was sent ahead did.
 func TestWhoGotEntriesAheadIsToldOfTheirCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{AheadFor: time.Second})
 		defer a.Close()
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
@@ -317,7 +317,7 @@ func TestWhoGotEntriesAheadIsToldOfTheirCommit(t *testing.T) {
 // A follower that is slower than the majority has the last entry only after the pause has begun.
 func TestWhoGetsTheEntryAfterItsCommitIsToldThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 		defer a.Close()
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})

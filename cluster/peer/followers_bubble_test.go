@@ -7,8 +7,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/raft"
 
-	"github.com/regd-io/regd/cluster/clustertest"
 	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/peer/peertest"
 )
 
 func TestFollowersAreToldOfCommitsThatTheyHave(t *testing.T) {
@@ -44,7 +44,7 @@ func TestFollowersAreToldOfCommitsThatTheyHave(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := clustertest.NewNet()
+				n := peertest.NewNet()
 				a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 				b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
 				defer b.Close()

@@ -22,12 +22,12 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/regd-io/regd/cluster/clustertest"
 	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/peer/peertest"
 )
 
 // listen opens the peer port of a node, named as its host, that belongs to the cluster; "" for none.
-func listen(t *testing.T, n *clustertest.Net, name, cluster string, change ...func(*peer.Config)) *peer.Mux {
+func listen(t *testing.T, n *peertest.Net, name, cluster string, change ...func(*peer.Config)) *peer.Mux {
 	t.Helper()
 	cfg := peer.Config{
 		Network: n.Host(name), Listen: ":7401", Advertise: name + ":7401", NodeID: name,
@@ -75,7 +75,7 @@ func TestHandshakeMatrix(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := clustertest.NewNet()
+				n := peertest.NewNet()
 				a, b := listen(t, n, "a", tc.a), listen(t, n, "b", tc.b)
 				acceptAll(t, b.StreamLayer())
 				acceptAll(t, b.GRPCListener())
@@ -123,7 +123,7 @@ func judge(t *testing.T, kind string, got, want error, a, b string) {
 
 func TestAnotherNodeAtTheAddressIsNotUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a, b := listen(t, n, "a", "c1"), listen(t, n, "b", "c1")
 		acceptAll(t, b.StreamLayer())
 		acceptAll(t, b.GRPCListener())
@@ -140,7 +140,7 @@ func TestAnotherNodeAtTheAddressIsNotUsed(t *testing.T) {
 }
 
 // answering serves one connection on host "b" with a function.
-func answering(t *testing.T, n *clustertest.Net, serve func(net.Conn)) {
+func answering(t *testing.T, n *peertest.Net, serve func(net.Conn)) {
 	t.Helper()
 	l, err := n.Listen("b:7401")
 	if err != nil {
@@ -179,7 +179,7 @@ func TestDiallerTellsWhatElseAnswers(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := clustertest.NewNet()
+				n := peertest.NewNet()
 				answering(t, n, tc.serve)
 				a := listen(t, n, "a", "c1")
 				_, err := a.StreamLayer().Dial("b:7401", 0)
@@ -225,7 +225,7 @@ func TestBadHelloEndsItsConnectionOnly(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := clustertest.NewNet()
+				n := peertest.NewNet()
 				a := listen(t, n, "a", "c1")
 				acceptAll(t, a.StreamLayer())
 				start := time.Now()
@@ -259,7 +259,7 @@ func TestBadHelloEndsItsConnectionOnly(t *testing.T) {
 
 func TestRefusedNodeIsLoggedNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		var log strings.Builder
 		listen(t, n, "a", "c1", func(c *peer.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		b := listen(t, n, "b", "c2")
@@ -279,7 +279,7 @@ func TestRefusedNodeIsLoggedNowAndThen(t *testing.T) {
 func TestStrangersThatKeepSilentDontKeepMembersOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 8
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := listen(t, n, "a", "c1", func(c *peer.Config) { c.MaxConns = limit })
 		b := listen(t, n, "b", "c1")
 		acceptAll(t, a.StreamLayer())
@@ -310,7 +310,7 @@ func TestStrangersThatKeepSilentDontKeepMembersOut(t *testing.T) {
 func TestConnectionsAboveTheLimitAreClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 3
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := listen(t, n, "a", "c1", func(c *peer.Config) { c.MaxConns = limit })
 		b := listen(t, n, "b", "c1")
 		go func() {
@@ -357,7 +357,7 @@ func TestConnectionsAboveTheLimitAreClosed(t *testing.T) {
 
 func TestConnectionThatNobodyAcceptsEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a, b := listen(t, n, "a", "c1"), listen(t, n, "b", "c1")
 		c, err := b.StreamLayer().Dial("a:7401", time.Second)
 		if err != nil {
@@ -376,7 +376,7 @@ func TestConnectionThatNobodyAcceptsEnds(t *testing.T) {
 
 func TestCloseEndsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a, b := listen(t, n, "a", "c1"), listen(t, n, "b", "c1")
 		listen(t, n, "c", "c1")
 		n.Cut("a", "c")
@@ -490,7 +490,7 @@ func check(t *testing.T, c healthpb.HealthClient, d time.Duration) error {
 
 func TestHandlersKnowWhoCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a, b := listen(t, n, "a", "c1"), listen(t, n, "b", "")
 		w := serve(t, a)
 		cc, err := b.DialGRPC("a:7401")
@@ -505,7 +505,7 @@ func TestHandlersKnowWhoCalls(t *testing.T) {
 
 func TestNodeBecomesAMemberOnNewConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		var cluster atomic.Value
 		cluster.Store("")
 		a := listen(t, n, "a", "c1")
@@ -532,7 +532,7 @@ func TestNodeBecomesAMemberOnNewConnections(t *testing.T) {
 
 func TestClientComesBackWithinAboutASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a, b := listen(t, n, "a", "c1"), listen(t, n, "b", "c1")
 		serve(t, a)
 		cc, err := b.DialGRPC("a:7401")
@@ -553,7 +553,7 @@ func TestClientComesBackWithinAboutASecond(t *testing.T) {
 
 func TestClientNoticesThatPacketsVanish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a, b := listen(t, n, "a", "c1"), listen(t, n, "b", "c1")
 		serve(t, a)
 		cc, err := b.DialGRPC("a:7401")
@@ -580,7 +580,7 @@ func TestClientNoticesThatPacketsVanish(t *testing.T) {
 
 func TestClientOfOneNodeUsesNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a, b := listen(t, n, "a", "c1"), listen(t, n, "b", "c1")
 		w := serve(t, a)
 		cc, err := b.DialNode("other", "a:7401")

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Network makes connections. TCP is the real one; clustertest has one in memory. Both methods are safe for concurrent
+// Network makes connections. TCP is the real one; peertest has one in memory. Both methods are safe for concurrent
 // use.
 type Network interface {
 	// Listen binds host:port.

@@ -8,8 +8,8 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/regd-io/regd/cluster/clustertest"
 	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/peer/peertest"
 )
 
 // always has all heartbeats handled beside Raft's main loop.
@@ -19,7 +19,7 @@ func always(uint64) bool { return true }
 // that as an entry of its successor's term, who has another one with this index.
 func TestALeaderAppendsNothingInTheTermOfItsSuccessor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		stores := map[string]*raft.InmemStore{}
 		var ms []*member
 		for _, name := range names {
@@ -62,7 +62,7 @@ func TestALeaderAppendsNothingInTheTermOfItsSuccessor(t *testing.T) {
 // for whom this node never voted.
 func TestNothingIsTakenFromTheTermBeforeEntries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		store := raft.NewInmemStore()
 		start(t, n, "n1", slowTerm{store, 2}, peer.TransportConfig{Following: always}, func(c *raft.Config) {
 			c.HeartbeatTimeout, c.ElectionTimeout = time.Hour, time.Hour

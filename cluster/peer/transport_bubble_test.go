@@ -14,8 +14,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
-	"github.com/regd-io/regd/cluster/clustertest"
 	"github.com/regd-io/regd/cluster/peer"
+	"github.com/regd-io/regd/cluster/peer/peertest"
 )
 
 // member is a Raft node on a peer port, with its stores in memory.
@@ -60,7 +60,7 @@ type store interface {
 
 // start starts a member.
 func start(
-	t *testing.T, n *clustertest.Net, name string, store store, cfg peer.TransportConfig, change ...func(*raft.Config),
+	t *testing.T, n *peertest.Net, name string, store store, cfg peer.TransportConfig, change ...func(*raft.Config),
 ) *member {
 	t.Helper()
 	m := &member{name: name}
@@ -107,7 +107,7 @@ func (m *member) stop() {
 }
 
 // cluster starts three members.
-func cluster(t *testing.T, n *clustertest.Net, cfg peer.TransportConfig) []*member {
+func cluster(t *testing.T, n *peertest.Net, cfg peer.TransportConfig) []*member {
 	t.Helper()
 	var ms []*member
 	for _, name := range names {
@@ -143,7 +143,7 @@ func TestRaftOverThePeerPort(t *testing.T) {
 	for _, inFlight := range []int{1, 2, 16} {
 		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := clustertest.NewNet()
+				n := peertest.NewNet()
 				ms := cluster(t, n, peer.TransportConfig{MaxRPCsInFlight: inFlight})
 				first := leader(t, 5*time.Second, ms...)
 				var want []string
@@ -181,7 +181,7 @@ func TestRaftOverThePeerPort(t *testing.T) {
 
 func TestForeignNodeNeverReachesRaft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		ms := cluster(t, n, peer.TransportConfig{})
 		l := leader(t, 5*time.Second, ms...)
 		term := l.raft.CurrentTerm()
@@ -208,7 +208,7 @@ func TestClosedGateMakesFollowersElect(t *testing.T) {
 	for _, inFlight := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := clustertest.NewNet()
+				n := peertest.NewNet()
 				ms := cluster(t, n, peer.TransportConfig{MaxRPCsInFlight: inFlight})
 				first := leader(t, 5*time.Second, ms...)
 				if err := first.raft.Apply([]byte("x"), time.Second).Error(); err != nil {
@@ -230,7 +230,7 @@ func TestClosedGateMakesFollowersElect(t *testing.T) {
 
 func TestClosedGateStopsAllThatLeadsAndNothingElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		stalled := errors.New("disk stalled")
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{Gate: func() error { return stalled }})
 		defer a.Close()
@@ -288,7 +288,7 @@ func respond(tb testing.TB, tr *peer.Transport, answer func(cmd any) any) {
 
 func TestOpenPipelineIsBehindTheGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		var gate atomic.Bool
 		stalled := errors.New("disk stalled")
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{MaxRPCsInFlight: 2, Gate: func() error {
@@ -324,7 +324,7 @@ func TestOpenPipelineIsBehindTheGate(t *testing.T) {
 // waits for room.
 func TestPipelineWhoseDecoderHasGoneDoesNotHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{MaxRPCsInFlight: 2, Timeout: time.Second})
 		defer a.Close()
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
@@ -349,7 +349,7 @@ func TestPipelineWhoseDecoderHasGoneDoesNotHang(t *testing.T) {
 // the voter's term is known already.
 func TestGrantedVoteIsOnRecordBeforeItCanBeCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{Timeout: time.Hour})
 		defer a.Close()
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{HighestTerm: 3})
@@ -401,7 +401,7 @@ func warm(t *testing.T, a, b *peer.Transport) {
 
 func TestHighestTermNeverFallsAndIgnoresRefusedVotes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 		defer a.Close()
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{})
@@ -436,7 +436,7 @@ func TestHighestTermNeverFallsAndIgnoresRefusedVotes(t *testing.T) {
 
 func TestHeartbeatsOfTheLeaderThatIsFollowedTakeTheFastPath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 		defer a.Close()
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{Following: func(term uint64) bool { return term == 1 }})
@@ -482,7 +482,7 @@ func (s slowTerm) SetUint64(key []byte, v uint64) error {
 // 3. It ends in term 2, and would acknowledge entries to the leader that the vote has deposed.
 func TestNothingIsTakenFromTheTermBeforeAVote(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		m := start(t, n, "n1", slowTerm{raft.NewInmemStore(), 2}, peer.TransportConfig{Following: always}, func(c *raft.Config) {
 			c.HeartbeatTimeout, c.ElectionTimeout = time.Hour, time.Hour
 		})
@@ -534,7 +534,7 @@ func TestNothingIsTakenFromTheTermBeforeAVote(t *testing.T) {
 // ended connections to it, and stops the leader.
 func TestElectionIsNotLostToIdleConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 		defer a.Close()
 		run := func() (stop func()) {
@@ -572,7 +572,7 @@ func TestElectionIsNotLostToIdleConnections(t *testing.T) {
 
 func TestCloseWaitsForHandlersAndLeavesNoneHanging(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{})
 		defer a.Close()
 		b := peer.NewTransport(listen(t, n, "b", "c1"), peer.TransportConfig{Following: always})
@@ -618,7 +618,7 @@ func (p provider) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 
 func TestAddressOfTheProviderComesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := clustertest.NewNet()
+		n := peertest.NewNet()
 		a := peer.NewTransport(listen(t, n, "a", "c1"), peer.TransportConfig{AddressProvider: provider{"b": "b:7401"}})
 		defer a.Close()
 		for _, name := range []string{"b", "c"} {

@@ -25,6 +25,7 @@ import (
 	"github.com/regd-io/regd/client"
 	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/cluster/clustertest"
+	"github.com/regd-io/regd/cluster/peer/peertest"
 	"github.com/regd-io/regd/fsm"
 	"github.com/regd-io/regd/health"
 	peerv1 "github.com/regd-io/regd/proto/peer/v1"
@@ -287,7 +288,7 @@ func (w *world) newOperator() *client.Client {
 	for _, name := range w.o.names() {
 		endpoints = append(endpoints, address(name))
 	}
-	c, err := client.New(endpoints, client.WithDialOptions(w.from(clustertest.Client)))
+	c, err := client.New(endpoints, client.WithDialOptions(w.from(peertest.Client)))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
-// Package clustertest runs clusters in one process for tests, on a network in memory that can be cut, delayed and held
-// back. It is for tests only. Start at New for a cluster and at Net for the network alone; both work in real time, and
-// in virtual time inside a testing/synctest bubble.
-package clustertest
+// Package peertest is a network in memory for tests, that can be cut, delayed and held back. Start at Net. It works in real
+// time, and in virtual time inside a testing/synctest bubble.
+package peertest
 
 import (
 	"context"
