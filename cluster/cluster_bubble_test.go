@@ -46,7 +46,7 @@ func TestThreeNodesFoundOneCluster(t *testing.T) {
 }
 
 func TestFiveNodesFoundOneCluster(t *testing.T) {
-	for range 20 {
+	for range 5 { // test/sim does so in many of its runs.
 		synctest.Test(t, func(t *testing.T) {
 			clustertest.New(t, 5).Ready()
 		})

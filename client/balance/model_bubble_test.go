@@ -46,7 +46,7 @@ func mayBePicked(instances []*registryv1.Instance, open, ejected map[string]bool
 // TestAgainstModel has instances change, fail and recover at random, and compares who is picked with the naive rule, and who
 // is ejected with the ceiling.
 func TestAgainstModel(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range uint64(150 / fewer) {
 		synctest.Test(t, func(t *testing.T) { // where time stands still but for time.Sleep
 			rng := rand.New(rand.NewPCG(seed, 7))
 			panicAt := []float64{0, 0.3, 0.7}[rng.IntN(3)]
