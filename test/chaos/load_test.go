@@ -40,6 +40,7 @@ type writer struct {
 // writes is a running write load.
 type writes struct {
 	done atomic.Bool
+	rest atomic.Int64 // for how long, in nanoseconds, each writer rests after a write
 	wg   sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below and all writers
@@ -77,6 +78,7 @@ func (w *writes) start(t *testing.T, name string, do write) *writer {
 			if err := do(ctx, id); err == nil || ctx.Err() == nil {
 				w.note(writer, id, err)
 			}
+			time.Sleep(time.Duration(w.rest.Load()))
 		}
 	})
 	return writer

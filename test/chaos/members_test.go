@@ -29,6 +29,7 @@ func TestMembersChangeUnderLoad(t *testing.T) {
 	}
 	all := newCLI(t, c.Addresses()...)
 	w := load(t, c.Addresses(), 2)
+	w.rest.Store(int64(100 * time.Millisecond)) // A command is a process: else they keep all processors busy.
 	for i := range 2 {
 		w.start(t, fmt.Sprintf("cli%d", i), all.register)
 	}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,8 +43,14 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// Cleanup removes the binary. For TestMain.
+// wanted tells that binary was called.
+var wanted atomic.Bool
+
+// Cleanup removes the binary, if there is one. For TestMain.
 func Cleanup() {
+	if !wanted.Load() {
+		return
+	}
 	if path, err := binary(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path))
 	}
@@ -52,6 +59,7 @@ func Cleanup() {
 // Binary returns the path of the regd binary.
 func Binary(tb testing.TB) string {
 	tb.Helper()
+	wanted.Store(true)
 	path, err := binary()
 	if err != nil {
 		tb.Fatal(err)
