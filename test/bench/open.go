@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -36,7 +37,7 @@ func (t *tally) note(due time.Time, err error) {
 	switch {
 	case err == nil:
 		t.answered.add(time.Since(due))
-	case overloaded(err):
+	case errors.Is(err, errOverloaded):
 		t.refused.Add(1)
 	default:
 		t.failed.Add(1)
@@ -59,52 +60,81 @@ func (t *tally) String() string {
 	return text
 }
 
-// overloaded tells whether regd refused a call because it has too much to do.
-func overloaded(err error) bool {
+// errOverloaded is what a call ends with that regd refused, as it has too much to do.
+var errOverloaded = errors.New("refused")
+
+// judged tells what regd refused from other errors of gRPC.
+func judged(err error) error {
 	s, ok := status.FromError(err)
 	if !ok || s.Code() != codes.ResourceExhausted {
-		return false
+		return err
 	}
 	for _, d := range s.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && "REASON_"+info.GetReason() == apiv1.Reason_REASON_OVERLOADED.String() {
-			return true
+			return fmt.Errorf("%w: %w", errOverloaded, err)
 		}
 	}
-	return false
+	return err
+}
+
+// schedule is when the calls of an open loop are due: the first of them when it begins, and from then on at a fixed rate, so
+// many a second.
+type schedule struct {
+	begun time.Time
+	rate  float64
+}
+
+func (s schedule) due(k int) time.Time {
+	return s.begun.Add(time.Duration(float64(k) / s.rate * float64(time.Second)))
+}
+
+// keep has the calls begun that are due, from first to before end, until ctx ends. It looks again when the next one is, but
+// no sooner than after a tick.
+func (s schedule) keep(ctx context.Context, tick time.Duration, begin func(first, end int)) {
+	for first := 0; ; {
+		if early := time.Until(s.due(first)); early > 0 {
+			wait(ctx, max(early, tick))
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		end := max(first+1, int(time.Since(s.begun).Seconds()*s.rate)+1)
+		begin(first, end)
+		first = end
+	}
 }
 
 // pacing begins calls at a fixed rate, so many a second, whether or not earlier ones were answered, until stop, which
-// waits for those under way. The first is due at the given time. Each has one of the places of those that may be under way, which is the client that op is
-// given. One for which no place is free when it is due is not begun.
+// waits for those under way. The first is due at the given time. Each has one of the places of those that may be under
+// way, which is the client that op is given. One for which no place is free when it is due is not begun.
 func pacing(ctx context.Context, begun time.Time, rate float64, places int, op operation, t *tally) (stop func()) {
 	free := make(chan int, places)
 	for i := range places {
 		free <- i
 	}
+	s := schedule{begun, rate}
 	dispatching, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
-	all.Go(func() {
-		for k := 0; ; k++ {
-			due := begun.Add(time.Duration(float64(k) / rate * float64(time.Second)))
-			if early := time.Until(due); early > 0 {
-				wait(dispatching, early)
-			}
-			if dispatching.Err() != nil {
-				return
-			}
-			t.due.Add(1)
-			select {
-			case place := <-free:
-				all.Go(func() {
-					callCtx, done := context.WithTimeout(ctx, callTimeout)
-					t.note(due, op(callCtx, place, k))
-					done()
-					free <- place
-				})
-			default:
-				t.late.Add(1)
-			}
+	begin := func(k int) {
+		t.due.Add(1)
+		select {
+		case place := <-free:
+			all.Go(func() {
+				callCtx, done := context.WithTimeout(ctx, callTimeout)
+				t.note(s.due(k), judged(op(callCtx, place, k)))
+				done()
+				free <- place
+			})
+		default:
+			t.late.Add(1)
 		}
+	}
+	all.Go(func() {
+		s.keep(dispatching, 0, func(first, end int) {
+			for k := first; k < end; k++ {
+				begin(k)
+			}
+		})
 	})
 	return func() {
 		cancel()

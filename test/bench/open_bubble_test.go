@@ -8,10 +8,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 func TestAnOpenLoopBeginsCallsWhetherOrNotEarlierOnesWereAnswered(t *testing.T) {
@@ -78,16 +74,9 @@ func TestNoMoreCallsAreUnderWayThanThereArePlaces(t *testing.T) {
 }
 
 func TestACallThatARegistryRefusesDoesNotFail(t *testing.T) {
-	refusal := func(reason string) error {
-		s, err := status.New(codes.ResourceExhausted, "no").WithDetails(&errdetails.ErrorInfo{Reason: reason})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.Err()
-	}
 	got := newTally()
-	for _, err := range []error{refusal("OVERLOADED"), refusal("OVERLOADED"), refusal("DISK_FULL"), errors.New("broken"), nil} {
-		got.note(time.Now(), err)
+	for _, err := range []error{refusal(t, "OVERLOADED"), refusal(t, "OVERLOADED"), refusal(t, "DISK_FULL"), errors.New("broken"), nil} {
+		got.note(time.Now(), judged(err))
 	}
 	if r, f, n := got.refused.Load(), got.failed.Load(), got.answered.count(); r != 2 || f != 2 || n != 1 || !strings.Contains(got.String(), "broken") {
 		t.Errorf("%d refused, %d failed, %d answered: %v", r, f, n, got)

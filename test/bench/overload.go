@@ -17,53 +17,31 @@ import (
 // regd gives a connection 256.
 const crowded = 2 * crowd / 256
 
-// flood is registrations on a live session, over connections to the leader that an open loop has enough of.
-type flood struct {
-	c     *cluster
-	conns []*grpc.ClientConn
-	who   owner
-	runs  int
-	done  func() // closes the connections
-}
-
-func newFlood(ctx context.Context, c *cluster) (*flood, error) {
-	conns, done, err := atLeader(ctx, c, crowded)
-	if err != nil {
-		return nil, err
-	}
-	f := &flood{c: c, conns: conns, done: done}
-	if f.who, err = c.open(ctx, conns[0]); err != nil {
-		done()
-		return nil, err
-	}
-	return f, nil
-}
-
-// registrations are those of one run, in turn in a thousand services. Each run registers instances of its own: to
-// register one that is there already costs less.
-func (f *flood) registrations() operation {
-	f.runs++
-	run := f.runs
-	return func(ctx context.Context, client, k int) error {
-		return f.c.register(ctx, f.conns[client%len(f.conns)], f.who, instance{
-			client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("i%d-%d-%d", run, client, k),
-		})
-	}
-}
-
-// halfLoaded takes the time of registrations that come at half the rate at which 64 clients can make them.
+// halfLoaded takes the time of registrations that come at half the rate at which 64 clients can make them. Each registers
+// an instance of its own: to register one that is there already costs less.
 func halfLoaded(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-	f, err := newFlood(ctx, c)
+	conns, done, err := atLeader(ctx, c, crowded)
 	if err != nil {
 		return result{}, err
 	}
-	defer f.done()
-	peak, err := closed(ctx, c.cpu, 64, last, f.registrations())
+	defer done()
+	who, err := c.open(ctx, conns[0])
+	if err != nil {
+		return result{}, err
+	}
+	register := func(loop string) operation {
+		return func(ctx context.Context, client, k int) error {
+			return c.register(ctx, conns[client%len(conns)], who, instance{
+				client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("%s-%d-%d", loop, client, k),
+			})
+		}
+	}
+	peak, err := closed(ctx, c.cpu, 64, last, register("closed"))
 	if err != nil {
 		return result{}, err
 	}
 	t := newTally()
-	stop := pacing(ctx, time.Now(), peak.value/2, crowd, f.registrations(), t)
+	stop := pacing(ctx, time.Now(), peak.value/2, crowd, register("open"), t)
 	warmUp(ctx, last)
 	t.answered.take()
 	r := counted(ctx, c.cpu, last, t.answered.count)
@@ -102,16 +80,15 @@ func overloading(last time.Duration) measurement {
 		if err != nil {
 			return result{}, err
 		}
-		defer f.done()
-		before, err := newPeak(ctx, f, short)
+		before, err := newPeak(ctx, c, f, short)
 		if err != nil {
 			return result{}, err
 		}
-		r, err := flooded(ctx, f, before, last)
+		r, err := flooded(ctx, c, f, before, last)
 		if err != nil {
 			return result{}, fmt.Errorf("%w (%s/s, %s; peak before: %s)", err, number(r.value), r.note, before.note)
 		}
-		after, err := newPeak(ctx, f, short)
+		after, err := newPeak(ctx, c, f, short)
 		if err != nil {
 			return result{}, err
 		}
@@ -129,14 +106,14 @@ type peak struct {
 	note      string
 }
 
-func newPeak(ctx context.Context, f *flood, last time.Duration) (peak, error) {
+func newPeak(ctx context.Context, c *cluster, f *flood, last time.Duration) (peak, error) {
 	own, begun := ownCPU(), time.Now()
-	r, err := closed(ctx, f.c.cpu, peakClients, last, f.registrations())
+	r, err := f.closed(ctx, c.cpu, peakClients, last)
 	if err != nil {
 		return peak{}, err
 	}
 	load := (ownCPU() - own).Seconds() / time.Since(begun).Seconds()
-	n, err := instances(ctx, f.c)
+	n, err := instances(ctx, c)
 	return peak{r, n, fmt.Sprintf("%s/s at %d instances, %s", number(r.value), n, spent(r, last, load))}, err
 }
 
@@ -148,36 +125,39 @@ func spent(r result, last time.Duration, load float64) string {
 }
 
 // flooded overloads the cluster. Its value is how many registrations a second are done meanwhile.
-func flooded(ctx context.Context, f *flood, before peak, last time.Duration) (result, error) {
-	b, err := newBesides(ctx, f.c, last)
+func flooded(ctx context.Context, c *cluster, f *flood, before peak, last time.Duration) (result, error) {
+	b, err := newBesides(ctx, c, last)
 	if err != nil {
 		return result{}, err
 	}
 	defer b.done()
-	led, err := leadership(ctx, f.c)
+	led, err := leadership(ctx, c)
 	if err != nil {
 		return result{}, err
 	}
-	registered, memory := before.instances, f.c.usage().memory
+	registered, memory := before.instances, c.usage().memory
 	t := newTally()
+	stopFlood, err := f.paced(ctx, overloadFactor*before.value, t)
+	if err != nil {
+		return result{}, err
+	}
 	stopBesides := b.start(ctx)
-	stopFlood := pacing(ctx, time.Now(), overloadFactor*before.value, crowd, f.registrations(), t)
 	warmUp(ctx, last)
 	t.answered.take()
 	own := ownCPU()
-	r := counted(ctx, f.c.cpu, last, t.answered.count)
+	r := counted(ctx, c.cpu, last, t.answered.count)
 	own = ownCPU() - own
 	stopFlood()
 	stopBesides()
-	memory = (f.c.usage().memory - memory) / nodes
+	memory = (c.usage().memory - memory) / nodes
 	r.latency = t.answered.take()
-	n, err := instances(ctx, f.c)
+	n, err := instances(ctx, c)
 	r.note = fmt.Sprintf("%s; registrations: %v; renewals: %v; deregistrations: %v; %d instances and %d MB a node more",
 		spent(r, last, own.Seconds()/last.Seconds()), t, b.renewals, b.deregistrations, n-registered, memory>>20)
 	if err == nil {
 		err = bounded(memory, n-registered)
 	}
-	leads, leadErr := leadership(ctx, f.c)
+	leads, leadErr := leadership(ctx, c)
 	if leadErr == nil && leads != led {
 		leadErr = fmt.Errorf("%s led, now it is %s", led, leads)
 	}
