@@ -76,19 +76,23 @@ const (
 // many would be registered where the time for one grows evenly from the first to the second.
 func overloading(last time.Duration) measurement {
 	return func(ctx context.Context, c *cluster, short time.Duration) (result, error) {
-		f, err := newFlood(ctx, c)
+		system, err := overloaded(c)
 		if err != nil {
 			return result{}, err
 		}
-		before, err := newPeak(ctx, c, f, short)
+		registrations, err := system.registrations(ctx, c)
 		if err != nil {
 			return result{}, err
 		}
-		r, err := flooded(ctx, c, f, before, last)
+		before, err := newPeak(ctx, c, registrations, short)
+		if err != nil {
+			return result{}, err
+		}
+		r, err := flooded(ctx, c, registrations, before, last)
 		if err != nil {
 			return result{}, fmt.Errorf("%w (%s/s, %s; peak before: %s)", err, number(r.value), r.note, before.note)
 		}
-		after, err := newPeak(ctx, c, f, short)
+		after, err := newPeak(ctx, c, registrations, short)
 		if err != nil {
 			return result{}, err
 		}
@@ -99,6 +103,15 @@ func overloading(last time.Duration) measurement {
 	}
 }
 
+// overloaded is the system that is.
+func overloaded(c *cluster) (*regd, error) {
+	system, ok := c.system.(*regd)
+	if !ok {
+		return nil, fmt.Errorf("only regd is overloaded, not %s", c.name())
+	}
+	return system, nil
+}
+
 // peak is what registrations a closed loop makes at a size of the registry.
 type peak struct {
 	result
@@ -106,9 +119,9 @@ type peak struct {
 	note      string
 }
 
-func newPeak(ctx context.Context, c *cluster, f *flood, last time.Duration) (peak, error) {
+func newPeak(ctx context.Context, c *cluster, registrations *traffic, last time.Duration) (peak, error) {
 	own, begun := ownCPU(), time.Now()
-	r, err := f.closed(ctx, c.cpu, peakClients, last)
+	r, err := registrations.closed(ctx, c.cpu, peakClients, last)
 	if err != nil {
 		return peak{}, err
 	}
@@ -125,7 +138,7 @@ func spent(r result, last time.Duration, load float64) string {
 }
 
 // flooded overloads the cluster. Its value is how many registrations a second are done meanwhile.
-func flooded(ctx context.Context, c *cluster, f *flood, before peak, last time.Duration) (result, error) {
+func flooded(ctx context.Context, c *cluster, registrations *traffic, before peak, last time.Duration) (result, error) {
 	b, err := newBesides(ctx, c, last)
 	if err != nil {
 		return result{}, err
@@ -137,11 +150,15 @@ func flooded(ctx context.Context, c *cluster, f *flood, before peak, last time.D
 	}
 	registered, memory := before.instances, c.usage().memory
 	t := newTally()
-	stopFlood, err := f.paced(ctx, overloadFactor*before.value, t)
+	stopBesides, err := b.start(ctx)
 	if err != nil {
 		return result{}, err
 	}
-	stopBesides := b.start(ctx)
+	stopFlood, err := registrations.paced(ctx, overloadFactor*before.value, t)
+	if err != nil {
+		stopBesides()
+		return result{}, err
+	}
 	warmUp(ctx, last)
 	t.answered.take()
 	own := ownCPU()
@@ -203,6 +220,7 @@ func leadership(ctx context.Context, c *cluster) (string, error) {
 
 // besides is what goes on beside an overload, through all nodes.
 type besides struct {
+	c               *cluster
 	system          *regd
 	conns           []*grpc.ClientConn
 	done            func()
@@ -213,16 +231,16 @@ type besides struct {
 
 // newBesides opens the sessions and registers what will be deregistered.
 func newBesides(ctx context.Context, c *cluster, last time.Duration) (*besides, error) {
-	system, ok := c.system.(*regd)
-	if !ok {
-		return nil, errors.New("only regd is overloaded")
+	system, err := overloaded(c)
+	if err != nil {
+		return nil, err
 	}
 	conns, done, err := c.everywhere(ctx, connections)
 	if err != nil {
 		return nil, err
 	}
 	b := &besides{
-		system: system, conns: conns, done: done, sessions: make([]string, keptSessions), renewals: newTally(), deregistrations: newTally(),
+		c: c, system: system, conns: conns, done: done, sessions: make([]string, keptSessions), renewals: newTally(), deregistrations: newTally(),
 	}
 	// As many as will be due while it lasts, warms up and ends.
 	leaving := int((last + time.Duration(warm*float64(last)) + callTimeout).Seconds()) * leavingPerSec
@@ -248,10 +266,15 @@ func newBesides(ctx context.Context, c *cluster, last time.Duration) (*besides, 
 func (b *besides) conn(i int) *grpc.ClientConn { return b.conns[i%len(b.conns)] }
 
 // start begins what goes on, and returns what ends it.
-func (b *besides) start(ctx context.Context) (stop func()) {
-	stopRenewing := pacing(ctx, time.Now(), keptSessions, crowd, func(ctx context.Context, client, k int) error {
-		return b.renew(ctx, client, b.sessions[k%keptSessions])
-	}, b.renewals)
+func (b *besides) start(ctx context.Context) (stop func(), err error) {
+	renewals, err := b.system.renewals(b.c, b.sessions)
+	if err != nil {
+		return nil, err
+	}
+	stopRenewing, err := renewals.paced(ctx, keptSessions, b.renewals)
+	if err != nil {
+		return nil, err
+	}
 	stopLeaving := pacing(ctx, time.Now(), leavingPerSec, crowd, func(ctx context.Context, client, k int) error {
 		_, err := apiv1.NewRegistryServiceClient(b.conn(client)).Deregister(ctx, &apiv1.DeregisterRequest{
 			RequestId: b.system.request(2*crowd + client), Key: &apiv1.InstanceKey{Service: "leaving", Id: strconv.Itoa(k)},
@@ -261,21 +284,15 @@ func (b *besides) start(ctx context.Context) (stop func()) {
 	return func() {
 		stopRenewing()
 		stopLeaving()
-	}
-}
-
-// renew renews sessions.
-func (b *besides) renew(ctx context.Context, client int, sessions ...string) error {
-	reply, err := apiv1.NewSessionServiceClient(b.conn(client)).Renew(ctx, &apiv1.RenewRequest{SessionIds: sessions})
-	if err == nil && len(reply.GetEnded()) > 0 {
-		err = fmt.Errorf("%d sessions were lost", len(reply.GetEnded()))
-	}
-	return err
+	}, nil
 }
 
 // check tells what went wrong.
 func (b *besides) check(ctx context.Context) error {
-	err := b.renew(ctx, 0, b.sessions...) // Says whether all are still there.
+	reply, err := apiv1.NewSessionServiceClient(b.conn(0)).Renew(ctx, &apiv1.RenewRequest{SessionIds: b.sessions})
+	if n := len(reply.GetEnded()); err == nil && n > 0 {
+		err = fmt.Errorf("%d sessions were lost", n)
+	}
 	for what, t := range map[string]*tally{"renewals": b.renewals, "deregistrations": b.deregistrations} {
 		if float64(t.lost()) > max(1, lossAllowed*float64(t.due.Load())) {
 			err = errors.Join(err, fmt.Errorf("too many %s were lost", what))

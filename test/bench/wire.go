@@ -81,6 +81,7 @@ func newWire(conn net.Conn, method string, ended func(*wire, call, error)) *wire
 	_, _ = w.out.WriteString(http2.ClientPreface) // What goes wrong with writing, the flush tells.
 	_ = w.framer.WriteSettings()
 	_ = w.framer.WriteWindowUpdate(0, room)
+	w.flush()
 	go w.read()
 	return w
 }
@@ -120,6 +121,9 @@ func (w *wire) begin(c call, encode func([]byte) []byte) error {
 	if w.broken != nil {
 		return w.broken
 	}
+	if w.out.Available() < len(w.message)+wireBuffer/64 {
+		w.send()
+	}
 	binary.BigEndian.PutUint32(w.message[1:], uint32(len(w.message)-prefix)) //nolint:gosec // No message is so long.
 	w.window -= len(w.message)
 	_ = w.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: w.stream, BlockFragment: w.header, EndHeaders: true})
@@ -132,9 +136,17 @@ func (w *wire) begin(c call, encode func([]byte) []byte) error {
 
 // flush sends what was begun.
 func (w *wire) flush() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := w.out.Flush(); err != nil && w.broken == nil {
+	w.write(w.send)
+}
+
+// send sends what is in the buffer, with the lock. It hardly ever waits: what is under way on a wire fits into what the system
+// has for a connection.
+func (w *wire) send() {
+	if w.out.Buffered() == 0 || w.broken != nil {
+		return
+	}
+	_ = w.conn.SetWriteDeadline(time.Now().Add(callTimeout)) // If that fails, so does the next line.
+	if err := w.out.Flush(); err != nil {
 		w.broken = fmt.Errorf("write to %v: %w", w.conn.RemoteAddr(), err)
 	}
 }
@@ -195,6 +207,7 @@ func (w *wire) take(frame http2.Frame) error {
 	return nil
 }
 
+// write does what needs the lock.
 func (w *wire) write(frames func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

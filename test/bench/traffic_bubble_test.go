@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -12,17 +13,20 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// floodOf returns registrations at a server that answers as it is told.
-func floodOf(t *testing.T, answer func(context.Context, *apiv1.RegisterRequest) error) *flood {
+// trafficTo returns registrations at a server that answers as it is told.
+func trafficTo(t *testing.T, answer func(context.Context, *apiv1.RegisterRequest) error) *traffic {
 	t.Helper()
 	_, dial := serve(t, answer)
-	return &flood{dial, (&regd{}).registration(owner{})}
+	return &traffic{
+		method: apiv1.RegistryService_Register_FullMethodName, nodes: []string{"", ""}, dial: func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) },
+		message: (&regd{}).registration(owner{}),
+	}
 }
 
-func TestAClosedLoopOfAFlood(t *testing.T) {
+func TestAClosedLoopOfTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var under, most atomic.Int64
-		f := floodOf(t, func(ctx context.Context, _ *apiv1.RegisterRequest) error {
+		f := trafficTo(t, func(ctx context.Context, _ *apiv1.RegisterRequest) error {
 			most.Store(max(most.Load(), under.Add(1)))
 			wait(ctx, 50*time.Millisecond)
 			under.Add(-1)
@@ -35,11 +39,11 @@ func TestAClosedLoopOfAFlood(t *testing.T) {
 	})
 }
 
-func TestAnErrorEndsAClosedLoopOfAFlood(t *testing.T) {
+func TestAnErrorEndsAClosedLoopOfTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused, begun := refusal(t, "OVERLOADED"), time.Now()
 		var calls atomic.Int64
-		f := floodOf(t, func(ctx context.Context, _ *apiv1.RegisterRequest) error {
+		f := trafficTo(t, func(ctx context.Context, _ *apiv1.RegisterRequest) error {
 			wait(ctx, 10*time.Millisecond)
 			if calls.Add(1) == 1000 {
 				return refused
@@ -53,11 +57,11 @@ func TestAnErrorEndsAClosedLoopOfAFlood(t *testing.T) {
 	})
 }
 
-func TestAPacedFloodTellsWhatBecameOfCallsThatAreDue(t *testing.T) {
+func TestPacedTrafficTellsWhatBecameOfCallsThatAreDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := refusal(t, "OVERLOADED")
 		var calls atomic.Int64
-		f := floodOf(t, func(ctx context.Context, _ *apiv1.RegisterRequest) error {
+		f := trafficTo(t, func(ctx context.Context, _ *apiv1.RegisterRequest) error {
 			if calls.Add(1)%3 == 0 {
 				return refused
 			}
@@ -69,7 +73,7 @@ func TestAPacedFloodTellsWhatBecameOfCallsThatAreDue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wait(t.Context(), time.Second-floodTick/2)
+		wait(t.Context(), time.Second-trafficTick/2)
 		if due, answered := got.due.Load(), got.answered.count(); due < 2995 || due > 3000 || answered > 1800 {
 			t.Errorf("%d were due and %d answered after a second; want 3000 and 1800", due, answered)
 		}
@@ -84,11 +88,11 @@ func TestAPacedFloodTellsWhatBecameOfCallsThatAreDue(t *testing.T) {
 	})
 }
 
-func TestNoMoreCallsOfAFloodAreUnderWayThanThereArePlaces(t *testing.T) {
+func TestNoMoreCallsOfTrafficAreUnderWayThanThereArePlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var under, most atomic.Int64
 		var taken [crowd]atomic.Bool
-		f := floodOf(t, func(ctx context.Context, req *apiv1.RegisterRequest) error {
+		f := trafficTo(t, func(ctx context.Context, req *apiv1.RegisterRequest) error {
 			client, _ := strconv.Atoi(strings.TrimPrefix(req.GetRequestId().GetClientId(), "bench-"))
 			if taken[client].Swap(true) {
 				t.Errorf("client %d makes two calls at a time", client)
