@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/tap"
@@ -78,23 +79,27 @@ func (a *admission) leave() { a.inFlight.Add(-1) }
 // full tells whether enter would fail now.
 func (a *admission) full(c class) bool { return a.inFlight.Load() >= a.most(c) }
 
-// refuse counts a call that is refused and returns why it is.
+// refuse counts a call that is refused and returns why it is. Under overload gRPC encodes this text, twice, for most calls: it
+// is short.
 func (a *admission) refuse(c class) error {
 	a.rejected[c].Add(1)
-	return explain(fmt.Errorf("%w: %s calls are let in while fewer than %d are in flight", ErrOverloaded, c, a.most(c)),
-		"admit call", "class", c.String())
+	return explain(fmt.Errorf("%w: %d calls are in flight", ErrOverloaded, a.most(c)), "admit "+c.String()+" call", "class", c.String())
 }
 
 // refuseUnread refuses a call, of which only the headers have come, that admit would refuse. To read and decode a message
 // and to start a goroutine for it costs several times what the refusal does, and under overload that is what a node would
 // mostly do. A call is let in by admit alone: what passes here has no place yet.
 //
-// Calls of classRenew are left to admit and to the streams, which know what is in flight when they need a place. gRPC
+// Calls of classRenew are left to admit and to the streams, which know what is in flight when they need a place, and calls
+// with more time than most to admit: until a call's time is over, gRPC keeps the timer of one that is refused here. It
 // holds a lock of the connection meanwhile, so this must be quick. Interceptors, and with them the metrics of gRPC, do not
 // see what is refused here; regd_admission_rejected_total counts it.
 func (s *Server) refuseUnread(ctx context.Context, call *tap.Info) (context.Context, error) {
 	a, c := s.core.admission, classOf(call.FullMethodName)
 	if c == classRenew || !a.full(c) {
+		return ctx, nil
+	}
+	if end, ok := ctx.Deadline(); ok && time.Until(end) > DefaultTimeout {
 		return ctx, nil
 	}
 	leader := s.core.node.Info().LeaderAddress

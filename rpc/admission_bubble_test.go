@@ -4,6 +4,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
@@ -39,6 +40,31 @@ func TestWhatWillBeRefusedIsNotRead(t *testing.T) {
 		a.inFlight.Store(0)
 		if n := a.rejected[classRegister].Load(); n != 2 {
 			t.Errorf("%d registrations and locks were counted as refused, not 2", n)
+		}
+	})
+}
+
+// gRPC v1.85.0 does not cancel the context of a call that it refuses for a tap handle: its timer stays until it fires.
+func TestARefusalIsNotKeptForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, dial := started(t)
+		c := raw(t, dial())
+		a := server.core.admission
+		a.inFlight.Store(a.limit)
+		defer a.inFlight.Store(0)
+		for timeout, unread := range map[string]bool{"": true, "1S": true, "10S": true, "11S": false, "1H": false} {
+			var extra []hpack.HeaderField
+			if timeout != "" {
+				extra = append(extra, hpack.HeaderField{Name: "grpc-timeout", Value: timeout})
+			}
+			stream := c.open(apiv1.LockService_Acquire_FullMethodName, extra...)
+			if refused, reset, goAway := c.said(stream); refused != unread || reset != 0 || goAway != "" {
+				t.Errorf("timeout %q: refused unread %v, want %v; reset %v, go away %q", timeout, refused, unread, reset, goAway)
+			}
+			if !unread {
+				c.send(stream)
+				c.wantAnswer(stream)
+			}
 		}
 	})
 }
