@@ -2,6 +2,7 @@ package balance
 
 import (
 	"cmp"
+	"log/slog"
 	"math"
 	"slices"
 	"sync"
@@ -35,6 +36,8 @@ type Balancer struct {
 	rebuildAt int64 // when a plan that is outdated is made anew
 	builtAt   int64
 	buildTime int64
+	counts    Counts               // without the calls of the tracks
+	news      []func(*slog.Logger) // that unlock logs
 }
 
 // Request says what a pick is for. The zero value asks for any instance.
@@ -106,6 +109,15 @@ func (p *Pick) Instance() *registryv1.Instance {
 	return p.member.instance
 }
 
+// Breaker returns the state of the instance's circuit breaker now. Half-open before Done: the call is let through on trial.
+// Once Done has returned: what has become of it. Closed if Pick returned an error.
+func (p *Pick) Breaker() BreakerState {
+	if p.member == nil {
+		return BreakerClosed
+	}
+	return p.member.track.breaker()
+}
+
 // New makes a balancer without instances. The error reports all faults of policy and options at once.
 func New(policy Policy, opts ...Option) (*Balancer, error) {
 	cfg, err := newConfig(policy, opts)
@@ -145,6 +157,12 @@ func (b *Balancer) Update(instances []*registryv1.Instance) {
 			m.track = newTrack(m)
 		}
 		tracks[m.id] = m.track
+	}
+	for id, t := range b.tracks {
+		if tracks[id] != t {
+			b.counts.Calls += t.calls.Load()
+			b.counts.Failures += t.failures.Load()
+		}
 	}
 	b.members, b.tracks = members, tracks
 	b.rebuild()
@@ -214,7 +232,7 @@ func (b *Balancer) guard(t *track, o Outcome, now int64) {
 		return
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	defer b.unlock()
 	changed := eject && b.eject(t, now)
 	if open {
 		changed = b.open(t, now) || changed
@@ -237,7 +255,7 @@ func (b *Balancer) refresh(now int64) {
 	if !b.mu.TryLock() {
 		return
 	}
-	defer b.mu.Unlock()
+	defer b.unlock()
 	changed := false
 	for _, m := range b.members {
 		if now >= m.track.openUntil {
@@ -301,4 +319,21 @@ func (b *Balancer) rebuild() {
 	b.builtAt, b.rebuildAt = b.now(), never
 	b.buildTime = min(b.builtAt-before, int64(time.Second))
 	b.setDue()
+}
+
+// note has unlock log something. The lock is held.
+func (b *Balancer) note(news func(*slog.Logger)) {
+	if b.cfg.log != nil {
+		b.news = append(b.news, news)
+	}
+}
+
+// unlock releases the lock, and logs what has happened under it: a logger may take its time.
+func (b *Balancer) unlock() {
+	news := b.news
+	b.news = nil
+	b.mu.Unlock()
+	for _, tell := range news {
+		tell(b.cfg.log)
+	}
 }

@@ -2,6 +2,7 @@ package balance
 
 import (
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 )
@@ -97,6 +98,11 @@ func (b *Balancer) open(t *track, now int64) bool {
 	}
 	t.gate.Or(gateOpen)
 	t.openUntil = now + int64(b.cfg.breaker.OpenTime)
+	b.counts.Openings++
+	failures := t.consecutive.Load()
+	b.note(func(log *slog.Logger) {
+		log.Warn("breaker opened", "instance", t.id.String(), "consecutive_failures", failures, "for", b.cfg.breaker.OpenTime)
+	})
 	return true
 }
 
@@ -114,7 +120,7 @@ func (b *Balancer) halfOpen(t *track, now int64) {
 // judge decides a half-open breaker by the outcome of a trial of the round.
 func (b *Balancer) judge(t *track, round uint32, o Outcome, now int64) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	defer b.unlock()
 	if t.gate.Load()&gateTrial == 0 || t.round.Load() != round {
 		return
 	}
@@ -134,6 +140,7 @@ func (b *Balancer) judge(t *track, round uint32, o Outcome, now int64) {
 		t.consecutive.Store(0)
 		t.window.reset()
 		t.gate.And(^uint32(gateTrial))
+		b.note(func(log *slog.Logger) { log.Info("breaker closed", "instance", t.id.String()) })
 	}
 	b.outdate(now)
 }

@@ -3,6 +3,7 @@ package balance
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"sync/atomic"
@@ -90,6 +91,11 @@ func (b *Balancer) eject(t *track, now int64) bool {
 	t.ejectedUntil = now + int64(min(b.cfg.ejection.MaxTime, saturated(b.cfg.ejection.BaseTime, t.ejections)))
 	t.gate.Or(gateEjected)
 	b.ejected.Add(1)
+	b.counts.Ejections++
+	lasts, times := time.Duration(t.ejectedUntil-now), t.ejections
+	b.note(func(log *slog.Logger) {
+		log.Warn("instance ejected", "instance", t.id.String(), "for", lasts, "times_in_a_row", times)
+	})
 	return true
 }
 

@@ -59,6 +59,28 @@ func (b *Balancer) Stats() []Status {
 	return out
 }
 
+// Counts are sums over all instances that a Balancer has had. They only grow.
+type Counts struct {
+	// Calls that ended in success or failure while their instance was there, and Failures among them.
+	Calls, Failures uint64
+	// Openings of closed breakers. One that opens again as a trial failed is not counted.
+	Openings uint64
+	// Ejections begun.
+	Ejections uint64
+}
+
+// Counts returns what has happened since the balancer was made, for metrics.
+func (b *Balancer) Counts() Counts {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	sum := b.counts
+	for _, t := range b.tracks {
+		sum.Calls += t.calls.Load()
+		sum.Failures += t.failures.Load()
+	}
+	return sum
+}
+
 // Explain says for every instance whether the request could pick it, why not, and how likely it is that it would.
 func (b *Balancer) Explain(r Request) Explanation {
 	now := b.now()
@@ -122,16 +144,9 @@ func (p *plan) shares(q query) (shares map[*member]float64, order []*member) {
 // status returns what is known of a member, and why it can't be picked by any request. The lock is held.
 func (b *Balancer) status(m *member, p *plan, now int64) Status {
 	t := m.track
-	gate := t.gate.Load()
 	s := Status{
 		Instance: m.instance, InFlight: t.inFlight.Load(), Calls: t.calls.Load(), Failures: t.failures.Load(),
-		Latency: time.Duration(t.latency.Load()), Ejections: t.ejections,
-	}
-	switch {
-	case gate&gateOpen != 0:
-		s.Breaker = BreakerOpen
-	case gate&gateTrial != 0:
-		s.Breaker = BreakerHalfOpen
+		Latency: time.Duration(t.latency.Load()), Ejections: t.ejections, Breaker: t.breaker(),
 	}
 	s.Reason = b.cfg.healthReason(m.instance)
 	switch {
@@ -142,7 +157,7 @@ func (b *Balancer) status(m *member, p *plan, now int64) Status {
 		s.Reason = ReasonOpen
 	case p.panic:
 		s.Reason = ReasonNone
-	case gate&gateEjected != 0 && s.Reason == ReasonNone:
+	case t.gate.Load()&gateEjected != 0 && s.Reason == ReasonNone:
 		s.Reason, s.For = ReasonEjected, time.Duration(max(t.ejectedUntil-now, 0))
 	}
 	return s

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -21,6 +22,7 @@ type config struct {
 	breaker   Breaker
 	ejection  Ejection
 	random    func() uint64
+	log       *slog.Logger // nil: none
 }
 
 // newConfig applies the options to the defaults.
@@ -85,6 +87,18 @@ func WithEjection(ejection Ejection) Option {
 			return err
 		}
 		c.ejection = ejection.withDefaults()
+		return nil
+	}
+}
+
+// WithLogger sets where is logged that a breaker opens, that one closes again, and that an instance is ejected. Default:
+// nowhere.
+func WithLogger(log *slog.Logger) Option {
+	return func(c *config) error {
+		if log == nil {
+			return errors.New("logger: nil")
+		}
+		c.log = log
 		return nil
 	}
 }

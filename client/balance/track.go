@@ -15,6 +15,9 @@ func (i identity) compare(j identity) int {
 	return cmp.Or(cmp.Compare(i.namespace, j.namespace), cmp.Compare(i.service, j.service), cmp.Compare(i.id, j.id))
 }
 
+// String returns namespace/service/id.
+func (i identity) String() string { return i.namespace + "/" + i.service + "/" + i.id }
+
 // hash returns the place of the instance in consistent hashing. An incarnation more doesn't change it.
 func (i identity) hash() uint64 {
 	return mix(Hash(i.id) ^ mix(Hash(i.service)^mix(Hash(i.namespace))))
@@ -51,6 +54,7 @@ const (
 
 // track is what is remembered of one incarnation of an instance across updates.
 type track struct {
+	id          identity
 	incarnation uint64
 
 	gate        atomic.Uint32
@@ -74,7 +78,7 @@ type track struct {
 
 // newTrack starts afresh for a member.
 func newTrack(m *member) *track {
-	return &track{incarnation: m.instance.GetIncarnation(), openUntil: never, ejectedUntil: never}
+	return &track{id: m.id, incarnation: m.instance.GetIncarnation(), openUntil: never, ejectedUntil: never}
 }
 
 // record counts an outcome. Latency is smoothed as TCP smooths its round trips, by an eighth of the difference (RFC 6298).
@@ -115,4 +119,16 @@ func (t *track) enter(ignore uint32) (ok, trial bool) {
 func (t *track) available(ignore uint32) bool {
 	gate := t.gate.Load() &^ ignore
 	return gate == 0 || gate == gateTrial && t.permits.Load() > 0
+}
+
+// breaker returns the state of the circuit breaker.
+func (t *track) breaker() BreakerState {
+	switch gate := t.gate.Load(); {
+	case gate&gateOpen != 0:
+		return BreakerOpen
+	case gate&gateTrial != 0:
+		return BreakerHalfOpen
+	default:
+		return BreakerClosed
+	}
 }

@@ -19,6 +19,9 @@ type Service struct {
 	done   chan struct{} // closed by Close
 }
 
+// Namespace returns the service's namespace, where none was named the client's.
+func (s *Service) Namespace() string { return s.f.name.namespace }
+
 // View returns the service as it is now. It blocks only while there has never been a view: until the registry has answered,
 // ctx ends, or the registry refuses the watch. With an error that matches ErrNoSuchService or ErrStale the view is there
 // all the same.

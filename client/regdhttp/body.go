@@ -6,8 +6,6 @@ import (
 	"io"
 	"net/http"
 	"sync"
-
-	"github.com/regd-io/regd/client/balance"
 )
 
 // maxDrain is how much of a response that is given up is read so that its connection can be used again.
@@ -21,13 +19,13 @@ func discard(resp *http.Response) {
 	_ = resp.Body.Close()
 }
 
-// watchBody has the pick reported on when the body ends, is closed, or is forgotten by a caller whose context ends.
-func watchBody(resp *http.Response, pick *balance.Pick, judge func(error) balance.Outcome) {
+// watchBody calls done when the body ends, is closed, or is forgotten by a caller whose context ends.
+func watchBody(resp *http.Response, done func(error)) {
 	if resp.Body == nil || resp.Body == http.NoBody {
-		pick.Done(judge(nil))
+		done(nil)
 		return
 	}
-	b := &body{ReadCloser: resp.Body, pick: pick, judge: judge}
+	b := &body{ReadCloser: resp.Body, done: done}
 	if ctx := resp.Request.Context(); ctx.Done() != nil {
 		b.stop = context.AfterFunc(ctx, func() { b.report(context.Cause(ctx)) })
 	}
@@ -43,10 +41,9 @@ func watchBody(resp *http.Response, pick *balance.Pick, judge func(error) balanc
 // body is a response's, and tells of its end.
 type body struct {
 	io.ReadCloser
-	pick  *balance.Pick
-	judge func(error) balance.Outcome
-	stop  func() bool // nil: the context never ends
-	once  sync.Once
+	done func(error)
+	stop func() bool // nil: the context never ends
+	once sync.Once
 }
 
 // Read reads, and reports an end.
@@ -77,5 +74,5 @@ func (b *body) end(err error) {
 
 // report reports once.
 func (b *body) report(err error) {
-	b.once.Do(func() { b.pick.Done(b.judge(err)) })
+	b.once.Do(func() { b.done(err) })
 }

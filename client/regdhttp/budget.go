@@ -24,7 +24,11 @@ type budget struct {
 	slots [budgetSlots]struct{ requests, retries int }
 	// Sums of the slots.
 	requests, retries int
+	total             totals
 }
+
+// totals are what was counted since the beginning.
+type totals struct{ requests, retries, denied uint64 }
 
 // request counts a first attempt.
 func (b *budget) request(at time.Duration) {
@@ -32,6 +36,7 @@ func (b *budget) request(at time.Duration) {
 	defer b.mu.Unlock()
 	b.slots[b.turn(at)].requests++
 	b.requests++
+	b.total.requests++
 }
 
 // retry tells whether there may be one more retry, and counts it.
@@ -40,19 +45,21 @@ func (b *budget) retry(at time.Duration) bool {
 	defer b.mu.Unlock()
 	slot := b.turn(at)
 	if float64(b.retries+1) > b.floor+b.share*float64(b.requests) {
+		b.total.denied++
 		return false
 	}
 	b.slots[slot].retries++
 	b.retries++
+	b.total.retries++
 	return true
 }
 
-// sums returns what was counted within the window.
-func (b *budget) sums(at time.Duration) (requests, retries int) {
+// sums returns what was counted within the window, and since the beginning.
+func (b *budget) sums(at time.Duration) (requests, retries int, total totals) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.turn(at)
-	return b.requests, b.retries
+	return b.requests, b.retries, b.total
 }
 
 // turn forgets what has left the window, and returns the slot of now. The caller holds mu.

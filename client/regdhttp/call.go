@@ -23,8 +23,10 @@ type call struct {
 	s        *service
 	req      *http.Request
 	request  balance.Request
-	attempts []Attempt // that have failed
-	why      error     // there is no further one
+	attempts []Attempt  // that have failed
+	why      error      // there is no further one
+	trace    CallTracer // nil: nobody traces
+	sent     int        // attempts that were traced
 }
 
 // choice is an instance that is to be tried, and the body to send it.
@@ -32,6 +34,7 @@ type choice struct {
 	pick    *balance.Pick
 	address string
 	body    io.ReadCloser
+	ended   func(Ended) // who traces the attempt, nil: nobody
 }
 
 // run tries instances until there is a response to return, or no sense in going on.
@@ -44,7 +47,7 @@ func (c *call) run() (*http.Response, error) {
 	}
 	to.body = c.req.Body
 	for {
-		resp, err := c.send(to)
+		resp, err := c.send(&to)
 		next, ok := c.next(to, resp, err)
 		if !ok {
 			return c.finish(to, resp, err)
@@ -52,7 +55,7 @@ func (c *call) run() (*http.Response, error) {
 		if err == nil {
 			discard(resp)
 		}
-		to.pick.Done(c.judge(resp, err))
+		c.done(to, resp, err)
 		to = next
 	}
 }
@@ -86,7 +89,7 @@ func (c *call) tried(id string) bool {
 }
 
 // send makes an attempt. A RoundTripper must not change the request that it was given.
-func (c *call) send(to choice) (*http.Response, error) {
+func (c *call) send(to *choice) (*http.Response, error) {
 	out, target := *c.req, *c.req.URL
 	target.Host = to.address
 	out.URL, out.Body = &target, to.body
@@ -96,7 +99,16 @@ func (c *call) send(to choice) (*http.Response, error) {
 	case out.Host == "":
 		out.Host = c.req.URL.Host
 	}
-	return c.s.inner.RoundTrip(&out)
+	if c.trace == nil {
+		return c.s.inner.RoundTrip(&out)
+	}
+	if out.Header = out.Header.Clone(); out.Header == nil {
+		out.Header = http.Header{}
+	}
+	c.sent++
+	var ctx context.Context
+	ctx, to.ended = c.trace.Attempt(Sent{Request: &out, Instance: to.pick.Instance(), Number: c.sent, Breaker: to.pick.Breaker()})
+	return c.s.inner.RoundTrip(out.WithContext(ctx))
 }
 
 // next chooses where to try again after what has come of an attempt. It tells whether to.
@@ -136,24 +148,36 @@ func (c *call) next(to choice, resp *http.Response, err error) (next choice, ok 
 // finish returns what came of the last attempt.
 func (c *call) finish(to choice, resp *http.Response, err error) (*http.Response, error) {
 	if err != nil {
-		to.pick.Done(c.judge(nil, err))
+		c.done(to, nil, err)
 		if id := to.pick.Instance().GetId(); !c.tried(id) {
 			c.attempts = append(c.attempts, Attempt{Instance: id, Address: to.address, Err: err})
 		}
 		return nil, c.fail()
 	}
 	resp.Request = c.req
-	watchBody(resp, to.pick, func(err error) balance.Outcome {
-		if err != nil {
-			return c.judge(nil, err)
+	watchBody(resp, func(err error) {
+		c.done(to, resp, err)
+		if c.trace != nil {
+			c.trace.Done(err)
 		}
-		return c.judge(resp, nil)
 	})
 	return resp, nil
 }
 
+// done reports how an attempt went.
+func (c *call) done(to choice, resp *http.Response, err error) {
+	outcome := c.judge(resp, err)
+	to.pick.Done(outcome)
+	if to.ended != nil {
+		to.ended(Ended{Response: resp, Err: err, Outcome: outcome, Breaker: to.pick.Breaker()})
+	}
+}
+
 // judge says how an attempt went for the instance.
 func (c *call) judge(resp *http.Response, err error) balance.Outcome {
+	if err != nil {
+		resp = nil // It is the error that ended the attempt.
+	}
 	switch {
 	case err != nil && (errors.Is(err, context.Canceled) || errors.Is(c.req.Context().Err(), context.Canceled)):
 		return balance.Neutral
@@ -166,7 +190,11 @@ func (c *call) judge(resp *http.Response, err error) balance.Outcome {
 
 // fail is the error of the call.
 func (c *call) fail() error {
-	return &Error{Namespace: c.s.target.namespace, Service: c.s.target.service, Attempts: c.attempts, Err: c.why}
+	err := &Error{Namespace: c.s.target.namespace, Service: c.s.target.service, Attempts: c.attempts, Err: c.why}
+	if c.trace != nil {
+		c.trace.Done(err)
+	}
+	return err
 }
 
 // closeBody closes the body of a request that is not sent.

@@ -3,6 +3,7 @@ package regdhttp
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -40,6 +41,8 @@ type config struct {
 	perSecond    float64
 	maxPause     time.Duration
 	maxServices  int
+	tracer       Tracer // nil: none
+	log          *slog.Logger
 }
 
 // Option configures a Transport. Each option checks its argument; New reports all faults at once.
@@ -57,6 +60,9 @@ func newConfig(opts []Option) (config, error) {
 	var errs []error
 	for _, opt := range opts {
 		errs = append(errs, opt(&c))
+	}
+	if c.log != nil {
+		c.balance = append([]balance.Option{balance.WithLogger(c.log)}, c.balance...)
 	}
 	_, err := balance.New(c.policy, c.balance...)
 	return c, errors.Join(append(errs, err)...)
@@ -205,6 +211,18 @@ func WithMaxServices(n int) Option {
 			return fmt.Errorf("max services %d: need 1 to %d", n, maxMaxServices)
 		}
 		c.maxServices = n
+		return nil
+	}
+}
+
+// WithLogger sets where is logged that breakers open and close and that instances are ejected, see balance.WithLogger.
+// Default: nowhere.
+func WithLogger(log *slog.Logger) Option {
+	return func(c *config) error {
+		if log == nil {
+			return errors.New("logger: nil")
+		}
+		c.log = log
 		return nil
 	}
 }

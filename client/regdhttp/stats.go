@@ -8,16 +8,23 @@ import (
 	"github.com/regd-io/regd/client/balance"
 )
 
-// Stats are figures of a service that was called, for metrics.
+// Stats are figures of a service that was called, for metrics. Totals and Counts only grow, and begin again when the
+// service has made room for another one.
 type Stats struct {
 	// Scheme of the URLs, "http" or "https".
 	Scheme string
-	// Namespace of the service, "" for the client's own.
+	// Namespace of the service.
 	Namespace string
 	// Service name.
 	Service string
 	// Requests of the last 10 s, and Retries, which are not among them.
 	Requests, Retries int
+	// TotalRequests since the service was first called, and TotalRetries, which are not among them.
+	TotalRequests, TotalRetries uint64
+	// DeniedRetries are those that the budget did not allow.
+	DeniedRetries uint64
+	// Counts of the attempts on all instances.
+	Counts balance.Counts
 	// Instances and how they do, by id.
 	Instances []balance.Status
 }
@@ -36,10 +43,12 @@ func (t *Transport) Stats() []Stats {
 	})
 	stats := make([]Stats, 0, len(services))
 	for _, s := range services {
-		requests, retries := s.budget.sums(time.Since(t.start))
+		requests, retries, total := s.budget.sums(time.Since(t.start))
 		stats = append(stats, Stats{
-			Scheme: s.target.scheme, Namespace: s.target.namespace, Service: s.target.service,
-			Requests: requests, Retries: retries, Instances: s.balancer.Stats(),
+			Scheme: s.target.scheme, Namespace: s.handle.Namespace(), Service: s.target.service,
+			Requests: requests, Retries: retries,
+			TotalRequests: total.requests, TotalRetries: total.retries, DeniedRetries: total.denied,
+			Counts: s.balancer.Counts(), Instances: s.balancer.Stats(),
 		})
 	}
 	return stats

@@ -1,6 +1,7 @@
 package regdhttp
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"sync"
@@ -67,6 +68,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	defer t.leave(s)
 	s.budget.request(time.Since(t.start))
 	c := call{t: t, s: s, req: req, request: t.cfg.request(req)}
+	if t.cfg.tracer != nil {
+		var ctx context.Context
+		ctx, c.trace = t.cfg.tracer.Call(req, s.handle.Namespace(), to.service)
+		c.req = req.WithContext(ctx)
+	}
 	return c.run()
 }
 
