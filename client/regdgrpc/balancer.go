@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,6 +49,7 @@ type channel struct {
 	connections balancer.Balancer
 
 	mu      sync.Mutex // guards the fields below; held while gRPC is told, so that the last word is the newest
+	origin  origin     // the zero value: another resolver's
 	cfg     *parsed
 	choice  *balance.Balancer
 	members []member                   // of the last resolution
@@ -88,13 +90,12 @@ func (b *channel) UpdateClientConnState(s balancer.ClientConnState) error {
 		return fmt.Errorf("%s: got a config of type %T: %w", BalancerName, s.BalancerConfig, balancer.ErrBadResolverState)
 	}
 	b.mu.Lock()
+	b.origin, _ = s.ResolverState.Attributes.Value(originKey{}).(origin)
 	if b.cfg == nil || b.cfg.text != cfg.text {
-		choice, err := balance.New(cfg.policy, cfg.opts...)
-		if err != nil {
+		if err := b.configure(cfg); err != nil {
 			b.mu.Unlock()
 			return fmt.Errorf("%s: %w", BalancerName, err)
 		}
-		b.cfg, b.choice = cfg, choice
 	}
 	b.members, b.picker = make([]member, 0, len(s.ResolverState.Endpoints)), nil
 	b.trouble, _ = s.ResolverState.Attributes.Value(whyKey{}).(error)
@@ -108,6 +109,24 @@ func (b *channel) UpdateClientConnState(s balancer.ClientConnState) error {
 	return b.connections.UpdateClientConnState(balancer.ClientConnState{
 		ResolverState: pickfirst.EnableHealthListener(s.ResolverState),
 	})
+}
+
+// configure begins with a config. The caller holds mu.
+func (b *channel) configure(cfg *parsed) error {
+	opts := cfg.opts
+	builder := b.origin.builder
+	if builder != nil && builder.log != nil {
+		opts = append(slices.Clip(opts), balance.WithLogger(builder.log))
+	}
+	choice, err := balance.New(cfg.policy, opts...)
+	if err != nil {
+		return err
+	}
+	b.cfg, b.choice = cfg, choice
+	if builder != nil {
+		builder.add(b)
+	}
+	return nil
 }
 
 // ResolverError takes why nothing was resolved. What was resolved before stays.
@@ -131,7 +150,11 @@ func (b *channel) Close() {
 	if b.retry != nil {
 		b.retry.Stop()
 	}
+	from := b.origin
 	b.mu.Unlock()
+	if from.builder != nil {
+		from.builder.remove(b)
+	}
 	b.connections.Close()
 }
 
@@ -162,6 +185,9 @@ func (b *channel) UpdateState(s balancer.State) {
 	b.ready = ready
 	b.picker = &picker{
 		channel: b, choice: b.choice, hashHeader: b.cfg.hashHeader, connections: make(map[string]balancer.Picker, len(ready)),
+	}
+	if b.origin.builder != nil {
+		b.picker.tracer = b.origin.builder.tracer
 	}
 	instances := make([]*registryv1.Instance, len(b.members))
 	for n, m := range b.members {

@@ -24,6 +24,7 @@ type picker struct {
 	hashHeader  string
 	connections map[string]balancer.Picker // by instance
 	apart       int                        // instances without a connection
+	tracer      Tracer                     // nil: none
 	refused     atomic.Bool                // a call found no instance available
 }
 
@@ -53,6 +54,9 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	if err != nil {
 		pick.Done(balance.Neutral)
 		return result, err
+	}
+	if p.tracer != nil && info.Ctx != nil {
+		p.tracer.Picked(info.Ctx, pick.Instance(), pick.Breaker())
 	}
 	inner := result.Done
 	result.Done = func(done balancer.DoneInfo) {
@@ -122,6 +126,8 @@ func (b *channel) retryNow(p *picker) {
 	if b.closed || b.picker != p {
 		return
 	}
-	b.picker = &picker{channel: b, choice: p.choice, hashHeader: p.hashHeader, connections: p.connections, apart: p.apart}
+	b.picker = &picker{
+		channel: b, choice: p.choice, hashHeader: p.hashHeader, connections: p.connections, apart: p.apart, tracer: p.tracer,
+	}
 	b.ClientConn.UpdateState(balancer.State{ConnectivityState: connectivity.Ready, Picker: b.picker})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -33,10 +34,23 @@ const (
 var errNoAnswer = fmt.Errorf("the registry gave no answer within %s", patience)
 
 // Builder makes resolvers for targets of the scheme regd. It is a resolver.Builder, safe for concurrent use.
-type Builder struct{ discovery *discovery.Discovery }
+type Builder struct {
+	discovery *discovery.Discovery
+	tracer    Tracer
+	log       *slog.Logger // nil: none
+
+	mu       sync.Mutex // guards the field below
+	channels map[*channel]struct{}
+}
 
 // NewBuilder returns a Builder, for grpc.WithResolvers. Close the channels before the Discovery.
-func NewBuilder(d *discovery.Discovery) *Builder { return &Builder{discovery: d} }
+func NewBuilder(d *discovery.Discovery, opts ...BuilderOption) *Builder {
+	b := &Builder{discovery: d, channels: make(map[*channel]struct{})}
+	for _, opt := range opts {
+		opt(b)
+	}
+	return b
+}
 
 // Scheme returns "regd".
 func (*Builder) Scheme() string { return Scheme }
@@ -64,7 +78,7 @@ func (b *Builder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.Bu
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", t.URL.String(), err)
 	}
-	r := &follower{target: to, handle: handle, cc: cc}
+	r := &follower{builder: b, target: to, handle: handle, cc: cc}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	r.work.Go(func() { r.run(ctx) })
@@ -73,11 +87,12 @@ func (b *Builder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.Bu
 
 // follower tells a channel of a service. It is a resolver.Resolver.
 type follower struct {
-	target target
-	handle *discovery.Service
-	cc     resolver.ClientConn
-	cancel context.CancelFunc
-	work   sync.WaitGroup
+	builder *Builder
+	target  target
+	handle  *discovery.Service
+	cc      resolver.ClientConn
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
 }
 
 // ResolveNow does nothing: changes are pushed as they happen.
@@ -128,7 +143,10 @@ func (r *follower) within(ctx context.Context, patience time.Duration) (*discove
 
 // tell gives the channel a view. gRPC's errors say what its balancer makes of it, which is not the resolver's to mend.
 func (r *follower) tell(ctx context.Context, view *discovery.View) {
-	state := resolver.State{Endpoints: make([]resolver.Endpoint, 0, len(view.Healthy))}
+	state := resolver.State{
+		Endpoints:  make([]resolver.Endpoint, 0, len(view.Healthy)),
+		Attributes: attributes.New(originKey{}, origin{r.builder, view.Namespace, view.Service}),
+	}
 	var lacking error
 	for _, i := range view.Healthy {
 		if i.GetDraining() || i.GetMaintenance() {
@@ -149,7 +167,7 @@ func (r *follower) tell(ctx context.Context, view *discovery.View) {
 		if _, why = r.handle.Healthy(ctx); why == nil {
 			why = lacking // nil: a newer view has come meanwhile
 		}
-		state.Attributes = attributes.New(whyKey{}, why)
+		state.Attributes = state.Attributes.WithValue(whyKey{}, why)
 	}
 	_ = r.cc.UpdateState(state)
 	if why != nil {
@@ -160,6 +178,15 @@ func (r *follower) tell(ctx context.Context, view *discovery.View) {
 // whyKey is the key of an attribute that says why nothing was resolved. Errors are reported too, for gRPC's own balancers, but
 // come a moment later.
 type whyKey struct{}
+
+// originKey is the key of an attribute that says from where a balancer has its instances.
+type originKey struct{}
+
+// origin is that.
+type origin struct {
+	builder            *Builder
+	namespace, service string
+}
 
 // address returns where an instance is called.
 func (r *follower) address(i *registryv1.Instance) (string, error) {
