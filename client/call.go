@@ -128,6 +128,7 @@ type trial struct {
 
 // try is the loop of invoke.
 func (c *Client) try(ctx context.Context, m method, do func(context.Context, grpc.ClientConnInterface, ...grpc.CallOption) error) error {
+	c.counts.calls.Add(1)
 	t := trial{tried: make(map[*endpoint]bool)}
 	for {
 		if ctx.Err() != nil {
@@ -169,6 +170,7 @@ func (c *Client) attempt(ctx context.Context, m method, ep *endpoint, do func(co
 		attemptCtx, cancel = context.WithTimeout(ctx, c.cfg.attemptTimeout)
 	}
 	defer cancel()
+	c.counts.attempts.Add(1)
 	var to peer.Peer
 	err := do(attemptCtx, ep.conn, grpc.Peer(&to))
 	if err == nil {
@@ -178,6 +180,9 @@ func (c *Client) attempt(ctx context.Context, m method, ep *endpoint, do func(co
 	e := fromStatus(err)
 	if e.Reason == apiv1.Reason_REASON_UNSPECIFIED && attemptCtx.Err() != nil {
 		e.Message = "no answer in time"
+	}
+	if e.verdict() != giveUp {
+		c.counts.failedAttempts.Add(1)
 	}
 	if e.shuns() && ctx.Err() == nil {
 		c.pool.failed(ep)

@@ -17,6 +17,7 @@ type Client struct {
 	keeper   *keeper
 	hub      *hub
 	locks    *locks
+	counts   counts
 
 	// life ends with Close. It is kept here since background work starts when it is first needed, long after New.
 	life context.Context

@@ -191,14 +191,23 @@ type Departure struct {
 // ctx bounds the wait, and without a deadline the client's request timeout does. Then the instance is deregistered all the
 // same: also when ctx is cancelled, which cuts the wait short, and for at most the request timeout. The departure says who
 // was told; the error is that of Deregister, after which Leave may be called again.
-func (r *Registration) Leave(ctx context.Context) (Departure, error) {
-	var d Departure
+func (r *Registration) Leave(ctx context.Context) (d Departure, err error) {
+	ctx, end := r.c.trace(ctx, OperationLeave, r.key)
+	defer func() { end(err) }()
 	d.Revision, d.Err = r.drain(ctx)
 	if d.Err == nil {
-		d.Delivery, d.Err = r.c.AwaitDelivery(ctx, r.key.Namespace, r.key.Service, d.Revision)
-		if d.Err == nil && !d.Delivery.Complete {
-			d.Err = fmt.Errorf("leave as %s: %w", r.key, &UndeliveredError{Delivery: d.Delivery})
-		}
+		d.Delivery, d.Err = r.tell(ctx, d.Revision)
 	}
 	return d, r.Deregister(context.WithoutCancel(ctx))
+}
+
+// tell waits until all who watch the service know of a revision. The error says who does not.
+func (r *Registration) tell(ctx context.Context, revision uint64) (d Delivery, err error) {
+	ctx, end := r.c.trace(ctx, OperationAwaitDelivery, r.key)
+	defer func() { end(err) }()
+	d, err = r.c.AwaitDelivery(ctx, r.key.Namespace, r.key.Service, revision)
+	if err == nil && !d.Complete {
+		err = fmt.Errorf("leave as %s: %w", r.key, &UndeliveredError{Delivery: d})
+	}
+	return d, err
 }

@@ -128,6 +128,7 @@ func (h *hub) run(ctx context.Context) {
 		case errors.Is(err, errGoElsewhere):
 			h.c.pool.leaving(ep)
 		default:
+			h.c.counts.brokenWatchStreams.Add(1)
 			h.c.pool.failed(ep)
 		}
 		err = fmt.Errorf("watch at %s: %w", ep.address, err)

@@ -78,6 +78,7 @@ func (w *lockWatch) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			continue
 		}
+		w.c.counts.brokenWatchStreams.Add(1)
 		trouble = fmt.Errorf("%s: %w", ep.address, err)
 		w.c.cfg.log.Debug("watch of a lock ended", "endpoint", ep.address, "err", err)
 		w.c.pool.failed(ep)

@@ -44,6 +44,7 @@ type config struct {
 	requestTimeout time.Duration
 	attemptTimeout time.Duration
 	closeTimeout   time.Duration
+	tracer         Tracer // nil: none
 }
 
 // newConfig applies the options to the defaults.

@@ -90,6 +90,8 @@ type Registration struct {
 	changed     chan struct{}
 	draining    bool
 	reports     map[string]report // by check
+
+	losses, recoveries uint64
 }
 
 // Register registers an instance on the client's session, which it opens in the same call if there is none, and keeps it
@@ -97,11 +99,13 @@ type Registration struct {
 // client's. An instance with this id is taken over, whoever owns it, unless an option says otherwise.
 //
 // One client registers an id once at a time: change the instance through the Registration.
-func (c *Client) Register(ctx context.Context, instance *registryv1.Instance, opts ...RegisterOption) (*Registration, error) {
+func (c *Client) Register(ctx context.Context, instance *registryv1.Instance, opts ...RegisterOption) (_ *Registration, err error) {
 	spec, key, err := c.specOf(instance)
 	if err != nil {
 		return nil, err
 	}
+	ctx, end := c.trace(ctx, OperationRegister, key)
+	defer func() { end(err) }()
 	options, err := newRegisterOptions(opts)
 	if err != nil {
 		return nil, fmt.Errorf("register %s: %w", key, err)
@@ -200,7 +204,7 @@ func (r *Registration) Err() error {
 // change that fails. Where an error says that the outcome is unknown, the client takes back by itself what may have come
 // of it, unless another update is quicker.
 func (r *Registration) Update(ctx context.Context, change func(*registryv1.Instance)) error {
-	return r.work(ctx, "update", func(ctx context.Context) error {
+	return r.work(ctx, OperationUpdate, func(ctx context.Context) error {
 		spec := r.Instance()
 		change(spec)
 		if keyOf(spec) != r.key {
@@ -227,7 +231,7 @@ func (r *Registration) Update(ctx context.Context, change func(*registryv1.Insta
 // SetHealth reports the status of a TTL check. An empty check means the instance's only one. The report is kept, and
 // repeated when the instance has to be registered again.
 func (r *Registration) SetHealth(ctx context.Context, check string, status registryv1.CheckStatus, output string) error {
-	return r.work(ctx, "set health of", func(ctx context.Context) error {
+	return r.work(ctx, OperationSetHealth, func(ctx context.Context) error {
 		r.mu.Lock()
 		r.reports[check] = report{status: status, output: output}
 		r.mu.Unlock()
@@ -246,7 +250,7 @@ func (r *Registration) Drain(ctx context.Context) error {
 
 // drain is Drain. It returns a revision at which the mark is set.
 func (r *Registration) drain(ctx context.Context) (revision uint64, err error) {
-	err = r.work(ctx, "drain", func(ctx context.Context) (err error) {
+	err = r.work(ctx, OperationDrain, func(ctx context.Context) (err error) {
 		r.mu.Lock()
 		r.draining = true
 		r.mu.Unlock()
@@ -272,7 +276,7 @@ func (r *Registration) remark(ctx context.Context) (uint64, error) {
 // client no longer registers the instance by itself, even when Deregister fails; it may then be called again.
 func (r *Registration) Deregister(ctx context.Context) error {
 	r.stop()
-	return r.work(ctx, "deregister", func(ctx context.Context) error {
+	return r.work(ctx, OperationDeregister, func(ctx context.Context) error {
 		if err := r.withdraw(ctx); err != nil {
 			return err
 		}
@@ -305,7 +309,9 @@ func (r *Registration) withdraw(ctx context.Context) error {
 
 // work runs f while nobody else works on the instance. In a final state it fails, except that what has ended as it should
 // may be ended again.
-func (r *Registration) work(ctx context.Context, verb string, f func(context.Context) error) error {
+func (r *Registration) work(ctx context.Context, verb string, f func(context.Context) error) (err error) {
+	ctx, end := r.c.trace(ctx, verb, r.key)
+	defer func() { end(err) }()
 	ctx, cancel, err := r.c.begin(ctx)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", verb, r.key, err)
@@ -320,7 +326,7 @@ func (r *Registration) work(ctx context.Context, verb string, f func(context.Con
 		if err := r.Err(); err != nil {
 			return fmt.Errorf("%s %s: %w", verb, r.key, err)
 		}
-		if verb == "deregister" {
+		if verb == OperationDeregister {
 			return nil
 		}
 		return fmt.Errorf("%s %s: deregistered: %w", verb, r.key, ErrClosed)
@@ -358,8 +364,13 @@ func (r *Registration) shift(session string, from, to State) {
 
 // enter changes the state. The caller holds mu.
 func (r *Registration) enter(state State) {
-	if r.state == state {
+	switch {
+	case r.state == state:
 		return
+	case r.state == StateRegistered && state == StateLost:
+		r.losses++
+	case r.state == StateLost && state == StateRegistered && r.losses > 0:
+		r.recoveries++
 	}
 	r.state = state
 	close(r.changed)
@@ -383,6 +394,7 @@ func (r *Registration) finish(state State, err error) {
 // superseded leaves the instance to its newer owner.
 func (r *Registration) superseded() {
 	r.c.cfg.log.Warn("instance was taken over by a newer registration", "instance", r.key.String())
+	r.c.counts.superseded.Add(1)
 	r.c.keeper.remove(r)
 	r.finish(StateSuperseded, ErrSuperseded)
 }

@@ -83,6 +83,7 @@ func (r *Registration) restore() {
 		err := r.restoreOnce(r.life)
 		switch {
 		case err == nil:
+			r.c.cfg.log.Info("registered again", "instance", r.key.String(), "incarnation", r.Incarnation())
 			return
 		case errors.Is(err, ErrSuperseded):
 			r.superseded()
@@ -95,7 +96,9 @@ func (r *Registration) restore() {
 }
 
 // restoreOnce registers the instance and repeats what is known of its health.
-func (r *Registration) restoreOnce(ctx context.Context) error {
+func (r *Registration) restoreOnce(ctx context.Context) (err error) {
+	ctx, end := r.c.trace(ctx, OperationRestore, r.key)
+	defer func() { end(err) }()
 	ctx, cancel := context.WithTimeout(ctx, r.c.cfg.requestTimeout)
 	defer cancel()
 	if err := r.take(ctx); err != nil {

@@ -40,6 +40,7 @@ type session struct {
 	tenure   *tenure // nil while the session cannot be proved to be alive
 	expiry   *time.Timer
 	trouble  error // why it was not renewed of late
+	doubted  bool  // a tenure has ended, and none has begun since
 }
 
 // tenure is a stretch of time during which a session was provably alive without a break. What was won in one tenure (a
@@ -62,6 +63,8 @@ type keeper struct {
 	changed       chan struct{}
 	registrations map[Key]*Registration
 	former        []string // ids of earlier sessions, newest last
+
+	sessionsOpened, sessionsLost, renewals, failedRenewals uint64
 }
 
 func newKeeper(c *Client) *keeper {
@@ -172,6 +175,7 @@ func (k *keeper) opened(id string, ttl time.Duration, sent time.Time) {
 	s.ctx, s.end = context.WithCancel(k.c.life)
 	k.mu.Lock()
 	k.session = s
+	k.sessionsOpened++
 	s.expiry = time.AfterFunc(time.Until(s.deadline), func() { k.expired(s) })
 	if time.Now().Before(s.deadline) {
 		k.prove(s)
@@ -217,6 +221,7 @@ func (k *keeper) acknowledged(s *session, sent time.Time) {
 		return
 	}
 	s.trouble = nil
+	k.renewals++
 	now := time.Now()
 	if !now.Before(s.deadline) {
 		k.doubt(s) // the timer may be late, as after a pause of the process
@@ -252,6 +257,10 @@ func (k *keeper) prove(s *session) {
 	t := &tenure{session: s.id}
 	t.ctx, t.end = context.WithCancelCause(s.ctx)
 	s.tenure = t
+	if s.doubted {
+		s.doubted = false
+		k.c.cfg.log.Info("session renewed after all", "session_id", s.id)
+	}
 	for _, r := range k.registrations {
 		r.shift(s.id, StateLost, StateRegistered)
 	}
@@ -263,7 +272,17 @@ func (k *keeper) doubt(s *session) {
 	if s.tenure == nil {
 		return
 	}
+	s.doubted = true
 	k.c.cfg.log.Warn("session not renewed in time", "session_id", s.id, "err", s.trouble)
+	k.lose(s)
+}
+
+// lose ends the tenure, if there is one. The caller holds mu.
+func (k *keeper) lose(s *session) {
+	if s.tenure == nil {
+		return
+	}
+	k.sessionsLost++
 	s.tenure.end(ErrLockLost)
 	s.tenure = nil
 	for _, r := range k.registrations {
@@ -281,7 +300,7 @@ func (k *keeper) over(id string) {
 		return
 	}
 	k.c.cfg.log.Warn("session has ended", "session_id", id)
-	k.doubt(s)
+	k.lose(s)
 	k.drop()
 	k.notify()
 }
@@ -298,11 +317,14 @@ func (k *keeper) drop() {
 	}
 }
 
-// troubled notes why the session is not renewed.
+// troubled notes why a node did not renew the session.
 func (k *keeper) troubled(s *session, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s.trouble = err
+	if !errors.Is(err, errGoElsewhere) {
+		k.failedRenewals++
+	}
 }
 
 // provableUntil returns the deadline of a tenure, and false once it has ended.

@@ -112,7 +112,9 @@ func (f *follower) watch(ctx context.Context) (answered bool, err error) {
 		switch {
 		case errors.Is(err, errReleased):
 			if f.mirror.release(time.Now()) {
-				f.publish()
+				if f.publish(); !f.mirror.guard.on {
+					f.log.Info("service: no instance is kept any more", "left", len(f.mirror.view.list.live))
+				}
 			}
 		case err != nil:
 			return answered, err
@@ -154,6 +156,9 @@ func (f *follower) sync(mark client.Change, point client.ResumePoint) {
 	if did.protected {
 		f.counts.protections.Add(1)
 		f.log.Warn("service: the registry lost most instances; they are kept for now", "left", len(v.list.live), "kept", len(v.Protected))
+	}
+	if did.released {
+		f.log.Info("service: no instance is kept any more", "left", len(v.list.live))
 	}
 	if f.firstSync.Load() == 0 {
 		f.firstSync.Store(max(1, int64(mark.Received.Sub(f.begun))))

@@ -54,6 +54,7 @@ func (m *mirror) take(c client.Change) { m.pending[c.Key.ID] = c }
 type synced struct {
 	resynced  bool // history was lost
 	protected bool // protection has begun
+	released  bool // protection has ended
 	foreign   bool // the registry is another one than the view was of
 }
 
@@ -77,7 +78,9 @@ func (m *mirror) sync(mark client.Change, point client.ResumePoint) synced {
 		if !did.foreign {
 			m.guard.note(gone, fresh)
 		}
+		before := m.guard.on
 		did.protected = m.guard.judge(len(live))
+		did.released = before && !m.guard.on
 		current = newList(live, m.guard.protected())
 	}
 	m.known = m.known || len(current.live) > 0

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/regd-io/regd/client"
 )
 
 // Defaults and limits.
@@ -27,6 +29,7 @@ type config struct {
 	hold        time.Duration
 	linger      time.Duration
 	maxServices int
+	tracer      client.Tracer // nil: none
 }
 
 // Option configures a Discovery. Each option checks its argument; New reports all faults at once.
@@ -120,6 +123,18 @@ func WithMaxServices(n int) Option {
 			return fmt.Errorf("max services %d: need 1 to %d", n, maxMaxServices)
 		}
 		c.maxServices = n
+		return nil
+	}
+}
+
+// WithTracer has a Tracer told when somebody waits for the first view of a service. Without one that costs nothing.
+// Default: none.
+func WithTracer(tracer client.Tracer) Option {
+	return func(c *config) error {
+		if tracer == nil {
+			return errors.New("tracer: nil")
+		}
+		c.tracer = tracer
 		return nil
 	}
 }

@@ -31,11 +31,25 @@ func (s *Service) View(ctx context.Context) (*View, error) {
 	if v == nil || s.closed.Load() {
 		s.f.waits.Add(1)
 		var err error
-		if v, err = s.Next(ctx, nil); err != nil {
+		if v, err = s.first(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return v, v.judge(s.f.d.cfg.maxStale)
+}
+
+// first waits for a view.
+func (s *Service) first(ctx context.Context) (*View, error) {
+	tracer := s.f.d.cfg.tracer
+	if tracer == nil {
+		return s.Next(ctx, nil)
+	}
+	ctx, end := tracer.Start(ctx, client.Operation{
+		Name: client.OperationFirstView, Namespace: s.f.name.namespace, Service: s.f.name.service,
+	})
+	v, err := s.Next(ctx, nil)
+	end(err)
+	return v, err
 }
 
 // Healthy returns the instances that can serve. It is View, with an error that matches ErrNoneHealthy if there are none.
