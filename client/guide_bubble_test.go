@@ -12,15 +12,16 @@ import (
 	"github.com/regd-io/regd/client"
 	"github.com/regd-io/regd/client/balance"
 	"github.com/regd-io/regd/client/discovery"
+	"github.com/regd-io/regd/client/internal/livetest"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
 // What the guides show does what they say, at a real cluster.
 func TestGuidesAtALiveCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		c, _ := l.client()
-		other, _ := l.client()
+		l := livetest.New(t, 3)
+		c, _ := l.Client()
+		other, _ := l.Client()
 		d, err := discovery.New(other)
 		if err != nil {
 			t.Fatal(err)
@@ -133,8 +134,8 @@ func guidesFindOne(t *testing.T, c *client.Client, d *discovery.Discovery, balan
 // A TTL check in the guides is one of health: who falls silent is critical first, and gone after that.
 func TestGuideTTLCheckAtALiveCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		c, _ := l.client()
+		l := livetest.New(t, 3)
+		c, _ := l.Client()
 		reg, err := RegisterWithTTLCheck(t.Context(), c)
 		if err != nil {
 			t.Fatal(err)
@@ -158,9 +159,9 @@ func TestGuideTTLCheckAtALiveCluster(t *testing.T) {
 // Locks, slots and elections of the guides give a context and a token, and are free afterwards.
 func TestGuidesCoordinateAtALiveCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		c, _ := l.client()
-		other, _ := l.client()
+		l := livetest.New(t, 3)
+		c, _ := l.Client()
+		other, _ := l.Client()
 		var last uint64
 		done := errors.New("done")
 		work := func(ctx context.Context, token uint64) error {

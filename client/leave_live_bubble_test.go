@@ -14,6 +14,7 @@ import (
 
 	"github.com/regd-io/regd/client"
 	"github.com/regd-io/regd/client/discovery"
+	"github.com/regd-io/regd/client/internal/livetest"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
@@ -30,18 +31,18 @@ func (c slowConn) Read(p []byte) (int, error) {
 }
 
 // at makes a client of one node, on a network that is late.
-func (l *liveCluster) at(node string, late time.Duration) *client.Client {
-	l.t.Helper()
-	link := &link{l: l}
+func at(t *testing.T, l *livetest.Cluster, node string, late time.Duration) *client.Client {
+	t.Helper()
+	link := l.Link()
 	c, err := client.New([]string{node + ":7400"}, client.WithDialOptions(grpc.WithContextDialer(
 		func(ctx context.Context, address string) (net.Conn, error) {
-			conn, err := link.dial(ctx, address)
+			conn, err := link.Dial(ctx, address)
 			return slowConn{conn, late}, err
 		})))
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	l.t.Cleanup(func() { _ = c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -94,15 +95,15 @@ func (f *fleet) known(id string) {
 // TestNobodySendsToWhoHasLeft has a consumer at each node, of which the farthest hears a tenth of a second late.
 func TestNobodySendsToWhoHasLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		provider, _ := l.client()
+		l := livetest.New(t, 3)
+		provider, _ := l.Client()
 		f := &fleet{gone: map[string]bool{}, seen: map[string]map[string]bool{}}
 		ctx, cancel := context.WithCancel(t.Context())
 		var consuming sync.WaitGroup
 		defer consuming.Wait()
 		defer cancel()
 		for name, late := range map[string]time.Duration{"n1": 0, "n2": 10 * time.Millisecond, "n3": 100 * time.Millisecond} {
-			d, err := discovery.New(l.at(name, late))
+			d, err := discovery.New(at(t, l, name, late))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -2,197 +2,19 @@ package client_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
-	"net"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/test/bufconn"
-
 	"github.com/regd-io/regd/client"
-	"github.com/regd-io/regd/cluster"
-	"github.com/regd-io/regd/cluster/clustertest"
-	"github.com/regd-io/regd/health"
-	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+	"github.com/regd-io/regd/client/internal/livetest"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
-	"github.com/regd-io/regd/rpc"
 )
-
-// liveCluster is a real cluster in one process: raft, state machine, health and API, on in-memory networks.
-type liveCluster struct {
-	*clustertest.Cluster
-	t *testing.T
-
-	mu   sync.Mutex // guards the fields below
-	apis map[string]*liveAPI
-}
-
-// liveAPI is the API of one node.
-type liveAPI struct {
-	lis    *bufconn.Listener
-	server *rpc.Server
-	served chan error
-}
-
-// newLiveCluster starts n nodes and waits until they are ready.
-func newLiveCluster(t *testing.T, n int) *liveCluster {
-	t.Helper()
-	l := &liveCluster{t: t, apis: make(map[string]*liveAPI)}
-	monitors := make([]*hooks, 0, n)
-	l.Cluster = clustertest.New(t, n, func(cfg *cluster.Config) {
-		h := &hooks{made: make(chan struct{})}
-		monitors = append(monitors, h)
-		h.in(cfg)
-	})
-	names := l.Names()
-	slices.Sort(names)
-	for i, name := range names {
-		l.serve(name, monitors[i])
-	}
-	t.Cleanup(func() {
-		for _, name := range names {
-			l.unserve(name)
-		}
-	})
-	l.Ready()
-	return l
-}
-
-// hooks connects a node with its monitor, which can only be made after the node.
-type hooks struct {
-	made    chan struct{}
-	monitor *health.Monitor
-}
-
-func (h *hooks) in(cfg *cluster.Config) {
-	cfg.Lead = func(ctx context.Context, term uint64) {
-		<-h.made
-		h.monitor.Lead(ctx, term)
-	}
-	cfg.Renew = func(term uint64, taken time.Time, renewals []*peerv1.Renewals) ([]*peerv1.Renewals, error) {
-		<-h.made
-		return h.monitor.Renew(term, taken, renewals)
-	}
-}
-
-// serve starts the monitor and the API of a node that runs.
-func (l *liveCluster) serve(name string, h *hooks) {
-	l.t.Helper()
-	node := l.Node(name)
-	cfg := health.DefaultConfig()
-	cfg.Logger = slog.New(slog.DiscardHandler)
-	cfg.Unapplied = func(err error) bool { return !errors.Is(err, cluster.ErrUnknownOutcome) }
-	var err error
-	if h.monitor, err = health.New(cfg, node.Feed(), node); err != nil {
-		l.t.Fatal(err)
-	}
-	close(h.made)
-	api := &liveAPI{lis: bufconn.Listen(1 << 20), served: make(chan error, 1)}
-	if api.server, err = rpc.NewServer(rpc.Config{}, node); err != nil {
-		l.t.Fatal(err)
-	}
-	go func() { api.served <- api.server.Serve(api.lis) }()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.apis[name] = api
-}
-
-// unserve ends the API of a node, after what is under way.
-func (l *liveCluster) unserve(name string) {
-	l.mu.Lock()
-	api := l.apis[name]
-	delete(l.apis, name)
-	l.mu.Unlock()
-	if api == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = api.server.Shutdown(ctx) // cuts off what is left
-	if err := <-api.served; err != nil {
-		l.t.Errorf("serve at %s: %v", name, err)
-	}
-}
-
-// kill stops a node.
-func (l *liveCluster) kill(name string) {
-	l.unserve(name)
-	l.Stop(name)
-}
-
-// revive starts a node again.
-func (l *liveCluster) revive(name string) {
-	h := &hooks{made: make(chan struct{})}
-	l.Reconfigure(name, h.in)
-	l.Start(name)
-	l.serve(name, h)
-}
-
-// client makes a client whose network can be cut.
-func (l *liveCluster) client(opts ...client.Option) (*client.Client, *link) {
-	l.t.Helper()
-	link := &link{l: l}
-	c, err := client.New([]string{"n1:7400", "n2:7400", "n3:7400"}, append([]client.Option{
-		// A second of a live cluster costs more than one of a scripted one: short sessions.
-		client.WithDialOptions(grpc.WithContextDialer(link.dial)), client.WithSessionTTL(4 * time.Second),
-	}, opts...)...)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { _ = c.Close() })
-	return c, link
-}
-
-// link is the network of one client.
-type link struct {
-	l *liveCluster
-
-	mu    sync.Mutex // guards the fields below
-	down  bool
-	conns []net.Conn
-}
-
-func (k *link) dial(ctx context.Context, address string) (net.Conn, error) {
-	name, _, _ := net.SplitHostPort(address)
-	k.l.mu.Lock()
-	api := k.l.apis[name]
-	k.l.mu.Unlock()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.down || api == nil {
-		return nil, errors.New("connection refused")
-	}
-	conn, err := api.lis.DialContext(ctx)
-	if err == nil {
-		k.conns = append(k.conns, conn)
-	}
-	return conn, err
-}
-
-// cut breaks all connections and refuses new ones until mend.
-func (k *link) cut() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.down = true
-	for _, conn := range k.conns {
-		_ = conn.Close()
-	}
-	k.conns = nil
-}
-
-func (k *link) mend() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.down = false
-}
 
 // follower collects what a watch delivers, and fails on any gap, repeat or step back that can be seen.
 type follower struct {
@@ -264,13 +86,13 @@ func (f *follower) wantEqual(c *client.Client) {
 
 func TestLiveClientOutlivesTheLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		c, _ := l.client()
+		l := livetest.New(t, 3)
+		c, _ := l.Client()
 		reg := register(t, c, "kept")
 		w := follow(t, c)
 		for round := range 2 {
 			leader := l.Leader().Info().Name
-			l.kill(leader)
+			l.Kill(leader)
 			for i := range 5 {
 				if _, err := c.RegisterDetached(t.Context(), web(fmt.Sprintf("i%d-%d", round, i))); err != nil {
 					t.Fatal(err)
@@ -279,7 +101,7 @@ func TestLiveClientOutlivesTheLeader(t *testing.T) {
 			wantState(t, reg, client.StateRegistered)
 			w.wantEqual(c)
 			time.Sleep(5 * time.Second)
-			l.revive(leader)
+			l.Revive(leader)
 			time.Sleep(5 * time.Second)
 			wantState(t, reg, client.StateRegistered)
 		}
@@ -295,19 +117,19 @@ func TestLiveClientOutlivesTheLeader(t *testing.T) {
 
 func TestLiveRegistrationSurvivesTheRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		c, _ := l.client()
+		l := livetest.New(t, 3)
+		c, _ := l.Client()
 		reg := register(t, c, "kept")
 		w := follow(t, c)
 		w.wantEqual(c)
 		names := l.Names()
 		for _, name := range names {
-			l.kill(name)
+			l.Kill(name)
 		}
 		time.Sleep(10 * time.Second)
 		wantState(t, reg, client.StateLost)
 		for _, name := range names {
-			l.revive(name)
+			l.Revive(name)
 		}
 		l.Ready()
 		time.Sleep(10 * time.Second)
@@ -318,12 +140,12 @@ func TestLiveRegistrationSurvivesTheRegistry(t *testing.T) {
 
 func TestLiveExpiredInstanceComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		a, cable := l.client()
-		b, _ := l.client()
+		l := livetest.New(t, 3)
+		a, cable := l.Client()
+		b, _ := l.Client()
 		reg := register(t, a, "kept")
 		w := follow(t, b)
-		cable.cut()
+		cable.Cut()
 		time.Sleep(2 * time.Second) // under the TTL
 		if _, err := b.Instance(t.Context(), reg.Key()); err != nil {
 			t.Errorf("gone before its TTL: %v", err)
@@ -334,7 +156,7 @@ func TestLiveExpiredInstanceComesBack(t *testing.T) {
 			t.Errorf("still there after its TTL: %v", err)
 		}
 		w.wantEqual(b)
-		cable.mend()
+		cable.Mend()
 		time.Sleep(10 * time.Second)
 		wantState(t, reg, client.StateRegistered)
 		if reg.Incarnation() < 2 {
@@ -346,18 +168,18 @@ func TestLiveExpiredInstanceComesBack(t *testing.T) {
 
 func TestLiveLockNeverHasTwoOwners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		a, cable := l.client()
-		b, _ := l.client()
+		l := livetest.New(t, 3)
+		a, cable := l.Client()
+		b, _ := l.Client()
 		var tokens []uint64
 		for round := range 2 {
 			held := lock(t, a, "job")
 			next := make(chan *client.Lock, 1)
 			go func() { next <- lock(t, b, "job") }()
 			time.Sleep(5 * time.Second)
-			cable.cut()
+			cable.Cut()
 			if round > 0 {
-				l.kill(l.Leader().Info().Name)
+				l.Kill(l.Leader().Info().Name)
 			}
 			other := <-next
 			if held.Context().Err() == nil {
@@ -367,10 +189,10 @@ func TestLiveLockNeverHasTwoOwners(t *testing.T) {
 				t.Errorf("Unlock: %v, want ErrLockLost", err)
 			}
 			tokens = append(tokens, held.Token(), other.Token())
-			cable.mend()
+			cable.Mend()
 			for _, name := range []string{"n1", "n2", "n3"} {
 				if l.Node(name) == nil {
-					l.revive(name)
+					l.Revive(name)
 				}
 			}
 			if err := other.Unlock(t.Context()); err != nil {
@@ -386,8 +208,8 @@ func TestLiveLockNeverHasTwoOwners(t *testing.T) {
 
 func TestLiveRestoreBringsRegistrationsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		c, _ := l.client()
+		l := livetest.New(t, 3)
+		c, _ := l.Client()
 		old := register(t, c, "old")
 		w := follow(t, c)
 		var snapshot bytes.Buffer
@@ -423,8 +245,8 @@ func TestLiveRestoreBringsRegistrationsBack(t *testing.T) {
 
 func TestLiveOperatorsCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		c, _ := l.client()
+		l := livetest.New(t, 3)
+		c, _ := l.Client()
 		register(t, c, "a")
 		lock(t, c, "job")
 		o := c.Cluster()

@@ -125,7 +125,7 @@ func TestLeaderThatIsCutOffStopsBeforeItsSuccessorBegins(t *testing.T) {
 		won := make(chan *election.Leadership)
 		go func() { won <- campaign(t, b, "b") }()
 		time.Sleep(2 * time.Second)
-		a.cut(true)
+		a.Cut()
 		<-first.Context().Done()
 		stopped := time.Now()
 		if !errors.Is(context.Cause(first.Context()), client.ErrLockLost) {
@@ -140,7 +140,7 @@ func TestLeaderThatIsCutOffStopsBeforeItsSuccessorBegins(t *testing.T) {
 		if second.Token() <= first.Token() {
 			t.Errorf("token %d after %d, %v later", second.Token(), first.Token(), time.Since(stopped))
 		}
-		a.cut(false)
+		a.Mend()
 		if err := first.Resign(t.Context()); !errors.Is(err, client.ErrLockLost) {
 			t.Errorf("resign: %v", err)
 		}
@@ -162,7 +162,7 @@ func TestObserveGoesOnWhenNodesFail(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantLeader(t, observed, "")
-		r.kill(r.Leader().Info().Name)
+		r.Kill(r.Leader().Info().Name)
 		time.Sleep(10 * time.Second)
 		second := campaign(t, a, "again")
 		if got := wantLeader(t, observed, "again"); got.Token != second.Token() {
@@ -204,9 +204,9 @@ func TestRunLeadsAgainAfterLoss(t *testing.T) {
 		for range 4 {
 			time.Sleep(3 * time.Second)
 			p := current.Load()
-			p.cut(true)
+			p.Cut()
 			time.Sleep(12 * time.Second)
-			p.cut(false)
+			p.Mend()
 			if current.Load() == p {
 				t.Error("the one that is cut off still leads")
 			}
