@@ -20,6 +20,7 @@ import (
 	"github.com/regd-io/regd/client/lifecycle"
 	"github.com/regd-io/regd/client/regdgrpc"
 	"github.com/regd-io/regd/client/regdhttp"
+	"github.com/regd-io/regd/client/regdotel"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
@@ -234,6 +235,33 @@ func Observe(ctx context.Context, c *client.Client, show func(address string)) e
 		}
 	}
 	return nil
+}
+
+func Telemetry(endpoints []string, work func(*client.Client, *discovery.Discovery, *regdhttp.Transport) error) error {
+	telemetry, err := regdotel.New() // of otel's global providers and propagator, which the application sets
+	if err != nil {
+		return err
+	}
+	defer telemetry.Close()
+	c, err := client.New(endpoints, client.WithTracer(telemetry))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	d, err := discovery.New(c, discovery.WithTracer(telemetry))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	web, err := regdhttp.New(d, regdhttp.WithTracer(telemetry))
+	if err != nil {
+		return err
+	}
+	defer web.Close()
+	telemetry.ObserveClient(c)
+	telemetry.ObserveDiscovery(d)
+	telemetry.ObserveHTTP(web)
+	return work(c, d, web)
 }
 
 func Explain(err error) string {
