@@ -111,6 +111,7 @@ func seriesOf(set attribute.Set) string {
 			parts = append(parts, strings.TrimPrefix(string(a.Key), "regd.")+"="+a.Value.Emit())
 		}
 	}
+	slices.Sort(parts)
 	return "{" + strings.Join(parts, ",") + "}"
 }
 
