@@ -108,7 +108,7 @@ func seriesOf(set attribute.Set) string {
 	var parts []string
 	for _, a := range set.ToSlice() {
 		if a.Key != namespaceKey {
-			parts = append(parts, strings.TrimPrefix(string(a.Key), "regd.")+"="+a.Value.Emit())
+			parts = append(parts, strings.TrimPrefix(string(a.Key), "regd.")+"="+a.Value.String())
 		}
 	}
 	slices.Sort(parts)

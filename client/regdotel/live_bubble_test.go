@@ -161,29 +161,39 @@ func TestSessionIsLostAndRegained(t *testing.T) {
 func TestOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
-		c, _ := livetest.New(t, 3).Client(client.WithTracer(f))
-		d, err := discovery.New(c, discovery.WithTracer(f))
+		cluster := livetest.New(t, 3)
+		c, _ := cluster.Client(client.WithTracer(f))
+		other, link := cluster.Client()
+		d, err := discovery.New(other, discovery.WithTracer(f))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(d.Close)
+		f.ObserveDiscovery(d)
 		reg, err := c.Register(t.Context(), inst("payment", "a"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.Register(t.Context(), inst("payment", "a")); !errors.Is(err, client.ErrAlreadyExists) {
+		if _, err = c.Register(t.Context(), inst("payment", "a")); !errors.Is(err, client.ErrAlreadyExists) {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second) // The node that serves the watch may lag.
+		link.Cut()
+		time.AfterFunc(2*time.Second, link.Mend)
 		payment, err := d.Service("payment")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer payment.Close()
-		if _, err := payment.Healthy(t.Context()); err != nil {
-			t.Fatal(err)
+		for range 2 {
+			if _, err = payment.Healthy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if _, err := reg.Leave(t.Context()); err != nil {
+		f.want(map[string]float64{viewLookups + "{service=payment}": 2, viewMisses + "{service=payment}": 1})
+		if _, values := f.metrics(); values[viewFirstSync+"{service=payment}"] < 2 {
+			t.Errorf("the first sync took %v s, two of which the registry was away", values[viewFirstSync+"{service=payment}"])
+		}
+		if _, err = reg.Leave(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		want := `regd register internal Unset {instance.id=a,operation=register,service=payment}

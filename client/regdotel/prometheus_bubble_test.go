@@ -44,11 +44,11 @@ func TestNamesOfPrometheus(t *testing.T) {
 		t.Cleanup(d.Close)
 		f.ObserveClient(c)
 		f.ObserveDiscovery(d)
-		if _, err := c.Register(t.Context(), inst("payment", "a")); err != nil {
+		if _, err = c.Register(t.Context(), inst("payment", "a")); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second) // The node that serves the watch may lag.
-		if _, err := get(t, f.transport(d, ok), "http://payment.service/"); err != nil {
+		if _, err = get(t, f.transport(d, ok), "http://payment.service/"); err != nil {
 			t.Fatal(err)
 		}
 		families, err := registry.Gather()

@@ -49,9 +49,7 @@ func (s samples) add(name string, value float64, attributes ...attribute.KeyValu
 }
 
 // count adds a number.
-func (s samples) count(name string, n uint64, attributes ...attribute.KeyValue) {
-	s.add(name, float64(n), attributes...)
-}
+func (s samples) count(name string, n uint64) { s.add(name, float64(n)) }
 
 // number adds a number.
 func (s samples) number(name string, n int, attributes ...attribute.KeyValue) {

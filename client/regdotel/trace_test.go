@@ -198,7 +198,6 @@ func TestBreakersAndRetriesAreInTheMetrics(t *testing.T) {
 		instanceBreaker + "{breaker.state=open,instance.id=a,service=payment,transport=http}":   1,
 		instanceBreaker + "{breaker.state=closed,instance.id=b,service=payment,transport=http}": 2,
 		viewLookups + "{service=payment}":                                                          13,
-		viewMisses + "{service=payment}":                                                           1,
 		viewInstances + "{service=payment}":                                                        2,
 		viewHealthy + "{service=payment}":                                                          2,
 		viewProtected + "{service=payment}":                                                        0,
