@@ -53,6 +53,9 @@ type Change struct {
 	Received time.Time
 	// Node, in a ChangeSynced: the name of the node that serves the watch.
 	Node string
+	// Fresh, in a ChangeSynced: the state holds every change that was acknowledged anywhere before the watch was made. It is
+	// known only if WatchFresh asks for it.
+	Fresh bool
 	// Err, in a ChangeStalled: why.
 	Err error
 }
@@ -92,6 +95,7 @@ type watchOptions struct {
 	point  ResumePoint
 	known  []*registryv1.Instance
 	stalls bool
+	fresh  bool
 }
 
 // WatchOption changes how a watch is done.
@@ -130,6 +134,16 @@ func WatchStalls() WatchOption {
 	}
 }
 
+// WatchFresh has the first state hold every change that was acknowledged anywhere before Watch was called, as a linearizable
+// read does: without it that of a node that lags may lack them. While there is no leader who could tell, the state is what
+// a node has, after some seconds; it may be old, and Change.Fresh says so until it is known not to be.
+func WatchFresh() WatchOption {
+	return func(o *watchOptions) error {
+		o.fresh = true
+		return nil
+	}
+}
+
 // Watch delivers the instances that match a filter and then every change, in the order of revisions, without gap or
 // repeat, whatever becomes of connections and nodes. Where history was lost on the way, it delivers what has changed,
 // deletions included. It is read by one goroutine at a time.
@@ -143,12 +157,14 @@ type Watch struct {
 	unbind func() bool   // from the context that it was made with
 	wake   chan struct{} // has one place, filled when there is something to read
 	stalls bool          // the reader wants to be told
+	verify bool          // the reader wants to know whether the state is fresh
 
 	mu        sync.Mutex // guards the fields below
 	view      map[Key]uint64
 	point     ResumePoint // up to which the view is whole
 	synced    bool        // the point is one, and the view belongs to it
 	live      bool        // the stream has taken the subscription up
+	fresh     bool        // the view has all that was acknowledged before the watch was made
 	floor     uint64      // what the stream had announced before that
 	cut       *cutParts   // what has come of a cut that is not synced yet
 	queue     queue
@@ -174,7 +190,7 @@ func (c *Client) Watch(ctx context.Context, filter Filter, opts ...WatchOption) 
 	}
 	w := &Watch{
 		hub: c.hub, filter: filter.proto(c.cfg.namespace),
-		wake: make(chan struct{}, 1), stalls: o.stalls, view: make(map[Key]uint64, len(o.known)),
+		wake: make(chan struct{}, 1), stalls: o.stalls, verify: o.fresh, view: make(map[Key]uint64, len(o.known)),
 		point: o.point, delivered: o.point, synced: o.point != (ResumePoint{}),
 		queue: queue{limit: o.buffer},
 	}

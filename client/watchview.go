@@ -28,7 +28,7 @@ func (w *Watch) subscribe() *apiv1.Subscribe {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.live, w.cut = false, nil
-	s := &apiv1.Subscribe{SubscriptionId: w.id, Filter: w.filter, Acknowledges: true}
+	s := &apiv1.Subscribe{SubscriptionId: w.id, Filter: w.filter, Acknowledges: true, Linearizable: w.verify && !w.fresh}
 	if w.synced {
 		s.Resume = w.point.proto()
 	}
@@ -61,6 +61,7 @@ func (w *Watch) takeSynced(header *apiv1.ResponseHeader, through uint64) error {
 		(to.Epoch < w.point.Epoch || to.Epoch == w.point.Epoch && to.Revision < w.point.Revision); behind {
 		return errBehind
 	}
+	w.fresh = w.fresh || header.GetMode() == apiv1.Mode_MODE_LINEARIZABLE
 	if cut.full {
 		w.replace(cut, to)
 	} else {
@@ -193,7 +194,7 @@ func (w *Watch) mark(header *apiv1.ResponseHeader) {
 	info := infoOf(header)
 	w.put(entry{point: w.point, change: Change{
 		Kind: ChangeSynced, Revision: w.point.Revision, Epoch: w.point.Epoch, Staleness: info.Staleness,
-		Received: time.Now(), Node: info.Node,
+		Received: time.Now(), Node: info.Node, Fresh: w.fresh,
 	}})
 	w.unmarked, w.trouble, w.told = false, nil, false
 	w.signal()

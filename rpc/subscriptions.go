@@ -20,6 +20,8 @@ type subscription struct {
 	interval     time.Duration
 	// from: the client has everything up to here, or gets it by other ways than events.
 	from uint64
+	// proved: what is sent from now on holds all that was acknowledged before this time. Zero: that is not known.
+	proved time.Time
 }
 
 // subscriptions are those of one stream. Most streams have one and some have thousands: sorted slices take little for the

@@ -22,6 +22,9 @@ import (
 // could not be given every event gives a feed.Resync instead, which becomes cuts of what may have changed. A client with
 // a Synced therefore knows one State, whatever happened, and every cut brings it to a later one.
 //
+// A subscription that asks for a linearizable state is held back until this node is known to have all that was acknowledged
+// before, or begins with what there is and is told later (unproven).
+//
 // Events.revision and progress marks speak of subscriptions that are synced.
 //
 // A send blocks while its client does not read. That holds up only this stream: the feed coalesces what it misses, and
@@ -159,5 +162,6 @@ func decodeOnlyRequest(data undecoded) (*apiv1.WatchRequest, error) {
 		Filter:           req.GetFilter(),
 		Resume:           req.GetResume(),
 		ProgressInterval: req.GetProgressInterval(),
+		Linearizable:     req.GetLinearizable(),
 	}}}, err
 }

@@ -43,6 +43,8 @@ type watchStream struct {
 	waitingFor  uint64
 	stopWaiting context.CancelFunc
 
+	unproven *unproven // nil until somebody asks for a linearizable state
+
 	interval time.Duration // of progress marks
 	progress *time.Timer
 	grace    *time.Timer // runs once the client was told to go elsewhere
@@ -66,6 +68,7 @@ const (
 	newsEvents   // the watcher has something
 	newsDue      // somebody waits until it is told
 	newsReached  // an awaited revision
+	newsProved   // whether the state is linearizable
 	newsProgress // a mark may be due
 	newsLeaving  // the node leaves
 	newsLeft     // and the client has had time to do so
@@ -118,6 +121,8 @@ func (w *watchStream) react(news uint32) (err error) {
 			err = w.tellDue(ctx)
 		case newsReached:
 			err = w.beginAwaited(ctx)
+		case newsProved:
+			err = w.takeProof(ctx)
 		case newsProgress:
 			err = w.showProgress(ctx)
 		case newsLeaving:

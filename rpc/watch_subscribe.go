@@ -72,7 +72,11 @@ func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error
 		w.interval = sub.interval
 		w.progress.Reset(w.interval)
 	}
-	return w.begin(ctx, sub, req.GetResume())
+	a := awaited{sub, req.GetResume()}
+	if req.GetLinearizable() {
+		return w.claim(ctx, a)
+	}
+	return w.begin(ctx, a)
 }
 
 func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
@@ -94,6 +98,7 @@ func (w *watchStream) unsubscribe(ctx context.Context, id uint32) error {
 		w.unroute(sub)
 		w.subs.remove(sub)
 		w.waiting = slices.DeleteFunc(w.waiting, func(a awaited) bool { return a.sub == sub })
+		w.disclaim(sub)
 	}
 	return w.sendEnded(ctx, id, "", "")
 }
@@ -105,18 +110,19 @@ func (w *watchStream) sendEnded(ctx context.Context, id uint32, reason, message 
 }
 
 // begin brings a subscription to its first Synced, or has it wait for the revision that it resumes after. It starts with a
-// full cut if resume is nil.
-func (w *watchStream) begin(ctx context.Context, sub *subscription, resume *apiv1.ResumePoint) error {
-	if w.ahead(resume) {
-		w.await(ctx, awaited{sub, resume})
+// full cut if it resumes nowhere.
+func (w *watchStream) begin(ctx context.Context, a awaited) error {
+	if w.ahead(a.resume) {
+		w.await(ctx, a)
 		return nil
 	}
+	sub := a.sub
 	upTo := w.route(sub)
-	reason, err := w.catchUp(ctx, sub, resume, upTo)
+	reason, err := w.catchUp(ctx, sub, a.resume, upTo)
 	if err != nil {
 		return err
 	}
-	v, err := w.view(ctx)
+	v, err := w.viewOf(ctx, sub)
 	if err != nil {
 		return err
 	}
@@ -174,7 +180,7 @@ func (w *watchStream) ahead(resume *apiv1.ResumePoint) bool {
 		resume.GetClusterId() == w.core.node.Info().ClusterID
 }
 
-// awaited is a subscription that waits for the revision that it resumes after.
+// awaited is a subscription that has not begun, and after what it resumes. nil: nothing.
 type awaited struct {
 	sub    *subscription
 	resume *apiv1.ResumePoint
@@ -208,7 +214,7 @@ func (w *watchStream) beginAwaited(ctx context.Context) error {
 	waiting := w.waiting
 	w.waiting, w.stopWaiting = nil, nil
 	for _, a := range waiting {
-		if err := w.begin(ctx, a.sub, a.resume); err != nil {
+		if err := w.begin(ctx, a); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -45,6 +46,7 @@ type follower struct {
 	changed chan struct{} // closed and replaced when there is news for those who wait
 	refused error         // why the watch ended; nil: it runs
 	trouble error         // why the view is not live; nil: it is
+	doubt   error         // why there is no view although a node has answered; nil: there is
 }
 
 // stopLinger stops the timer. The caller holds d.mu.
@@ -98,7 +100,7 @@ func (f *follower) run(ctx context.Context) {
 // watch watches until the watch or ctx ends. It tells whether the registry has answered.
 func (f *follower) watch(ctx context.Context) (answered bool, err error) {
 	f.mirror.begin()
-	opts := []client.WatchOption{client.WatchStalls()}
+	opts := []client.WatchOption{client.WatchStalls(), client.WatchFresh()}
 	if v := f.mirror.view; v != nil && v.Point.Revision > 0 {
 		opts = append(opts, client.WatchFrom(v.Point, v.list.live))
 	}
@@ -165,7 +167,21 @@ func (f *follower) sync(mark client.Change, point client.ResumePoint) {
 	}
 	f.d.cluster.Store(&point.ClusterID)
 	f.settle(nil, nil)
+	f.doubted()
 	f.publish()
+}
+
+// errUnproved says why it is not said that there is no such service.
+var errUnproved = errors.New("a node lists no instance, and could not make sure at a leader that it has the newest state")
+
+// doubted notes whether the view must not be shown.
+func (f *follower) doubted() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.doubt = nil
+	if f.mirror.unproved() {
+		f.doubt = errUnproved
+	}
 }
 
 // stall notes that the view is no longer kept current.
@@ -198,11 +214,12 @@ func (f *follower) settle(trouble, refused error) {
 	}
 }
 
-// publish shows the mirror's view, and wakes who waits when the lists have changed.
+// publish shows the mirror's view, and wakes who waits when the lists have changed. That there is no such service is said
+// only once it is proved.
 func (f *follower) publish() {
 	v := f.mirror.view
 	last := f.current.Load()
-	if v == nil || v == last {
+	if v == nil || v == last || f.mirror.unproved() {
 		return
 	}
 	f.current.Store(v)
@@ -227,9 +244,9 @@ func (f *follower) news() (<-chan struct{}, error) {
 	return f.changed, f.refused
 }
 
-// unwell returns why the view is not live.
+// unwell returns why the view is not live, or why there is none yet.
 func (f *follower) unwell() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.trouble
+	return cmp.Or(f.trouble, f.doubt)
 }

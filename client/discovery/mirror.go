@@ -21,6 +21,7 @@ type mirror struct {
 	guard   guard
 	pending map[string]client.Change // since the last mark, the last one of each id
 	known   bool                     // the service was seen to have instances
+	fresh   bool                     // what the registry had acknowledged before the service was asked for was seen
 	view    *View                    // nil before the first mark
 }
 
@@ -83,7 +84,7 @@ func (m *mirror) sync(mark client.Change, point client.ResumePoint) synced {
 		did.released = before && !m.guard.on
 		current = newList(live, m.guard.protected())
 	}
-	m.known = m.known || len(current.live) > 0
+	m.known, m.fresh = m.known || len(current.live) > 0, m.fresh || mark.Fresh
 	v := View{
 		Namespace: m.name.namespace, Service: m.name.service,
 		Point: point, SyncedAt: mark.Received, Staleness: mark.Staleness, Node: mark.Node, Source: SourceLive,
@@ -97,6 +98,9 @@ func (m *mirror) sync(mark client.Change, point client.ResumePoint) synced {
 	m.view = v
 	return did
 }
+
+// unproved tells whether the view shows no such service only as the node that it is from lags, for all that is known.
+func (m *mirror) unproved() bool { return !m.known && !m.fresh }
 
 // apply returns the list with what is pending applied, and what was lost by it and is new.
 func (m *mirror) apply(live []*registryv1.Instance, now time.Time) (next []*registryv1.Instance, gone []suspect, fresh []string) {

@@ -38,6 +38,7 @@ type registry struct {
 	open    int
 	subs    []*apiv1.Subscribe
 	refuse  error
+	unled   bool // no state is known to be linearizable
 }
 
 // node is a door to the registry.

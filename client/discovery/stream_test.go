@@ -37,7 +37,7 @@ func (n *node) Watch(stream grpc.BidiStreamingServer[apiv1.WatchRequest, apiv1.W
 			}
 		}
 	})
-	s := &served{n: n, stream: stream, subs: make(map[uint32]string)}
+	s := &served{n: n, stream: stream, subs: make(map[uint32]string), claims: make(map[uint32]bool)}
 	progress := time.NewTimer(5 * time.Second)
 	defer progress.Stop()
 	for {
@@ -74,12 +74,14 @@ type served struct {
 	n      *node
 	stream grpc.BidiStreamingServer[apiv1.WatchRequest, apiv1.WatchResponse]
 	subs   map[uint32]string // services
+	claims map[uint32]bool   // of those that are to be linearizable, and are not known to be
 	sent   uint64            // revision that all subscriptions have
 }
 
 func (s *served) handle(req *apiv1.WatchRequest) error {
 	if id := req.GetUnsubscribe().GetSubscriptionId(); id != 0 {
 		delete(s.subs, id)
+		delete(s.claims, id)
 		return nil
 	}
 	sub := req.GetSubscribe()
@@ -99,7 +101,7 @@ func (s *served) handle(req *apiv1.WatchRequest) error {
 		answer = append(answer, s.cut(id, service))
 	}
 	s.n.mu.Unlock()
-	s.subs[id] = service
+	s.subs[id], s.claims[id] = service, sub.GetLinearizable()
 	return s.send(append(answer, s.synced(id))...)
 }
 
@@ -119,8 +121,21 @@ func (s *served) header() *apiv1.ResponseHeader {
 	return s.n.header(s.sent)
 }
 
+// synced is linearizable if that is asked for and possible.
 func (s *served) synced(id uint32) *apiv1.WatchResponse {
-	return &apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Synced{Synced: &apiv1.Synced{SubscriptionId: id, Header: s.header()}}}
+	m := &apiv1.Synced{SubscriptionId: id, Header: s.header()}
+	if s.claims[id] && s.led() {
+		m.Header.Mode = apiv1.Mode_MODE_LINEARIZABLE
+		delete(s.claims, id)
+	}
+	return &apiv1.WatchResponse{Payload: &apiv1.WatchResponse_Synced{Synced: m}}
+}
+
+// led tells whether what has been sent holds all that was acknowledged, and is known to.
+func (s *served) led() bool {
+	s.n.mu.Lock()
+	defer s.n.mu.Unlock()
+	return !s.n.unled && s.sent == uint64(len(s.n.states)-1)
 }
 
 // cut is all that a service has at what has been sent. The caller holds mu.
@@ -173,6 +188,11 @@ func (s *served) deliver() error {
 	s.n.mu.Unlock()
 	for id, cut := range cuts {
 		messages = append(messages, cut, s.synced(id))
+	}
+	for id := range s.subs {
+		if s.claims[id] && s.led() {
+			messages = append(messages, s.synced(id))
+		}
 	}
 	return s.send(messages...)
 }

@@ -242,6 +242,9 @@ func (r *Registry) all(sub *apiv1.Subscribe) []*apiv1.WatchResponse {
 		}
 	}
 	synced := &apiv1.Synced{SubscriptionId: sub.GetSubscriptionId(), Header: header(uint64(len(r.events)))}
+	if sub.GetLinearizable() {
+		synced.Header.Mode = apiv1.Mode_MODE_LINEARIZABLE
+	}
 	return []*apiv1.WatchResponse{
 		{Payload: &apiv1.WatchResponse_Cut{Cut: cut}}, {Payload: &apiv1.WatchResponse_Synced{Synced: synced}},
 	}

@@ -1657,7 +1657,12 @@ type Subscribe struct {
 	// subscriptions of a stream counts.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,4,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
 	// The client answers each Marker that names this subscription.
-	Acknowledges  bool `protobuf:"varint,5,opt,name=acknowledges,proto3" json:"acknowledges,omitempty"`
+	Acknowledges bool `protobuf:"varint,5,opt,name=acknowledges,proto3" json:"acknowledges,omitempty"`
+	// The first state shall hold every change that was acknowledged anywhere before the node got this, as a linearizable
+	// read does. The node holds the first Synced back until it knows that, for some seconds at most: without a leader it
+	// then begins with what it has. The mode in the header of a Synced says what came of it. As soon as it can, a
+	// subscription that began with MODE_STALE is sent another Synced, with MODE_LINEARIZABLE.
+	Linearizable  bool `protobuf:"varint,6,opt,name=linearizable,proto3" json:"linearizable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1723,6 +1728,13 @@ func (x *Subscribe) GetProgressInterval() *durationpb.Duration {
 func (x *Subscribe) GetAcknowledges() bool {
 	if x != nil {
 		return x.Acknowledges
+	}
+	return false
+}
+
+func (x *Subscribe) GetLinearizable() bool {
+	if x != nil {
+		return x.Linearizable
 	}
 	return false
 }
@@ -1958,7 +1970,8 @@ func (x *Cut) GetDeleted() []*InstanceKey {
 	return nil
 }
 
-// Synced ends a cut: the subscription now equals the registry at this revision.
+// Synced ends a cut: the subscription now equals the registry at this revision. Without a cut before it, it ends a resume, or
+// says of the state that is known already that it is linearizable.
 type Synced struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which subscription.
@@ -2762,8 +2775,10 @@ type WatchServiceRequest struct {
 	Resume *ResumePoint `protobuf:"bytes,2,opt,name=resume,proto3" json:"resume,omitempty"`
 	// As in Subscribe.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,3,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// As in Subscribe.
+	Linearizable  bool `protobuf:"varint,4,opt,name=linearizable,proto3" json:"linearizable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchServiceRequest) Reset() {
@@ -2815,6 +2830,13 @@ func (x *WatchServiceRequest) GetProgressInterval() *durationpb.Duration {
 		return x.ProgressInterval
 	}
 	return nil
+}
+
+func (x *WatchServiceRequest) GetLinearizable() bool {
+	if x != nil {
+		return x.Linearizable
+	}
+	return false
 }
 
 // WatchServiceResponse is a message of a WatchService stream: as WatchResponse, with subscription id 1 and without
@@ -3091,13 +3113,14 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\tsubscribe\x18\x01 \x01(\v2\x16.regd.api.v1.SubscribeH\x00R\tsubscribe\x12<\n" +
 	"\vunsubscribe\x18\x02 \x01(\v2\x18.regd.api.v1.UnsubscribeH\x00R\vunsubscribe\x12<\n" +
 	"\vacknowledge\x18\x03 \x01(\v2\x18.regd.api.v1.AcknowledgeH\x00R\vacknowledgeB\b\n" +
-	"\x06action\"\xff\x01\n" +
+	"\x06action\"\xa3\x02\n" +
 	"\tSubscribe\x12'\n" +
 	"\x0fsubscription_id\x18\x01 \x01(\rR\x0esubscriptionId\x12+\n" +
 	"\x06filter\x18\x02 \x01(\v2\x13.regd.api.v1.FilterR\x06filter\x120\n" +
 	"\x06resume\x18\x03 \x01(\v2\x18.regd.api.v1.ResumePointR\x06resume\x12F\n" +
 	"\x11progress_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x10progressInterval\x12\"\n" +
-	"\facknowledges\x18\x05 \x01(\bR\facknowledges\"%\n" +
+	"\facknowledges\x18\x05 \x01(\bR\facknowledges\x12\"\n" +
+	"\flinearizable\x18\x06 \x01(\bR\flinearizable\"%\n" +
 	"\vAcknowledge\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"K\n" +
 	"\x06Marker\x12\x16\n" +
@@ -3157,11 +3180,12 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\blaggards\x18\t \x03(\v2\x1a.regd.api.v1.LaggingStreamR\blaggards\";\n" +
 	"\rLaggingStream\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12\x12\n" +
-	"\x04sent\x18\x02 \x01(\bR\x04sent\"\xbc\x01\n" +
+	"\x04sent\x18\x02 \x01(\bR\x04sent\"\xe0\x01\n" +
 	"\x13WatchServiceRequest\x12+\n" +
 	"\x06filter\x18\x01 \x01(\v2\x13.regd.api.v1.FilterR\x06filter\x120\n" +
 	"\x06resume\x18\x02 \x01(\v2\x18.regd.api.v1.ResumePointR\x06resume\x12F\n" +
-	"\x11progress_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x10progressInterval\"\xd1\x02\n" +
+	"\x11progress_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x10progressInterval\x12\"\n" +
+	"\flinearizable\x18\x04 \x01(\bR\flinearizable\"\xd1\x02\n" +
 	"\x14WatchServiceResponse\x12$\n" +
 	"\x03cut\x18\x01 \x01(\v2\x10.regd.api.v1.CutH\x00R\x03cut\x12-\n" +
 	"\x06synced\x18\x02 \x01(\v2\x13.regd.api.v1.SyncedH\x00R\x06synced\x12-\n" +
