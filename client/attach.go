@@ -18,8 +18,6 @@ const (
 	// minStall and maxStall bound how long a renewal may go without an acknowledgement before another node is asked.
 	minStall = 300 * time.Millisecond
 	maxStall = 5 * time.Second
-	// epochInterval is how often the client asks whether the registry was restored: renewals do not tell.
-	epochInterval = time.Minute
 )
 
 var (
@@ -91,6 +89,7 @@ func (b *beats) run(p *pause) error {
 			return err
 		}
 		b.k.c.pool.learn(resp.GetLeader())
+		b.k.c.observeEpoch(resp.GetEpoch())
 		if slices.Contains(resp.GetEnded(), b.s.id) {
 			b.k.over(b.s.id)
 			return ErrSessionNotFound
@@ -147,33 +146,4 @@ func streamError(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	return fromStatus(err)
-}
-
-// watchEpoch renews by a unary call now and then, since its answer, unlike the stream's, tells the epoch: after a restore
-// the session may have survived while instances on it have not.
-func (k *keeper) watchEpoch(s *session) {
-	ticker := time.NewTicker(epochInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		ctx, cancel := context.WithTimeout(s.ctx, k.c.cfg.requestTimeout)
-		sent := time.Now()
-		resp, err := invoke(ctx, k.c, method{op: "renew session", repeat: always},
-			func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.RenewResponse, error) {
-				return apiv1.NewSessionServiceClient(conn).Renew(ctx, &apiv1.RenewRequest{SessionIds: []string{s.id}}, opts...)
-			})
-		cancel()
-		switch {
-		case err != nil:
-			k.c.cfg.log.Debug("cannot ask for the epoch", "err", err)
-		case slices.Contains(resp.GetEnded(), s.id):
-			k.over(s.id)
-		default:
-			k.acknowledged(s, sent)
-		}
-	}
 }

@@ -95,7 +95,21 @@ func (c *Client) observe(header *apiv1.ResponseHeader) {
 	if header.GetClusterId() == "" {
 		return
 	}
-	now := clusterEpoch{cluster: header.GetClusterId(), epoch: header.GetEpoch()}
+	c.enter(clusterEpoch{cluster: header.GetClusterId(), epoch: header.GetEpoch()})
+}
+
+// observeEpoch is observe for an answer that tells the epoch alone.
+func (c *Client) observeEpoch(epoch uint64) {
+	c.epochMu.Lock()
+	cluster := c.epoch.cluster
+	c.epochMu.Unlock()
+	if cluster != "" {
+		c.enter(clusterEpoch{cluster: cluster, epoch: epoch})
+	}
+}
+
+// enter notes the epoch of an answer. In a new one all is made anew that hangs on the session.
+func (c *Client) enter(now clusterEpoch) {
 	c.epochMu.Lock()
 	before := c.epoch
 	// A node that lags may still answer from an older epoch.
@@ -106,6 +120,6 @@ func (c *Client) observe(header *apiv1.ResponseHeader) {
 	c.epochMu.Unlock()
 	if restored {
 		c.cfg.log.Warn("registry was restored; registering again", "cluster_id", now.cluster, "epoch", now.epoch)
-		c.keeper.recheck()
+		c.keeper.restored()
 	}
 }

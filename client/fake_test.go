@@ -414,7 +414,7 @@ func (n *fakeNode) Attach(stream grpc.BidiStreamingServer[apiv1.AttachRequest, a
 		}
 		if resp == nil {
 			n.mu.Lock()
-			resp = &apiv1.AttachResponse{Sequence: req.GetSequence(), Ended: n.ended(req.GetSessionIds())}
+			resp = &apiv1.AttachResponse{Sequence: req.GetSequence(), Ended: n.ended(req.GetSessionIds()), Epoch: n.epoch}
 			n.mu.Unlock()
 		}
 		if err := stream.Send(resp); err != nil {

@@ -194,15 +194,3 @@ func (k *keeper) takeBack(r *Registration) {
 	k.mu.Unlock()
 	k.restore()
 }
-
-// recheck makes sure that all registrations are still there, after the registry's content was replaced.
-func (k *keeper) recheck() {
-	k.mu.Lock()
-	for _, r := range k.registrations {
-		r.mu.Lock()
-		r.session = ""
-		r.mu.Unlock()
-	}
-	k.mu.Unlock()
-	k.restore()
-}

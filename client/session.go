@@ -189,10 +189,7 @@ func (k *keeper) opened(id string, ttl time.Duration, sent time.Time) {
 
 // run keeps a session until it is over, and then opens the next one if instances need it. Locks open one when asked for.
 func (k *keeper) run(ctx context.Context, s *session) {
-	var watch sync.WaitGroup
-	watch.Go(func() { k.watchEpoch(s) }) //nolint:contextcheck // The session's own context ends with the client's.
-	k.attach(s)                          //nolint:contextcheck // As above.
-	watch.Wait()
+	k.attach(s) //nolint:contextcheck // The session's own context ends with the client's.
 	var p pause
 	for ctx.Err() == nil && k.needed() {
 		openCtx, cancel := context.WithTimeout(ctx, k.c.cfg.requestTimeout)
@@ -300,6 +297,24 @@ func (k *keeper) over(id string) {
 		return
 	}
 	k.c.cfg.log.Warn("session has ended", "session_id", id)
+	k.leave(s)
+}
+
+// restored gives the present session up, as the registry's content was replaced by a snapshot. Even if the session is in
+// that, what hangs on it there is of another time: locks may be another's by now or be back that were released, and so may
+// instances be that were deregistered. What this client wants is made anew on the next session; what it does not ends with
+// this one, which is no longer renewed.
+func (k *keeper) restored() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.session != nil {
+		k.c.cfg.log.Warn("session is given up: the registry was restored from a snapshot", "session_id", k.session.id)
+		k.leave(k.session)
+	}
+}
+
+// leave is the end of the present session. The caller holds mu.
+func (k *keeper) leave(s *session) {
 	k.lose(s)
 	k.drop()
 	k.notify()

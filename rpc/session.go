@@ -87,6 +87,7 @@ func (s *sessionServer) Attach(stream grpc.BidiStreamingServer[apiv1.AttachReque
 		send: func(r renewed) error {
 			return stream.Send(&apiv1.AttachResponse{
 				Sequence: r.sequence, Ended: r.ended, GoElsewhere: r.goElsewhere, Leader: r.leader,
+				Epoch: s.node.Feed().State().Epoch(),
 			})
 		},
 	})

@@ -93,7 +93,8 @@ func (f *follower) wantHeldBack(id uint32) {
 		f.recv()
 	}
 	f.unsubscribe(marker)
-	for f.recv().GetEnded() == nil {
+	for ended := len(f.ended); len(f.ended) == ended; {
+		f.recv()
 	}
 	if f.subs[id].synced {
 		f.tb.Fatalf("subscription %d has begun, and should be held back", id)

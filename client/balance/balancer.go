@@ -88,6 +88,9 @@ const (
 	Failure
 	// Neutral: the call says nothing of the instance: it was cancelled, or never sent.
 	Neutral
+	// Unreachable: no connection came about. That is a Failure which ejects at once, if there is ejection: an instance that
+	// nobody can reach has no calls in flight and fails faster than others answer, so that policies would flock to it.
+	Unreachable
 )
 
 // Pick is a chosen instance. Whoever has one must call Done once the call is over, on the one copy of it that is kept.
@@ -202,18 +205,22 @@ func (p *Pick) Done(o Outcome) {
 	}
 	b := p.balancer
 	now := b.now()
+	gone := o == Unreachable
+	if gone {
+		o = Failure
+	}
 	if o != Neutral {
 		t.record(o, now-p.start)
 	}
 	if p.trial {
 		b.judge(t, p.round, o, now)
 	} else if o != Neutral && p.round == t.round.Load() {
-		b.guard(t, o, now)
+		b.guard(t, o, gone, now)
 	}
 }
 
-// guard lets breaker and ejection take an outcome into account.
-func (b *Balancer) guard(t *track, o Outcome, now int64) {
+// guard lets breaker and ejection take an outcome into account. gone: it was Unreachable.
+func (b *Balancer) guard(t *track, o Outcome, gone bool, now int64) {
 	if b.cfg.ejection.SuccessRate {
 		t.interval.add(o)
 	}
@@ -227,7 +234,7 @@ func (b *Balancer) guard(t *track, o Outcome, now int64) {
 		return
 	}
 	run := int(t.consecutive.Add(1))
-	open, eject := b.shouldOpen(t, run, now), b.shouldEject(t, run)
+	open, eject := b.shouldOpen(t, run, now), b.shouldEject(t, run, gone)
 	if !open && !eject {
 		return
 	}

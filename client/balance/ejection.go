@@ -16,7 +16,7 @@ import (
 // The last available instance is never put aside. When instances leave so that more than MaxShare would be ejected, those
 // whose time would end first come back.
 type Ejection struct {
-	// ConsecutiveFailures eject. Default 5.
+	// ConsecutiveFailures eject. Default 5. One call that ends as Unreachable does, too.
 	ConsecutiveFailures int
 	// SuccessRate also ejects, every Interval (default 10 s), instances whose rate of success was more than 1.9 standard
 	// deviations below the mean, among those with at least 100 calls, if these are at least 5.
@@ -70,11 +70,11 @@ func (e *Ejection) limit(n int) int {
 	}
 }
 
-// shouldEject tells whether an instance is to be put aside after this many failures in a row, as far as is known without the
-// lock.
-func (b *Balancer) shouldEject(t *track, run int) bool {
+// shouldEject tells whether an instance is to be put aside after this many failures in a row, or as it is gone, as far as is
+// known without the lock.
+func (b *Balancer) shouldEject(t *track, run int, gone bool) bool {
 	e := &b.cfg.ejection
-	return e.enabled() && run >= e.ConsecutiveFailures && t.gate.Load() == 0 && b.ejected.Load() < b.ejectMax.Load()
+	return e.enabled() && (gone || run >= e.ConsecutiveFailures) && t.gate.Load() == 0 && b.ejected.Load() < b.ejectMax.Load()
 }
 
 // eject puts an instance aside unless the ceiling is reached or nothing else would be left, and tells whether it did. The

@@ -181,6 +181,8 @@ func (c *call) judge(resp *http.Response, err error) balance.Outcome {
 	switch {
 	case err != nil && (errors.Is(err, context.Canceled) || errors.Is(c.req.Context().Err(), context.Canceled)):
 		return balance.Neutral
+	case err != nil && unsent(err) && c.req.Context().Err() == nil:
+		return balance.Unreachable
 	case c.t.cfg.failure(resp, err):
 		return balance.Failure
 	default:

@@ -209,7 +209,10 @@ type AttachResponse struct {
 	// The node leaves: attach at another one.
 	GoElsewhere bool `protobuf:"varint,3,opt,name=go_elsewhere,json=goElsewhere,proto3" json:"go_elsewhere,omitempty"`
 	// Client address of the leader as far as known.
-	Leader        string `protobuf:"bytes,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	Leader string `protobuf:"bytes,4,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Epoch of the registry, as in ResponseHeader: it grows when an operator restores a snapshot. What hangs on the session is
+	// then that of the snapshot: locks may be another's, instances may lack, or be back that were deregistered.
+	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +273,13 @@ func (x *AttachResponse) GetLeader() string {
 		return x.Leader
 	}
 	return ""
+}
+
+func (x *AttachResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // RenewRequest renews sessions once.
@@ -628,12 +638,13 @@ const file_api_v1_session_service_proto_rawDesc = "" +
 	"\rAttachRequest\x12\x1f\n" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
 	"sessionIds\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\"}\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\x93\x01\n" +
 	"\x0eAttachResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05ended\x18\x02 \x03(\tR\x05ended\x12!\n" +
 	"\fgo_elsewhere\x18\x03 \x01(\bR\vgoElsewhere\x12\x16\n" +
-	"\x06leader\x18\x04 \x01(\tR\x06leader\"/\n" +
+	"\x06leader\x18\x04 \x01(\tR\x06leader\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"/\n" +
 	"\fRenewRequest\x12\x1f\n" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
 	"sessionIds\"Z\n" +
