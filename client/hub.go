@@ -29,6 +29,17 @@ const (
 	maxWatchPause = 5 * time.Second
 )
 
+const (
+	// beatInterval is how often it is looked whether this process runs.
+	beatInterval = 500 * time.Millisecond
+	// maxBeatGap is the time without a look from which on it counts as paused.
+	maxBeatGap = 3 * beatInterval
+)
+
+// errPaused says that a stream is given up as this process was paused: what has piled up in it meanwhile would say of an
+// old state that it is new.
+var errPaused = errors.New("this process was paused")
+
 // errStale says that a node's state is old.
 var errStale = errors.New("the node's state is old: it is cut off from its leader")
 
@@ -118,7 +129,7 @@ func (h *hub) run(ctx context.Context) {
 		if ep == nil {
 			break // the client was closed
 		}
-		s := &watchStream{h: h, ep: ep, pause: &p, told: time.Now(), accepted: make(chan struct{}, 1), open: make(map[uint32]bool)}
+		s := &watchStream{h: h, ep: ep, pause: &p, told: time.Now(), beaten: time.Now(), accepted: make(chan struct{}, 1), open: make(map[uint32]bool)}
 		err := s.run(ctx)
 		s.settle()
 		h.c.pool.release(ep)
@@ -127,6 +138,7 @@ func (h *hub) run(ctx context.Context) {
 			continue
 		case errors.Is(err, errGoElsewhere):
 			h.c.pool.leaving(ep)
+		case errors.Is(err, errPaused): // Which is not the node's fault.
 		default:
 			h.c.counts.brokenWatchStreams.Add(1)
 			h.c.pool.failed(ep)
@@ -184,6 +196,20 @@ type watchStream struct {
 	mu   sync.Mutex      // guards the fields below, and those of its markers; taken after a Watch's
 	open map[uint32]bool // subscriptions that were sent
 	acks []uint64        // numbers of markers to acknowledge
+
+	beating sync.Mutex // guards the two below
+	beaten  time.Time  // when beat was last called
+	paused  bool
+}
+
+// beat tells whether this process has run all the time that the stream is there. It is called every now and then, and before
+// each message is handled: whoever comes first after a pause sees it.
+func (s *watchStream) beat() bool {
+	s.beating.Lock()
+	defer s.beating.Unlock()
+	s.paused = s.paused || time.Since(s.beaten) > maxBeatGap
+	s.beaten = time.Now()
+	return !s.paused
 }
 
 // run carries the watches until the stream fails, or until there is no watch (nil).
@@ -202,6 +228,8 @@ func (s *watchStream) run(ctx context.Context) error {
 		return streamError(ctx, err)
 	}
 	receiving.Go(func() { cancel(s.receive(ctx, stream)) })
+	beats := time.NewTicker(beatInterval)
+	defer beats.Stop()
 	for err := s.sync(stream); err == nil; {
 		select {
 		case <-s.h.wake:
@@ -213,6 +241,10 @@ func (s *watchStream) run(ctx context.Context) error {
 			err = s.sync(stream)
 		case <-s.accepted:
 			err = s.acknowledge(stream)
+		case <-beats.C:
+			if !s.beat() {
+				return errPaused
+			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -282,6 +314,9 @@ func (s *watchStream) receive(ctx context.Context, stream grpc.BidiStreamingClie
 		resp, err := stream.Recv()
 		if err != nil {
 			return streamError(ctx, err)
+		}
+		if !s.beat() {
+			return errPaused
 		}
 		s.watchdog.Reset(watchStall)
 		if err := s.handle(resp); err != nil {

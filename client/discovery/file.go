@@ -21,7 +21,7 @@ const (
 	closingAge = time.Minute
 	// maxFileAge is the age from which a file is not used.
 	maxFileAge = 24 * time.Hour
-	// maxAhead is how far a file may be of the future, as clocks are set.
+	// maxAhead is how far a file may be of the future before its time is not believed. Beyond maxFileAge it is not used.
 	maxAhead = time.Minute
 	// tempPrefix begins the names of files that are being written; one that is older than tempAge was left by a crash.
 	tempPrefix = ".regd-view-"
@@ -54,6 +54,7 @@ func (f *follower) load() {
 	case err != nil:
 		f.log.Warn("service: file is not used", "file", f.path(), "err", err)
 	default:
+		s.anchor(time.Now())
 		f.mirror.restore(s)
 		f.d.disk.Lock()
 		f.written = written{list: f.mirror.view.list, at: s.syncedAt}
@@ -90,11 +91,27 @@ func (f *follower) accept(s *stored, now time.Time) error {
 		return fmt.Errorf("it is of cluster %s, the registry is %s", s.point.ClusterID, *cluster)
 	case age > maxFileAge:
 		return fmt.Errorf("it is %s old: at most %s are accepted", age.Round(time.Second), maxFileAge)
-	case age < -maxAhead:
+	case age < -maxFileAge:
 		return fmt.Errorf("it is of the future, by %s", -age.Round(time.Second))
 	}
 	return nil
 }
+
+// anchor ties the times of a file to the monotonic clock, so that they age as time goes by, and not as the wall clock is set.
+// A file of the future says that the clock was set back: its age is not known, and taken to be the greatest.
+func (s *stored) anchor(now time.Time) {
+	at := func(t time.Time) time.Time { return now.Add(min(0, t.Sub(now))) }
+	for i := range s.lost {
+		s.lost[i].since = at(s.lost[i].since)
+	}
+	if s.syncedAt.Sub(now) > maxAhead {
+		s.syncedAt = now.Add(-maxFileAge)
+	}
+	s.syncedAt = at(s.syncedAt)
+}
+
+// byWall returns the time that the wall clock, which shows now, would have shown, even if it was set since.
+func byWall(t, now time.Time) time.Time { return now.Add(t.Sub(now)) }
 
 // save writes the view if it has changed since it was last written, or was confirmed by this much later. It is not written
 // while it comes from a file. The file of a service that is none is removed.
@@ -113,7 +130,11 @@ func (f *follower) save(refresh time.Duration) {
 		return
 	}
 	f.written = written{list: v.list, at: v.SyncedAt} // Also if it fails: the disk is not tried over and over.
-	s := &stored{name: f.name, point: v.Point, syncedAt: v.SyncedAt, live: v.list.live, lost: v.list.lost}
+	now := time.Now()
+	s := &stored{name: f.name, point: v.Point, syncedAt: byWall(v.SyncedAt, now), live: v.list.live}
+	for _, l := range v.list.lost {
+		s.lost = append(s.lost, suspect{instance: l.instance, since: byWall(l.since, now)})
+	}
 	data, err := s.encode()
 	if err == nil {
 		err = writeFile(f.path(), data)
