@@ -55,10 +55,8 @@ type Request struct {
 const maxAvoid = 4
 
 // Avoid is a small set of instances, those that a call was tried on in vain. The zero value is empty.
-type Avoid struct {
-	tracks [maxAvoid]*track
-	next   uint8
-}
+// It has no array, so that it is passed on in registers.
+type Avoid struct{ last, second, third, fourth *track }
 
 // Add puts the instance of a pick into the set. It holds four, a further one takes the place of the eldest.
 func (a *Avoid) Add(p Pick) {
@@ -69,13 +67,12 @@ func (a *Avoid) Add(p Pick) {
 
 // add puts a track into the set.
 func (a *Avoid) add(t *track) {
-	a.tracks[a.next%maxAvoid] = t
-	a.next = (a.next + 1) % maxAvoid
+	a.last, a.second, a.third, a.fourth = t, a.last, a.second, a.third
 }
 
 // has tells whether the set holds the track.
 func (a *Avoid) has(t *track) bool {
-	return a.tracks[0] == t || a.tracks[1] == t || a.tracks[2] == t || a.tracks[3] == t
+	return a.last == t || a.second == t || a.third == t || a.fourth == t
 }
 
 // Outcome is how a call went.

@@ -192,6 +192,40 @@ func TestKeyedExplain(t *testing.T) {
 	}
 }
 
+// TestRendezvousIsExact compares picks with the definition: the least cost of all that can be picked.
+func TestRendezvousIsExact(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 5))
+	weights := map[string]func(i int) uint32{
+		"equal":     func(int) uint32 { return 0 },
+		"few":       func(i int) uint32 { return []uint32{1, 100, 101, math.MaxUint32}[i%4] },
+		"all":       func(i int) uint32 { return uint32(100 + i) },
+		"geometric": func(i int) uint32 { return 1 << (i % 32) },
+	}
+	for name, weight := range weights {
+		for _, n := range []int{1, 2, 3, 4, 5, 8, 9, 31, 64, 100, 257} {
+			instances := fleet(n, false)
+			for i, in := range instances {
+				in.Weight = weight(i)
+			}
+			b := balancer(t, Rendezvous(), instances)
+			b.members[rng.IntN(n)].track.gate.Or(gateEjected)
+			for range 2000 {
+				key := rng.Uint64() | 1
+				best, least := (*member)(nil), math.Inf(1)
+				for _, m := range b.members {
+					if c := cost(unit(pair(mix(key), m.hash)), 1/float64(m.weight)); m.track.gate.Load() == 0 && c < least {
+						best, least = m, c
+					}
+				}
+				p, err := b.Pick(Request{Hash: key})
+				if (err == nil) != (best != nil) || best != nil && p.Instance() != best.instance {
+					t.Fatalf("%s weights, %d instances, key %d: picked %v (%v), want %v", name, n, key, p.Instance(), err, best)
+				}
+			}
+		}
+	}
+}
+
 func TestRoundRobinIsExact(t *testing.T) {
 	for _, policy := range []Policy{RoundRobin(), WeightedRoundRobin()} {
 		b := balancer(t, policy, fleet(7, false))

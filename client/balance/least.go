@@ -35,7 +35,8 @@ type least struct {
 
 // draw returns the indices of two different members, of which there are two at least.
 func (l *least) draw() (i, j int) {
-	x, y := l.env.random(), l.env.random()
+	x := l.env.random()
+	y := mix(x) // a bijection: where both points may lie is as even as it was for one
 	if l.wheel == nil {
 		i, j = below(x, len(l.members)), below(y, len(l.members)-1)
 		if j >= i {
@@ -62,23 +63,22 @@ func (l *least) pick(q query) choice {
 	last := 0
 	for range maxDraws {
 		i, j := l.draw()
-		a, b := l.members[i], l.members[j]
-		aFirst := lessLoaded(a, b) <= 0
-		if aFirst && q.accepts(a) || !q.accepts(b) && q.accepts(a) {
-			return choice{member: a}
+		drawn := [2]*member{l.members[i], l.members[j]}
+		// Which has less load is as good as random: a branch on it would be mispredicted every other time.
+		_, second := bits.Sub64(load(drawn[1], drawn[0]), load(drawn[0], drawn[1]), 0)
+		if m := drawn[second]; q.accepts(m) {
+			return choice{member: m}
 		}
-		if q.accepts(b) {
-			return choice{member: b}
+		if m := drawn[1-second]; q.accepts(m) {
+			return choice{member: m}
 		}
 		last = j
 	}
 	return choice{member: nextAccepted(q, l.members, last)}
 }
 
-// lessLoaded compares the calls in flight of two members for their weights.
-func lessLoaded(a, b *member) int {
-	return cmp.Compare(uint64(max(a.track.inFlight.Load(), 0))*b.weight, uint64(max(b.track.inFlight.Load(), 0))*a.weight)
-}
+// load returns the calls in flight of a member for its weight, as far as it takes to compare it with that of another.
+func load(m, other *member) uint64 { return uint64(max(m.track.inFlight.Load(), 0)) * other.weight }
 
 // shares implements picker. A member is picked when drawn first against one with no less load, or second against one with
 // more; sums over those are had by sorting.

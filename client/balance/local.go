@@ -161,7 +161,7 @@ func (l *local) draw(q query) int {
 // shares implements picker.
 func (l *local) shares(q query, mass float64, visit func(*member, float64)) bool {
 	loads := l.loads
-	if q.keyed {
+	if q.key != 0 {
 		loads = [levels]float64{}
 		loads[l.draw(q)] = 1
 	}

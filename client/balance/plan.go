@@ -110,11 +110,7 @@ func (p *plan) choose(q query) choice {
 
 // query returns the query for a request.
 func (p *plan) query(r Request) query {
-	q := query{ignore: p.ignore, avoid: r.Avoid}
-	if r.Hash != 0 {
-		q.key, q.keyed = mix(r.Hash), true
-	}
-	return q
+	return query{key: mix(r.Hash), ignore: p.ignore, avoid: r.Avoid}
 }
 
 // plan returns the plan for a filter, nil for none.

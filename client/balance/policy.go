@@ -47,8 +47,7 @@ type choice struct {
 
 // query is one pick on its way through the pickers. It is passed by value, for a pointer to it would escape to the heap.
 type query struct {
-	key    uint64
-	keyed  bool
+	key    uint64 // 0: none
 	ignore uint32
 	avoid  Avoid
 }
@@ -61,7 +60,7 @@ func (q *query) accepts(m *member) bool {
 // draw returns 64 bits that depend on the key, if there is one, and on chance otherwise. The salt keeps decisions on the
 // same key independent.
 func (q *query) draw(e *env, salt uint64) uint64 {
-	if q.keyed {
+	if q.key != 0 {
 		return mix(q.key ^ salt)
 	}
 	return e.random()

@@ -132,7 +132,7 @@ func (r *ring) place(was *ring) {
 // pick implements picker.
 func (r *ring) pick(q query) choice {
 	key := q.key
-	if !q.keyed {
+	if key == 0 {
 		key = r.env.random()
 	}
 	var full *member // the first that has no room
@@ -175,7 +175,7 @@ func (r *ring) shares(q query, mass float64, visit func(*member, float64)) bool 
 		takes[m] = r.hasRoom(m)
 		anyRoom = anyRoom || takes[m]
 	}
-	if q.keyed {
+	if q.key != 0 {
 		r.walk(q.key, takes, mass, visit)
 		return true
 	}

@@ -88,7 +88,7 @@ func (s *split) pick(q query) choice {
 // shares implements picker.
 func (s *split) shares(q query, mass float64, visit func(*member, float64)) bool {
 	share := s.share
-	if q.keyed {
+	if q.key != 0 {
 		if unit(q.draw(s.env, splitSalt)) < share {
 			share = 1
 		} else {
