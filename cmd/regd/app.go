@@ -106,8 +106,8 @@ func (a *app) addCommands(root *cobra.Command) {
 	groups := map[string][]*cobra.Command{
 		groupStart: {newDevCmd(a), newServeCmd(a), newStatusCmd(a)},
 		groupUse: {
-			newServicesCmd(a), newInstancesCmd(a), newResolveCmd(a), newWatchCmd(a), newRegisterCmd(a), newDeregisterCmd(a),
-			newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
+			newServicesCmd(a), newInstancesCmd(a), newResolveCmd(a), newCallCmd(a), newWatchCmd(a), newRegisterCmd(a),
+			newDeregisterCmd(a), newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
 		},
 		groupOperate: {newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newVerifyCmd(a), newSessionsCmd(a)},
 		groupTools:   {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},

@@ -21,6 +21,8 @@ const (
 	exitConflict    exitCode = 7
 	exitDegraded    exitCode = 8
 	exitUnknown     exitCode = 9
+	exitNoneFit     exitCode = 10
+	exitBadAnswer   exitCode = 11
 	exitDataLocked  exitCode = 70
 	exitDataForeign exitCode = 71
 	exitDataNewer   exitCode = 72
@@ -46,6 +48,8 @@ var exitMeanings = []struct { //nolint:gochecknoglobals // a constant table
 	{exitConflict, "conflict: somebody else was there first"},
 	{exitDegraded, "degraded: it works, with problems"},
 	{exitUnknown, "outcome unknown: the write may have happened"},
+	{exitNoneFit, "call: no instance is fit for traffic"},
+	{exitBadAnswer, "call --fail: the service gave a bad answer"},
 	{exitDataLocked, "serve: another process uses the data folder"},
 	{exitDataForeign, "serve: the data folder belongs to another cluster"},
 	{exitDataNewer, "serve: the data folder was written by a newer version"},

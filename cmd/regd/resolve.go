@@ -102,17 +102,22 @@ What only a running client knows, such as its circuit breakers, is left out.`,
 	return cmd
 }
 
-// balancer returns one as the flags say, of the instances.
-func (f *resolveFlags) balancer(instances []*registryv1.Instance) (*balance.Balancer, error) {
+// chosen is the policy that the flags name.
+func (f *resolveFlags) chosen() balance.Policy {
 	policy := policies()[f.policy]()
 	if f.zone != "" || f.region != "" {
 		policy = balance.Local(f.region, f.zone, policy)
 	}
+	return policy
+}
+
+// balancer returns one as the flags say, of the instances.
+func (f *resolveFlags) balancer(instances []*registryv1.Instance) (*balance.Balancer, error) {
 	var options []balance.Option
 	if f.warning {
 		options = append(options, balance.WithMinHealth(registryv1.Health_HEALTH_WARNING))
 	}
-	b, err := balance.New(policy, options...)
+	b, err := balance.New(f.chosen(), options...)
 	if err != nil {
 		return nil, err
 	}
