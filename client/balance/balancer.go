@@ -230,6 +230,7 @@ func (b *Balancer) guard(t *track, o Outcome, gone bool, now int64) {
 		}
 		return
 	}
+	t.failedAt.Store(now)
 	run := int(t.consecutive.Add(1))
 	open, eject := b.shouldOpen(t, run, now), b.shouldEject(t, run, gone)
 	if !open && !eject {

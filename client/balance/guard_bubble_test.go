@@ -366,3 +366,55 @@ func TestGuardsAndPanic(t *testing.T) {
 		}
 	})
 }
+
+// TestLeastRequestsShunsWhoFailsFast has three of ten instances fail at once, of which ejection may put only one aside, while
+// calls to the others take their time. They must not draw the calls, and get their share again once they are well.
+func TestLeastRequestsShunsWhoFailsFast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		instances := fleet(10, false)
+		b := balancer(t, LeastRequests(), instances, WithEjection(Ejection{}))
+		sick := map[*registryv1.Instance]bool{instances[1]: true, instances[4]: true, instances[7]: true}
+		// Ten calls begin each millisecond, and take ten where they don't fail.
+		run := func(seconds int) (calls, toThree, failed int) {
+			var under [10][]Pick
+			for ms := range 1000 * seconds {
+				for _, p := range under[ms%10] {
+					p.Done(Success)
+				}
+				under[ms%10] = under[ms%10][:0]
+				for range 10 {
+					p, err := b.Pick(Request{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					calls++
+					if i := p.Instance(); i == instances[1] || i == instances[4] || i == instances[7] {
+						toThree++
+					}
+					if sick[p.Instance()] {
+						failed++
+						p.Done(Failure)
+						continue
+					}
+					under[ms%10] = append(under[ms%10], p)
+				}
+				time.Sleep(time.Millisecond)
+			}
+			for _, picks := range under {
+				for _, p := range picks {
+					p.Done(Success)
+				}
+			}
+			return calls, toThree, failed
+		}
+		if calls, _, failed := run(10); failed*25 > calls {
+			// Of the nine that are not put aside two are sick: both are drawn for one pick in 36.
+			t.Errorf("%d of %d calls failed, want less than one in 25", failed, calls)
+		}
+		clear(sick)
+		time.Sleep(time.Minute) // ejections end
+		if calls, toThree, _ := run(2); toThree*100 < 25*calls {
+			t.Errorf("well again, three of ten got %d of %d calls", toThree, calls)
+		}
+	})
+}

@@ -4,15 +4,23 @@ import (
 	"cmp"
 	"math/bits"
 	"slices"
+	"time"
 )
 
 // leastPolicy is the policy LeastRequests.
 type leastPolicy struct{}
 
+// failureWeighs is how long failures in a row count as calls in flight after the last one.
+const failureWeighs = time.Second
+
 // LeastRequests draws two instances at random, by weight, and picks the one with fewer calls in flight for its weight. Two
 // choices are enough to keep the longest queue at log log n, where one gives log n / log log n (Mitzenmacher: The power of
 // two choices in randomized load balancing, 2001), and unlike the choice of the least of all they don't make every client
 // run to the same instance at once.
+//
+// An instance that fails at once never has calls in flight, and would draw them all. So its failures since its last success
+// count as calls in flight, until a second after the last of them: from then on it gets little more than what is drawn for it
+// and another one that fails, until a call succeeds.
 func LeastRequests() Policy { return leastPolicy{} }
 
 // String implements Policy.
@@ -65,7 +73,7 @@ func (l *least) pick(q query) choice {
 		i, j := l.draw()
 		drawn := [2]*member{l.members[i], l.members[j]}
 		// Which has less load is as good as random: a branch on it would be mispredicted every other time.
-		_, second := bits.Sub64(load(drawn[1], drawn[0]), load(drawn[0], drawn[1]), 0)
+		_, second := bits.Sub64(l.load(drawn[1])*drawn[0].weight, l.load(drawn[0])*drawn[1].weight, 0)
 		if m := drawn[second]; q.accepts(m) {
 			return choice{member: m}
 		}
@@ -77,8 +85,14 @@ func (l *least) pick(q query) choice {
 	return choice{member: nextAccepted(q, l.members, last)}
 }
 
-// load returns the calls in flight of a member for its weight, as far as it takes to compare it with that of another.
-func load(m, other *member) uint64 { return uint64(max(m.track.inFlight.Load(), 0)) * other.weight }
+// load returns the calls in flight of a member, and its failures in a row while the last one is recent.
+func (l *least) load(m *member) uint64 {
+	load := max(m.track.inFlight.Load(), 0)
+	if failures := m.track.consecutive.Load(); failures != 0 && l.env.now()-m.track.failedAt.Load() < int64(failureWeighs) {
+		load += int64(failures)
+	}
+	return uint64(load)
+}
 
 // shares implements picker. A member is picked when drawn first against one with no less load, or second against one with
 // more; sums over those are had by sorting.
@@ -95,7 +109,7 @@ func (l *least) shares(q query, mass float64, visit func(*member, float64)) bool
 	var total uint64 // sums of weights are kept as integers: of 1 and 2^32 none is lost
 	rows := make([]row, len(members))
 	for i, m := range members {
-		rows[i] = row{m, float64(m.track.inFlight.Load()) / float64(m.weight)}
+		rows[i] = row{m, float64(l.load(m)) / float64(m.weight)}
 		total += m.weight
 	}
 	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(b.load, a.load) })

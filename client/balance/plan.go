@@ -225,7 +225,7 @@ func (b *Balancer) newPlan(matching []*member, instances int, filter string, old
 		if old != nil {
 			was = old.tiers[i]
 		}
-		p.tiers[i] = build(b.cfg.policy, &env{random: b.cfg.random}, set{fit: tier, all: matching}, was)
+		p.tiers[i] = build(b.cfg.policy, &env{random: b.cfg.random, now: b.now}, set{fit: tier, all: matching}, was)
 	}
 	return p
 }

@@ -17,7 +17,10 @@ type Policy interface {
 }
 
 // env is what pickers share.
-type env struct{ random func() uint64 }
+type env struct {
+	random func() uint64
+	now    func() int64 // since the balancer's start
+}
 
 // set is what a picker chooses among: the members that are fit, of all that there are.
 type set struct{ fit, all []*member }

@@ -61,6 +61,7 @@ type track struct {
 	permits     atomic.Int32  // calls that a half-open breaker still lets through
 	round       atomic.Uint32 // grows each time the breaker becomes half-open
 	consecutive atomic.Int32  // failures since the last success
+	failedAt    atomic.Int64  // time of the last failure
 	inFlight    atomic.Int64
 	calls       atomic.Uint64 // that have ended in success or failure
 	failures    atomic.Uint64

@@ -178,7 +178,7 @@ func TestEjection(t *testing.T) {
 	a := serve(t, "a", func(context.Context) error { return status.Error(codes.Unavailable, "broken") })
 	b := serve(t, "b", nil)
 	r.Put(a.instance, b.instance)
-	conn := dial(t, r.Discovery(), "regd:///payment", regdgrpc.Config{Ejection: &regdgrpc.Ejection{}}.ServiceConfig())
+	conn := dial(t, r.Discovery(), "regd:///payment", regdgrpc.Config{Policy: "round_robin", Ejection: &regdgrpc.Ejection{}}.ServiceConfig())
 	for range 200 {
 		_, _ = check(timed(t), conn, grpc.WaitForReady(true))
 	}
