@@ -144,7 +144,7 @@ func (n *Node) identifyAll(ctx context.Context, addresses []string) (answers []*
 	for i, address := range addresses {
 		wg.Go(func() {
 			if client, err := n.port.peers.at(address); err == nil {
-				replies[i], _ = client.Identify(ctx, &peerv1.IdentifyRequest{}, grpc.WaitForReady(true))
+				replies[i], _ = identify(ctx, client, grpc.WaitForReady(true))
 			}
 		})
 	}
@@ -288,7 +288,7 @@ func (n *Node) deniedBy(ctx context.Context, address string) bool {
 	if err != nil || how.GetRaftState() != raft.Leader.String() || how.GetTerm() < n.raft.Load().CurrentTerm() {
 		return false
 	}
-	who, err := client.Identify(ctx, &peerv1.IdentifyRequest{})
+	who, err := identify(ctx, client)
 	return err == nil && len(who.GetMemberIds()) > 0 && !slices.Contains(who.GetMemberIds(), n.id)
 }
 

@@ -167,7 +167,7 @@ func (n *Node) joinHere(ctx context.Context, address string, nonVoter bool) (*re
 	if err != nil {
 		return nil, false, err
 	}
-	who, err := client.Identify(ctx, &peerv1.IdentifyRequest{})
+	who, err := identify(ctx, client)
 	if err != nil {
 		return nil, false, fmt.Errorf("%w: ask the node at %s who it is: %w", ErrMembership, address, err)
 	}
@@ -244,7 +244,7 @@ func (n *Node) answers(ctx context.Context, id raft.ServerID) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*n.cfg.HeartbeatTimeout)
 	defer cancel()
-	who, err := client.Identify(ctx, &peerv1.IdentifyRequest{})
+	who, err := identify(ctx, client)
 	return err == nil && who.GetMember().GetId() == string(id)
 }
 

@@ -107,10 +107,11 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n.disk = cfg.disk(n.store)
 	n.id = n.store.Identity().NodeID
+	n.feed = feed.New(fsm.New(), cfg.FeedLimits)
 	if err := n.listen(); err != nil {
+		n.feed.Close()
 		return nil, errors.Join(err, n.store.Close())
 	}
-	n.feed = feed.New(fsm.New(), cfg.FeedLimits)
 	n.fsm = newMachine(n.feed, cfg.Applied, n.fatal)
 	n.proposer = newProposer(cfg.MaxPending, func(data []byte) raft.ApplyFuture {
 		return n.raft.Load().Apply(data, enqueueTimeout)
@@ -130,6 +131,7 @@ func (n *Node) listen() error {
 	mux, err := peer.Listen(peer.Config{
 		Network: n.cfg.Network, Listen: n.cfg.PeerListen, Advertise: n.cfg.PeerAdvertise, NodeID: n.id,
 		ClusterID: func() string { return n.store.Identity().ClusterID }, Logger: n.log,
+		NameOf: func(id string) string { return n.feed.State().Member(id).GetName() },
 	})
 	if err != nil {
 		return fmt.Errorf("listen for peers on %s: %w", n.cfg.PeerListen, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/regd-io/regd/cluster/peer"
@@ -85,6 +86,23 @@ func (p *peers) close() {
 	p.closed = true
 	p.mu.Unlock()
 	p.reset()
+}
+
+// identify asks a peer who it is. With TLS it must have the name that its certificate proves: by that a node may come to take
+// the place of a member.
+func identify(
+	ctx context.Context, client peerv1.PeerServiceClient, opts ...grpc.CallOption,
+) (*peerv1.IdentifyResponse, error) {
+	var conn grpcpeer.Peer
+	who, err := client.Identify(ctx, &peerv1.IdentifyRequest{}, append(opts, grpc.Peer(&conn))...)
+	if err != nil {
+		return nil, err
+	}
+	info, _ := conn.AuthInfo.(peer.AuthInfo)
+	if name := info.Remote.Name; name != "" && name != who.GetMember().GetName() {
+		return nil, fmt.Errorf("%w: it says that it is %q and shows that of %q", peer.ErrWrongName, who.GetMember().GetName(), name)
+	}
+	return who, nil
 }
 
 // peerAddress tells where a member is reached: where it says itself, else where it was when it joined.

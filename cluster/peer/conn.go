@@ -2,7 +2,6 @@ package peer
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -153,7 +152,7 @@ func hungUp(err error) bool {
 
 // isTLS reports whether the connection is encrypted.
 func isTLS(c net.Conn) bool {
-	_, ok := c.(*tls.Conn)
+	_, ok := c.(*secureConn)
 	return ok
 }
 

@@ -16,6 +16,10 @@ var (
 	ErrVersion = errors.New("peer protocol version not supported")
 	// ErrWrongNode means that another node answered at the address than the one that was meant.
 	ErrWrongNode = errors.New("another node answered")
+	// ErrUntrusted means that the other side does not speak TLS, or that one side does not trust the other's certificate.
+	ErrUntrusted = errors.New("not trusted")
+	// ErrWrongName means that the certificate is of another node than the one that its holder says to be.
+	ErrWrongName = errors.New("certificate of another node")
 	// ErrRefused means that the other side refused for a reason that this version does not know.
 	ErrRefused = errors.New("connection refused by peer")
 	// ErrClosed means that the Mux or the Transport is closed.
@@ -48,6 +52,8 @@ func (e *HandshakeError) Error() string {
 			e.Addr, e.Remote.NodeID, e.Remote.ClusterID, e.Local.ClusterID, e.Err)
 	case errors.Is(e.Err, ErrWrongNode):
 		return fmt.Sprintf("peer %s is node %q, wanted node %q: %v", e.Addr, e.Remote.NodeID, e.Wanted, e.Err)
+	case errors.Is(e.Err, ErrWrongName):
+		return fmt.Sprintf("peer %s says that it is node %q, and shows the certificate of %q: %v", e.Addr, e.Remote.NodeID, e.Remote.Name, e.Err)
 	default:
 		return fmt.Sprintf("peer %s: %v", e.Addr, e.Err)
 	}

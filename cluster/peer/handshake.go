@@ -85,31 +85,39 @@ func (m *Mux) receive(ctx context.Context, h *handshake, raw net.Conn) {
 	}
 	m.stats.count(err, ctx.Err())
 	var refused *HandshakeError
-	if errors.As(err, &refused) {
-		m.warn(refused)
+	if errors.As(err, &refused) && m.mayWarn() {
+		m.cfg.Logger.Warn("peer refused", "address", refused.Addr, "peer", refused.Remote.NodeID,
+			"cluster", refused.Remote.ClusterID, "error", refused.Err)
 	}
 }
 
-// warn tells the operator of a refused node, not oftener than every refusalLogInterval: it will try again and again,
-// and Stats counts.
-func (m *Mux) warn(refused *HandshakeError) {
+// mayWarn tells whether the operator can be told of a refusal: not oftener than every refusalLogInterval. Who is refused will
+// try again and again, and Stats counts.
+func (m *Mux) mayWarn() bool {
 	now, last := time.Now().UnixNano(), m.warned.Load()
-	if now-last < int64(refusalLogInterval) || !m.warned.CompareAndSwap(last, now) {
-		return
-	}
-	m.cfg.Logger.Warn("peer refused", "address", refused.Addr, "peer", refused.Remote.NodeID,
-		"cluster", refused.Remote.ClusterID, "error", refused.Err)
+	return now-last >= int64(refusalLogInterval) && m.warned.CompareAndSwap(last, now)
 }
 
-// answer reads the hello and replies to it.
+// answer reads the hello and replies to it. With TLS that comes first.
 func (m *Mux) answer(ctx context.Context, raw net.Conn) (*conn, *door, error) {
 	local := m.identity()
+	if s, ok := raw.(*secureConn); ok {
+		if err := s.authenticate(ctx); errors.Is(err, ErrUntrusted) {
+			return nil, nil, &HandshakeError{Addr: raw.RemoteAddr().String(), Local: local, Err: err}
+		} else if err != nil {
+			return nil, nil, err
+		}
+	}
 	var hello frame
 	err := interruptible(ctx, raw, func() (err error) {
 		if hello, err = readFrame(raw, helloMagic); err != nil {
 			return err
 		}
+		hello.from.Name = certified(raw)
 		v := judgeHello(hello, local)
+		if v == verdictAccepted && m.misnamed(hello.from) {
+			v = verdictWrongName
+		}
 		reply := frame{version: protocolVersion, code: uint8(v), from: local}
 		if _, err = raw.Write(encodeFrame(replyMagic, reply)); err != nil {
 			return err
@@ -136,6 +144,12 @@ func judgeHello(hello frame, local Identity) verdict {
 	return judge(kind(hello.code), hello.from.ClusterID, local.ClusterID)
 }
 
+// misnamed tells whether a node's certificate is of another one than the cluster knows by its id.
+func (m *Mux) misnamed(who Identity) bool {
+	known := m.cfg.NameOf(who.NodeID)
+	return who.Name != "" && known != "" && who.Name != known
+}
+
 func (m *Mux) identity() Identity {
 	return Identity{NodeID: m.cfg.NodeID, ClusterID: m.cfg.ClusterID()}
 }
@@ -153,6 +167,9 @@ func (m *Mux) dial(ctx context.Context, k kind, wanted, addr string) (*conn, err
 	c, err := m.connect(ctx, k, wanted, addr)
 	if err != nil {
 		m.stats.dialErrors.Add(1)
+		if errors.Is(err, ErrUntrusted) || errors.Is(err, ErrWrongName) {
+			m.warnDialled(addr, err)
+		}
 		if m.life.Err() != nil {
 			err = ErrClosed
 		}
@@ -160,6 +177,13 @@ func (m *Mux) dial(ctx context.Context, k kind, wanted, addr string) (*conn, err
 	}
 	m.stats.dialled.Add(1)
 	return c, nil
+}
+
+// warnDialled tells the operator of what no retry heals, and what those who dial may take for a node that is down.
+func (m *Mux) warnDialled(addr string, err error) {
+	if m.mayWarn() {
+		m.cfg.Logger.Warn("no trust between this node and a peer", "address", addr, "error", err)
+	}
 }
 
 func (m *Mux) connect(ctx context.Context, k kind, wanted, addr string) (*conn, error) {
@@ -196,12 +220,15 @@ func (m *Mux) introduce(ctx context.Context, raw net.Conn, k kind, wanted, addr 
 		}
 		return err
 	})
+	reply.from.Name = certified(raw)
 	fail := func(err error) error {
 		return &HandshakeError{Addr: addr, Local: local, Remote: reply.from, Wanted: wanted, Err: err}
 	}
 	switch {
 	case malformed(err):
 		return nil, fail(fmt.Errorf("%w: %w", ErrNotPeer, err))
+	case alerted(err):
+		return nil, fail(fmt.Errorf("%w: it refused the certificate of this node, its log says why: %w", ErrUntrusted, err))
 	case hungUp(err):
 		return nil, fail(fmt.Errorf("hung up without an answer (it may want TLS, be full, or be stopping): %w", err))
 	case err != nil:
@@ -217,10 +244,20 @@ func (m *Mux) introduce(ctx context.Context, raw net.Conn, k kind, wanted, addr 
 	if err == nil && wanted != "" && wanted != reply.from.NodeID {
 		err = ErrWrongNode
 	}
+	if err == nil && m.misnamed(reply.from) {
+		err = ErrWrongName
+	}
 	if err != nil {
 		return nil, fail(err)
 	}
 	return &conn{Conn: raw, remote: reply.from, anonymous: local.ClusterID == ""}, nil
+}
+
+// alerted tells whether TLS told of a refusal. In TLS 1.3 the handshake of who dials ends before its certificate is looked at,
+// so that comes in place of the reply.
+func alerted(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" // As crypto/tls calls it; the type is not exported.
 }
 
 // Probe shakes hands with the node at addr and hangs up: who is it, and may it be talked to? The error is a

@@ -8,12 +8,14 @@ import (
 	"io"
 )
 
-// Identity is what a side says about itself in the handshake.
+// Identity is what a side says about itself in the handshake, and what its certificate says about it.
 type Identity struct {
 	// NodeID is the id of the node.
 	NodeID string
 	// ClusterID is the UUID of its cluster; empty: none yet.
 	ClusterID string
+	// Name of the node by its certificate, which TLS has proved. It is not part of the handshake. Empty: no TLS.
+	Name string
 }
 
 // MaxIDLen is the longest node or cluster id, in bytes, that the handshake carries.
@@ -57,6 +59,7 @@ const (
 	verdictNoCluster
 	verdictVersion
 	verdictUnknownKind
+	verdictWrongName
 )
 
 // err returns the sentinel of the verdict, nil for accepted.
@@ -70,6 +73,8 @@ func (v verdict) err() error {
 		return ErrNoCluster
 	case verdictVersion:
 		return ErrVersion
+	case verdictWrongName:
+		return ErrWrongName
 	default:
 		return fmt.Errorf("%w (reason %d)", ErrRefused, v)
 	}

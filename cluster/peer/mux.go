@@ -40,6 +40,10 @@ type Config struct {
 	// ClusterID returns the UUID of this node's cluster, at most MaxIDLen bytes; "" as long as it has none. It is
 	// called once per handshake, by many goroutines at once. Required.
 	ClusterID func() string
+	// NameOf returns the name that the node with an id has in the cluster; "" if it is not known. With TLS it must be that in
+	// the node's certificate, so that nobody's word counts as somebody else's. It is called by many goroutines at once, and
+	// must not block. Nil: none is known.
+	NameOf func(nodeID string) string
 	// Logger is for what the operator must know. Nil: silent.
 	Logger *slog.Logger
 	// HandshakeTimeout bounds a handshake, the connecting included. 0: DefaultHandshakeTimeout.
@@ -73,6 +77,9 @@ func (c Config) Validate() error {
 }
 
 func (c Config) withDefaults() Config {
+	if c.NameOf == nil {
+		c.NameOf = func(string) string { return "" }
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -10,8 +10,10 @@ import (
 type Stats struct {
 	// Accepted connections, whatever became of them.
 	Accepted uint64
-	// Refused after a well-formed hello: foreign cluster, no cluster, version.
+	// Refused after a well-formed hello: foreign cluster, no cluster, version, wrong name.
 	Refused uint64
+	// Untrusted connections, before any hello: without TLS, or with a certificate that is not trusted.
+	Untrusted uint64
 	// Malformed hellos.
 	Malformed uint64
 	// TimedOut handshakes, and connections that nobody accepted in time.
@@ -36,6 +38,7 @@ func (m *Mux) Stats() Stats {
 	return Stats{
 		Accepted:   m.stats.accepted.Load(),
 		Refused:    m.stats.refused.Load(),
+		Untrusted:  m.stats.untrusted.Load(),
 		Malformed:  m.stats.malformed.Load(),
 		TimedOut:   m.stats.timedOut.Load(),
 		Broken:     m.stats.broken.Load(),
@@ -47,13 +50,15 @@ func (m *Mux) Stats() Stats {
 }
 
 type counters struct {
-	accepted, refused, malformed, timedOut, broken, overLimit, dialled, dialErrors atomic.Uint64
+	accepted, refused, untrusted, malformed, timedOut, broken, overLimit, dialled, dialErrors atomic.Uint64
 }
 
 // count files a handshake that failed as the acceptor. ended is why its context ended, if it did.
 func (c *counters) count(err, ended error) {
 	var refused *HandshakeError
 	switch {
+	case errors.Is(err, ErrUntrusted):
+		c.untrusted.Add(1)
 	case errors.As(err, &refused):
 		c.refused.Add(1)
 	case malformed(err):
