@@ -29,8 +29,7 @@ func (s *Source) PeerServer() *tls.Config {
 	return s.server(tls.VersionTLS13, []string{PeerProtocol}, func(m *material, cfg *tls.Config) {
 		cfg.ClientCAs, cfg.ClientAuth = m.roots, tls.RequireAndVerifyClientCert
 		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
-			_, err := check(cs.PeerCertificates[0], m.id.Domain, RolePeer)
-			return err
+			return check(cs.PeerCertificates[0], m.id.Domain, RolePeer)
 		}
 	})
 }
@@ -50,8 +49,7 @@ func (s *Source) PeerClient() *tls.Config {
 			if err := m.verify(cs.PeerCertificates, x509.ExtKeyUsageServerAuth, time.Now()); err != nil {
 				return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
 			}
-			_, err := check(cs.PeerCertificates[0], m.id.Domain, RolePeer)
-			return err
+			return check(cs.PeerCertificates[0], m.id.Domain, RolePeer)
 		},
 	}
 }
@@ -74,8 +72,7 @@ func (s *Source) Server(auth ClientAuth, domain string, minVersion uint16, proto
 			if len(cs.PeerCertificates) == 0 {
 				return nil
 			}
-			_, err := check(cs.PeerCertificates[0], domain, RoleClient)
-			return err
+			return check(cs.PeerCertificates[0], domain, RoleClient)
 		}
 	})
 }

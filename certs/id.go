@@ -124,15 +124,15 @@ func IDOf(cert *x509.Certificate) (ID, error) {
 }
 
 // check tells whether a certificate is of a role in a trust domain.
-func check(cert *x509.Certificate, domain string, role Role) (ID, error) {
+func check(cert *x509.Certificate, domain string, role Role) error {
 	id, err := IDOf(cert)
 	switch {
 	case err != nil:
-		return ID{}, err
+		return err
 	case id.Domain != domain:
-		return ID{}, fmt.Errorf("%w: %s, wanted one of %s", ErrWrongDomain, id, domain)
+		return fmt.Errorf("%w: %s, wanted one of %s", ErrWrongDomain, id, domain)
 	case id.Role != role:
-		return ID{}, fmt.Errorf("%w: %s, wanted a %s", ErrWrongRole, id, role)
+		return fmt.Errorf("%w: %s, wanted a %s", ErrWrongRole, id, role)
 	}
-	return id, nil
+	return nil
 }

@@ -12,11 +12,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/regd-io/regd/certs"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
@@ -24,8 +24,8 @@ import (
 type Config struct {
 	// Logger gets what the server has to say. Default: nothing is logged.
 	Logger *slog.Logger
-	// Credentials secure the connections. Default: none, plaintext.
-	Credentials credentials.TransportCredentials
+	// TLS secures the connections. Default: none, plaintext.
+	TLS *TLS
 	// MaxReceive is the largest message from a client, in bytes. Default 1 MiB.
 	MaxReceive int
 	// MaxStreams is the number of calls that one connection may have open. Default 256.
@@ -75,6 +75,9 @@ func (c Config) Validate() error {
 			faults = append(faults, fmt.Errorf("%s %d: must be at least %d", limit.name, limit.value, limit.least))
 		}
 	}
+	if t := c.TLS; t != nil && t.ClientAuth != "" && t.ClientAuth != certs.ClientAuthNone && t.Domain == "" {
+		faults = append(faults, errors.New("tls: certificates of clients need a trust domain"))
+	}
 	return errors.Join(faults...)
 }
 
@@ -83,6 +86,7 @@ type Server struct {
 	cfg     Config
 	core    *core
 	grpc    *grpc.Server
+	tls     *serverTLS // nil: plaintext
 	metrics *callMetrics
 	faults  []Fault
 	once    sync.Once // makes the first Shutdown the only one
@@ -107,6 +111,9 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 		},
 		faults: Faults(),
 	}
+	if cfg.TLS != nil {
+		s.tls = newServerTLS(*cfg.TLS, cfg.Logger)
+	}
 	node.ServeDelivery(s.core.delivered)
 	s.grpc = grpc.NewServer(s.options()...)
 	s.register()
@@ -130,8 +137,8 @@ func (s *Server) options() []grpc.ServerOption {
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 	}
-	if s.cfg.Credentials != nil {
-		opts = append(opts, grpc.Creds(s.cfg.Credentials))
+	if s.tls != nil {
+		opts = append(opts, grpc.Creds(s.tls))
 	}
 	return opts
 }
@@ -148,7 +155,11 @@ func (s *Server) register() {
 
 // Collectors are the server's metrics, to be registered once.
 func (s *Server) Collectors() []prometheus.Collector {
-	return append(s.core.admission.collectors(), s.metrics, prometheus.NewCounterFunc(prometheus.CounterOpts{
+	all := s.core.admission.collectors()
+	if s.tls != nil {
+		all = append(all, s.tls.refused)
+	}
+	return append(all, s.metrics, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "regd_watch_messages_total",
 		Help: "Messages sent on watch streams.",
 	}, func() float64 { return float64(s.core.watchMessages.Load()) }))

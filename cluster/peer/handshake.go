@@ -144,6 +144,24 @@ func judgeHello(hello frame, local Identity) verdict {
 	return judge(kind(hello.code), hello.from.ClusterID, local.ClusterID)
 }
 
+// judgeReply tells why the node that has replied is not to be talked to.
+func (m *Mux) judgeReply(reply frame, k kind, wanted string, local Identity) error {
+	if err := verdict(reply.code).err(); err != nil {
+		return err
+	}
+	// The acceptor's word is not enough where the rule can be checked.
+	if err := judge(k, local.ClusterID, reply.from.ClusterID).err(); err != nil {
+		return err
+	}
+	if wanted != "" && wanted != reply.from.NodeID {
+		return ErrWrongNode
+	}
+	if m.misnamed(reply.from) {
+		return ErrWrongName
+	}
+	return nil
+}
+
 // misnamed tells whether a node's certificate is of another one than the cluster knows by its id.
 func (m *Mux) misnamed(who Identity) bool {
 	known := m.cfg.NameOf(who.NodeID)
@@ -236,18 +254,7 @@ func (m *Mux) introduce(ctx context.Context, raw net.Conn, k kind, wanted, addr 
 	case reply.version != protocolVersion:
 		return nil, fail(fmt.Errorf("%w: peer speaks %d, this node %d", ErrVersion, reply.version, protocolVersion))
 	}
-	err = verdict(reply.code).err()
-	if err == nil {
-		// The acceptor's word is not enough where the rule can be checked.
-		err = judge(k, local.ClusterID, reply.from.ClusterID).err()
-	}
-	if err == nil && wanted != "" && wanted != reply.from.NodeID {
-		err = ErrWrongNode
-	}
-	if err == nil && m.misnamed(reply.from) {
-		err = ErrWrongName
-	}
-	if err != nil {
+	if err = m.judgeReply(reply, k, wanted, local); err != nil {
 		return nil, fail(err)
 	}
 	return &conn{Conn: raw, remote: reply.from, anonymous: local.ClusterID == ""}, nil

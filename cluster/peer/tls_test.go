@@ -147,7 +147,7 @@ func strangers(t *testing.T, ca *certstest.Authority) map[string]struct {
 	alone := certstest.NewAuthority(t)
 	own := certstest.Pair{Cert: alone.PEM(), Key: alone.Key()}
 	return map[string]row{
-		"a client":             with(ca.Client("b", certstest.For(x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)),
+		"a client": with(ca.Client("b", certstest.For(x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)),
 			"certificate of another role: spiffe://test.example/regd/client/b, wanted a peer"),
 		"another trust domain": with(ca.Peer("b", certstest.URIs("spiffe://elsewhere/regd/peer/b")), "certificate of another trust domain"),
 		"another authority":    with(certstest.NewAuthority(t).Peer("b"), "signed by unknown authority"),
