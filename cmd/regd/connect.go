@@ -24,6 +24,7 @@ type connection struct {
 	*app
 	endpoints []string
 	limit     time.Duration
+	tls       tlsFlags
 }
 
 // addConnection gives a command --endpoint and --timeout.
@@ -35,6 +36,7 @@ func (a *app) addConnection(cmd *cobra.Command) *connection {
 	bindEnv(fs, "endpoint", "REGD_ENDPOINTS")
 	fs.DurationVar(&c.limit, "timeout", 0, "how long to try; default: 10s, or 2s if no address is known")
 	bindEnv(fs, "timeout", "REGD_TIMEOUT")
+	c.tls.addFlags(fs)
 	return c
 }
 
@@ -53,6 +55,7 @@ func (c *connection) addresses() []string {
 	}
 	if s, where, found := c.findDev(""); found {
 		c.origin = where
+		c.tls.orDev(s.TLS)
 		return s.grpcAddresses()
 	}
 	c.origin = "the default"
@@ -75,7 +78,11 @@ func (c *connection) dial(opts ...client.Option) (*client.Client, error) {
 	if host, err := os.Hostname(); err == nil {
 		name = "regd on " + host
 	}
-	opts = append([]client.Option{client.WithName(name), client.WithRequestTimeout(c.limit)}, opts...)
+	secure, err := c.tls.options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(append(secure, client.WithName(name), client.WithRequestTimeout(c.limit)), opts...)
 	cl, err := client.New(addresses, opts...)
 	if err != nil {
 		return nil, &exitError{code: exitUsage, err: cmp.Or(errors.Unwrap(err), err)}

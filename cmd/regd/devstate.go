@@ -21,6 +21,15 @@ type devState struct {
 	Token   string `json:"token"`
 	// Nodes in order.
 	Nodes []devAddresses `json:"nodes"`
+	// TLS has the files that clients need. Nil: the cluster uses plaintext.
+	TLS *devTLS `json:"tls,omitempty"`
+}
+
+// devTLS are the files with which a client is let in.
+type devTLS struct {
+	CACert string `json:"ca_cert"`
+	Cert   string `json:"cert"`
+	Key    string `json:"key"`
 }
 
 // devAddresses are the addresses of one node.

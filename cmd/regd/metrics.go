@@ -16,6 +16,7 @@ func (s *server) collectors() []prometheus.Collector {
 	all = append(all, s.node.Collectors()...)
 	all = append(all, s.node.Feed().Collectors()...)
 	all = append(all, s.monitor.Collectors()...)
+	all = append(all, s.tls.collectors()...)
 	return append(all, s.api.Collectors()...)
 }
 

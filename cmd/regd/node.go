@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/regd-io/regd/certs"
 	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/cluster/peer"
 	"github.com/regd-io/regd/cluster/storage"
@@ -30,6 +32,7 @@ type serveConfig struct {
 	InitialPeers, Join                          []string
 	NonVoter, Insecure                          bool
 	HeartbeatTimeout, ShutdownDelay             time.Duration
+	TLS                                         tlsSettings
 
 	Build  buildInfo
 	Logger *slog.Logger
@@ -72,6 +75,12 @@ func (c serveConfig) validate() error {
 	if c.HeartbeatTimeout < minHeartbeat || c.HeartbeatTimeout > maxHeartbeat {
 		bad("--heartbeat-timeout %v: must be %v to %v", c.HeartbeatTimeout, minHeartbeat, maxHeartbeat)
 	}
+	c.TLS.validate(bad)
+	if _, on := c.TLS.peers(); on {
+		if err := certs.CheckName(c.Name); err != nil {
+			bad("--name: with TLS it stands in the certificate: %w", err)
+		}
+	}
 	c.validatePeers(bad)
 	c.validateAddresses(bad)
 	return errors.Join(faults...)
@@ -99,14 +108,14 @@ func (c serveConfig) validateAddresses(bad func(string, ...any)) {
 		{"--peer-listen", "--advertise-peer", c.PeerListen, c.AdvertisePeer},
 		{"--http-listen", "--advertise-http", c.HTTPListen, c.AdvertiseHTTP},
 	} {
-		host, _, err := net.SplitHostPort(l.listen)
-		if err != nil {
+		if _, _, err := net.SplitHostPort(l.listen); err != nil {
 			bad("%s %q: must be host:port", l.name, l.listen)
 			continue
 		}
-		if !isLoopback(host) && !c.Insecure && l.name != "--http-listen" {
+		if slices.Contains(c.plaintext(), l.name) && !c.Insecure {
 			bad("%s %s: reaches beyond this machine without TLS: whoever gets there can read and change the registry; "+
-				"say --insecure if the network is trusted", l.name, l.listen)
+				"give --tls-cert, --tls-key and --tls-ca (regd tls init makes them), or say --insecure if the network is trusted",
+				l.name, l.listen)
 		}
 		if host, _, err := net.SplitHostPort(l.advertise); err != nil || host == "" || net.ParseIP(host).IsUnspecified() {
 			bad("%s %q: nobody can reach that; give the host:port under which others reach this node", l.advertiseName, l.advertise)
@@ -156,6 +165,7 @@ type server struct {
 	lis     net.Listener
 	node    *cluster.Node
 	monitor *health.Monitor
+	tls     security
 	api     *rpc.Server
 	fatal   chan error // capacity 1
 }
@@ -181,9 +191,9 @@ func serve(ctx context.Context, cfg serveConfig) error {
 	if err := cfg.validate(); err != nil {
 		return &exitError{code: exitConfig, err: err}
 	}
-	if cfg.Insecure {
+	if open := cfg.plaintext(); len(open) > 0 {
 		cfg.Logger.Warn("listening without TLS: whoever reaches these ports can read and change the registry",
-			"grpc_listen", cfg.GRPCListen, "peer_listen", cfg.PeerListen)
+			"ports", open, "grpc_listen", cfg.GRPCListen, "peer_listen", cfg.PeerListen)
 	}
 	defer holdHeapFloor()()
 	cfg.Logger.Info("starting", "version", cfg.Build.Version, "commit", cfg.Build.Commit, "command", strings.Join(os.Args, " "))
@@ -200,6 +210,9 @@ func (s *server) open(ctx context.Context) error {
 	if s.ops, err = startOps(ctx, s.cfg.HTTPListen, s.log); err != nil {
 		return err
 	}
+	if s.tls, err = openSecurity(s.cfg); err != nil {
+		return &exitError{code: exitConfig, err: err}
+	}
 	var lc net.ListenConfig
 	if s.lis, err = lc.Listen(ctx, "tcp", s.cfg.GRPCListen); err != nil {
 		return fmt.Errorf("listen for clients: %w", err)
@@ -214,7 +227,7 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	served := servedNode{s.node, &s.ops.stopping}
-	if s.api, err = rpc.NewServer(rpc.Config{Logger: s.log}, served); err != nil {
+	if s.api, err = rpc.NewServer(rpc.Config{Logger: s.log, TLS: s.tls.api(s.cfg.TLS)}, served); err != nil {
 		return err
 	}
 	return s.ops.serveNode(served, s.collectors())
@@ -230,6 +243,7 @@ func (s *server) openNode(ctx context.Context) error {
 		go cut.obey(ctx) // Ends with ctx.
 		network = cut
 	}
+	network = s.tls.network(network)
 	//nolint:contextcheck // It runs until it is closed: later than ctx, as it has to be stopped in order.
 	node, err := cluster.Open(cluster.Config{
 		Name: s.cfg.Name, DataDir: s.cfg.DataDir, LogStore: storage.LogStore(s.cfg.LogStore), PeerListen: s.cfg.PeerListen, PeerAdvertise: s.cfg.AdvertisePeer,
@@ -325,6 +339,7 @@ func (s *server) close(ctx context.Context) error {
 	if s.node != nil {
 		errs = append(errs, s.node.Close())
 	}
+	s.tls.close()
 	if s.ops != nil {
 		errs = append(errs, s.ops.close(ctx))
 	}

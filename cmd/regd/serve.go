@@ -28,8 +28,9 @@ func newServeCmd(a *app) *cobra.Command {
 		Example: `  # A cluster of one, to try it.
   regd serve --data-dir ./data --initial-peers 127.0.0.1:7401
 
-  # The first three nodes of a cluster, each with all three peer addresses.
-  regd serve --name n1 --data-dir /var/lib/regd --insecure \
+  # The first three nodes of a cluster, each with all three peer addresses and its files of  regd tls init.
+  regd serve --name n1 --data-dir /var/lib/regd \
+    --tls-cert /etc/regd/n1.crt --tls-key /etc/regd/n1.key --tls-ca /etc/regd/ca.crt \
     --grpc-listen 0.0.0.0:7400 --advertise-grpc n1.example:7400 \
     --peer-listen 0.0.0.0:7401 --advertise-peer n1.example:7401 \
     --initial-peers n1.example:7401,n2.example:7401,n3.example:7401
@@ -38,6 +39,9 @@ func newServeCmd(a *app) *cobra.Command {
   regd serve --name n4 --data-dir /var/lib/regd --join n1.example:7401 ...`,
 		Long: `Every flag is also a key of the YAML file given by --config (heartbeat-timeout: 300ms) and a variable of the
 environment (REGD_HEARTBEAT_TIMEOUT=300ms). A flag wins over the environment, that over the file.
+
+TLS files are read again every 10 seconds; bad ones leave the old ones in use, as the log and a metric say. Other nodes are
+known by their certificate: spiffe://<trust domain>/regd/peer/<name> (docs/security.md).
 
 On SIGTERM or SIGINT the node turns not ready, waits --shutdown-delay, hands leadership over, asks its clients to go
 elsewhere, and stops. A second signal ends it at once. A node is never removed from its cluster by stopping: that is
@@ -106,6 +110,7 @@ func (c *serveConfig) addFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.NonVoter, "non-voter", false, "stay a non-voter: serve reads, never lead")
 	fs.DurationVar(&c.HeartbeatTimeout, "heartbeat-timeout", cluster.DefaultHeartbeatTimeout, "silence of the leader after which another is elected")
 	fs.DurationVar(&c.ShutdownDelay, "shutdown-delay", 0, "time between turning not ready and stopping; 5s behind a load balancer")
+	c.TLS.addFlags(fs)
 	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond this machine without TLS")
 }
 

@@ -127,7 +127,7 @@ func (c *connection) status(ctx context.Context, cl *client.Client) (statusView,
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, address := range c.addresses() {
-		if other, err := statusOf(ctx, address); err == nil && other.Leader != "" {
+		if other, err := c.statusOf(ctx, address); err == nil && other.Leader != "" {
 			return other, nil
 		}
 	}
@@ -135,8 +135,12 @@ func (c *connection) status(ctx context.Context, cl *client.Client) (statusView,
 }
 
 // statusOf asks one node how the cluster is.
-func statusOf(ctx context.Context, address string) (statusView, error) {
-	cl, err := client.New([]string{address})
+func (c *connection) statusOf(ctx context.Context, address string) (statusView, error) {
+	secure, err := c.tls.options()
+	if err != nil {
+		return statusView{}, err
+	}
+	cl, err := client.New([]string{address}, secure...)
 	if err != nil {
 		return statusView{}, err
 	}
@@ -207,11 +211,11 @@ func printStatus(out *output, v statusView) error {
 }
 
 // leaderAddress asks the nodes for the gRPC address of the leader.
-func leaderAddress(ctx context.Context, endpoints []string) (string, error) {
+func leaderAddress(ctx context.Context, endpoints []string, opts ...client.Option) (string, error) {
 	const limit = 5 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	cl, err := client.New(endpoints)
+	cl, err := client.New(endpoints, opts...)
 	if err != nil {
 		return "", err
 	}
