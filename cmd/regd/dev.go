@@ -23,6 +23,9 @@ func newDevCmd(a *app) *cobra.Command {
 		Example: `  # Three nodes, and demo services that are registered and checked.
   regd dev --demo
 
+  # The same with TLS everywhere, and certificates of its own.
+  regd dev --tls
+
   # In a second terminal: see a failover.
   regd watch web
   regd dev kill leader
@@ -31,7 +34,8 @@ func newDevCmd(a *app) *cobra.Command {
 		Long: `Each node is a process of its own:  regd serve --name n1 ...  Node i has the ports 7400+10*(i-1) for gRPC, then one for
 its peers and one for HTTP. Commands in other terminals find the cluster by themselves.
 
-There is neither TLS nor authentication, and all listens on this machine only. Ctrl-C stops everything.`,
+All listens on this machine only. Without --tls there is no TLS; with it an authority is made in the data folder, nodes know
+each other by their certificates, and clients are asked for one. There are no tokens. Ctrl-C stops everything.`,
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plan.chosen = cmd.Flags().Changed("nodes")
@@ -48,6 +52,7 @@ There is neither TLS nor authentication, and all listens on this machine only. C
 	fs.SortFlags = false
 	fs.IntVar(&plan.count, "nodes", 3, "number of nodes")
 	fs.BoolVar(&demo, "demo", false, "also run and register two small HTTP services")
+	fs.BoolVar(&plan.tls, "tls", false, "use TLS, with an authority and certificates of this cluster")
 	fs.IntVar(&plan.firstPort, "port", 7400, "first port of the first node; taken ones are skipped")
 	cmd.PersistentFlags().StringVar(&plan.dir, "data-dir", "",
 		"`folder` for the nodes' data and logs; default: a temporary one, removed at the end")
@@ -112,7 +117,7 @@ func (s *devSession) start(ctx context.Context, withDemo bool) error {
 		return err
 	}
 	if withDemo {
-		if s.demo, err = startDemo(ctx, s.state().grpcAddresses(), s.firstPort()+demoPorts); err != nil {
+		if s.demo, err = startDemo(ctx, s.state().grpcAddresses(), s.firstPort()+demoPorts, s.tls.options()...); err != nil {
 			return err
 		}
 	}
@@ -184,7 +189,20 @@ func (s *devSession) describe() {
 	}
 	row("Data", data)
 	row("Logs", filepath.Join(s.dir, "logs"))
-	row("TLS/tokens", "off (dev only)")
+	for i, line := range s.tls.describe() {
+		title := "TLS"
+		if i > 0 {
+			title = ""
+		}
+		row(title, line)
+	}
+	row("Tokens", "off (dev only)")
+	if s.tls != nil {
+		fmt.Fprintf(&b, "\n%s\n", bold("Programs that are no command of regd need:"))
+		for _, line := range s.tls.env(s.state().grpcAddresses()) {
+			fmt.Fprintf(&b, "  export %s\n", line)
+		}
+	}
 	fmt.Fprintf(&b, "\n%s\n", bold("Try in a second terminal:"))
 	me := os.Args[0]
 	tries := []string{"status", "register hello --port 9000", "dev kill leader"}
@@ -234,7 +252,7 @@ func (s *devSession) target(ctx context.Context, name string) (*devNode, error) 
 	if name != "leader" {
 		return s.find(name)
 	}
-	address, err := leaderAddress(ctx, s.state().grpcAddresses())
+	address, err := leaderAddress(ctx, s.state().grpcAddresses(), s.tls.options()...)
 	if err != nil {
 		return nil, fmt.Errorf("find the leader: %w", err)
 	}

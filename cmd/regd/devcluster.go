@@ -21,6 +21,7 @@ type devCluster struct {
 	dir   string
 	temp  bool // the folder is removed at the end
 	nodes []*devNode
+	tls   *devTLS // nil: plaintext
 
 	// deaths gets the name of each node whose process ended untold.
 	deaths chan string
@@ -33,6 +34,7 @@ type devPlan struct {
 	chosen    bool // count was asked for, it is not the default
 	dir       string
 	firstPort int
+	tls       bool
 }
 
 const (
@@ -75,8 +77,14 @@ func newDevCluster(a *app, plan devPlan) (*devCluster, error) {
 	for _, at := range addresses {
 		peers = append(peers, at.Peer)
 	}
+	if plan.tls {
+		if d.tls, err = makeDevTLS(d.dir, addresses); err != nil {
+			return nil, errors.Join(err, d.remove())
+		}
+	}
 	for _, at := range addresses {
 		n := newDevNode(exe, d.dir, at, peers)
+		n.args = append(n.args, d.tls.nodeArgs(at.Name)...)
 		n.died = d.onDeath
 		d.nodes = append(d.nodes, n)
 	}
@@ -279,7 +287,7 @@ func (d *devCluster) find(name string) (*devNode, error) {
 
 // state is what the cluster writes down about itself.
 func (d *devCluster) state() devState {
-	s := devState{PID: os.Getpid(), DataDir: d.dir}
+	s := devState{PID: os.Getpid(), DataDir: d.dir, TLS: d.tls}
 	for _, n := range d.nodes {
 		s.Nodes = append(s.Nodes, n.devAddresses)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,7 +43,7 @@ const (
 
 // startDemo opens the ports of the demo services, from firstPort on if they are free, registers the services and waits
 // until their checks pass.
-func startDemo(ctx context.Context, endpoints []string, firstPort int) (*demo, error) {
+func startDemo(ctx context.Context, endpoints []string, firstPort int, opts ...client.Option) (*demo, error) {
 	d := &demo{services: []*demoService{
 		{service: "web", id: "web-1", zone: "zone-a"},
 		{service: "web", id: "web-2", zone: "zone-b"},
@@ -56,7 +57,7 @@ func startDemo(ctx context.Context, endpoints []string, firstPort int) (*demo, e
 		}
 		err := s.open()
 		if err == nil {
-			err = s.register(ctx, endpoints)
+			err = s.register(ctx, endpoints, opts)
 		}
 		if err != nil {
 			d.close() //nolint:contextcheck // Also when ctx has ended.
@@ -112,8 +113,8 @@ func (s *demoService) shut() {
 }
 
 // register registers the service with an HTTP check.
-func (s *demoService) register(ctx context.Context, endpoints []string) error {
-	cl, err := client.New(endpoints, client.WithName(s.id), client.WithCloseTimeout(time.Second))
+func (s *demoService) register(ctx context.Context, endpoints []string, opts []client.Option) error {
+	cl, err := client.New(endpoints, append(slices.Clone(opts), client.WithName(s.id), client.WithCloseTimeout(time.Second))...)
 	if err != nil {
 		return err
 	}

@@ -95,6 +95,9 @@ func remoteCode(err error) (exitCode, bool) {
 // unreachableCode is what all nodes together said: one that could be reached knows better than one that could not.
 func unreachableCode(e *client.UnreachableError) exitCode {
 	for _, a := range e.Attempts {
+		if row, ok := tlsTroubleOf(a.Err.Error()); ok && row.denied {
+			return exitDenied
+		}
 		var said *client.Error
 		if errors.As(a.Err, &said) && said.Reason != apiv1.Reason_REASON_UNSPECIFIED {
 			if code := errorCode(said); code != exitUnreachable {
@@ -209,14 +212,15 @@ func saidBy(at client.Attempt) string {
 
 // transportGuess explains what the transport says when another protocol answers. gRPC has no types for these.
 func transportGuess(text string) string {
+	if row, ok := tlsTroubleOf(text); ok {
+		return row.means
+	}
 	switch {
 	case strings.Contains(text, "looked like an HTTP/1.1 header"):
 		return "this is an HTTP port; the gRPC port of a node is 7400 by default"
 	case strings.Contains(text, "error reading server preface"), strings.Contains(text, "connection reset by peer"),
 		strings.Contains(text, "broken pipe"), text == "EOF":
-		return "what listens there does not speak gRPC, or wants TLS; the gRPC port of a node is 7400 by default"
-	case strings.Contains(text, "first record does not look like a TLS handshake"):
-		return "the node does not use TLS"
+		return mayWantTLS
 	}
 	return ""
 }
@@ -256,6 +260,12 @@ func unreachableHint(e *client.UnreachableError) string {
 		return "look whether it was done before you do it again"
 	}
 	for _, at := range e.Attempts {
+		if row, ok := tlsTroubleOf(at.Err.Error()); ok {
+			return row.hint
+		}
+		if saidBy(at) == mayWantTLS {
+			return "with TLS give the authority of the nodes by --ca-cert or $REGD_CA_CERT; without, leave out --tls, --ca-cert and --cert"
+		}
 		var said *client.Error
 		if !errors.As(at.Err, &said) {
 			continue

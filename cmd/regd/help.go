@@ -17,7 +17,7 @@ var flagGroups = []struct { //nolint:gochecknoglobals // a constant table
 	title string
 	flags []string
 }{
-	{"Connection", []string{"endpoint", "timeout", "tls", "ca-cert", "cert", "key", "server-name"}},
+	{"Connection", []string{"endpoint", "timeout", "tls", "ca-cert", "cert", "cert-key", "server-name"}},
 	{"Output", []string{"output", "no-headers", "color"}},
 }
 
