@@ -345,3 +345,30 @@ func TestMembersComeAndGo(t *testing.T) {
 	d.ok("members", "remove", "n4", "--yes", "--endpoint", d.addresses()[0])
 	d.stop()
 }
+
+func TestDevClusterWithTLSIsFoundWithoutFlags(t *testing.T) {
+	t.Parallel()
+	d := startDev(t, "--tls")
+	ca := filepath.Join(d.dir, "tls", "ca.crt")
+	for _, says := range []string{"TLS         on", "export REGD_CA_CERT=" + ca, "export REGD_CERT="} {
+		if !strings.Contains(d.stdout.String(), says) {
+			t.Errorf("the block lacks %q:\n%s", says, d.stdout.String())
+		}
+	}
+	d.ok("status", "--wait")
+	plain := &shell{t: t, env: map[string]string{"REGD_ENDPOINTS": d.addresses()[0]}}
+	if r := plain.run("members", "--timeout", "2s"); r.code != exitUnreachable {
+		t.Errorf("without TLS: exit code %d\n%s", r.code, r.stdout)
+	}
+	plain.env["REGD_CA_CERT"] = ca
+	plain.ok("members")
+	cut := strings.Fields(d.ok("dev", "partition", "leader"))[0]
+	d.ok("register", "a", "--id", "a1", "--port", "1", "--detach")
+	if v := d.verdict(); v.Leader == cut {
+		t.Errorf("%s leads although it is cut off", cut)
+	}
+	d.ok("dev", "heal")
+	d.ok("status", "--wait", "--timeout", "20s")
+	d.ok("verify")
+	d.stop()
+}

@@ -195,6 +195,12 @@ func freeAddress(t *testing.T) string {
 // startNode runs a cluster of one in this process, and returns a shell whose commands find it.
 func startNode(t *testing.T) (s *shell, httpAddress string) {
 	t.Helper()
+	return startNodeWith(t, tlsSettings{})
+}
+
+// startNodeWith is startNode with TLS; the shell is told nothing of it, and not waited for.
+func startNodeWith(t *testing.T, secure tlsSettings) (s *shell, httpAddress string) {
+	t.Helper()
 	s = newShell(t)
 	peerAddress := freeAddress(t)
 	type addresses struct{ grpc, http string }
@@ -202,7 +208,7 @@ func startNode(t *testing.T) (s *shell, httpAddress string) {
 	cfg := serveConfig{
 		Name: "n1", DataDir: filepath.Join(t.TempDir(), "n1"),
 		GRPCListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", PeerListen: peerAddress, InitialPeers: []string{peerAddress},
-		HeartbeatTimeout: 100 * time.Millisecond, NoSync: true, Logger: slog.New(slog.DiscardHandler),
+		HeartbeatTimeout: 100 * time.Millisecond, NoSync: true, Logger: slog.New(slog.DiscardHandler), TLS: secure,
 		Build: buildInfo{Version: "v1.2.3", Commit: "abc", Go: "go1"},
 		Up:    func(grpc, http net.Addr) { up <- addresses{grpc.String(), http.String()} },
 	}
@@ -218,7 +224,9 @@ func startNode(t *testing.T) (s *shell, httpAddress string) {
 	select {
 	case at := <-up:
 		s.env["REGD_ENDPOINTS"] = at.grpc
-		s.ok("status", "--wait")
+		if secure == (tlsSettings{}) {
+			s.ok("status", "--wait")
+		}
 		return s, at.http
 	case err := <-ended:
 		ended <- nil

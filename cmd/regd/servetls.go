@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
@@ -21,6 +22,8 @@ type tlsSettings struct {
 	Peer          struct{ Cert, Key, CA string }
 	// ClientAuth is one of certs.ClientAuth, MinVersion "1.2" or "1.3"; both are of the client port only.
 	ClientAuth, MinVersion string
+	// Every is for tests: how often the files are looked at.
+	Every time.Duration
 }
 
 // The values of --tls-min-version. Nodes among themselves always speak 1.3.
@@ -91,12 +94,12 @@ func openSecurity(cfg serveConfig) (security, error) {
 	var s security
 	var err error
 	if files, on := cfg.TLS.peers(); on {
-		if s.peers, err = certs.Open(certs.Config{Files: files, Port: "peer", Node: cfg.Name, Logger: cfg.Logger}); err != nil {
+		if s.peers, err = certs.Open(certs.Config{Files: files, Port: "peer", Node: cfg.Name, Every: cfg.TLS.Every, Logger: cfg.Logger}); err != nil {
 			return s, err
 		}
 	}
 	if files, on := cfg.TLS.client(); on {
-		if s.client, err = certs.Open(certs.Config{Files: files, Port: "client", Logger: cfg.Logger}); err != nil {
+		if s.client, err = certs.Open(certs.Config{Files: files, Port: "client", Every: cfg.TLS.Every, Logger: cfg.Logger}); err != nil {
 			return s, err
 		}
 		if _, err = s.domain(); err != nil && cfg.TLS.wantsCertificates() {
