@@ -82,8 +82,8 @@ func (fileCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo
 }
 
 // Info implements credentials.TransportCredentials.
-func (f fileCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: f.files.ServerName}
+func (fileCredentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements credentials.TransportCredentials.

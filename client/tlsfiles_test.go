@@ -41,7 +41,9 @@ func TestTLSFilesAreReadForEachConnection(t *testing.T) {
 		go func() { ended <- s.Serve(lis) }()
 		t.Cleanup(func() {
 			s.Stop()
-			<-ended
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
 		})
 		return lis.Addr().String()
 	}

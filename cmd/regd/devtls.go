@@ -44,11 +44,12 @@ func makeDevTLS(dataDir string, nodes []devAddresses) (*devTLS, error) {
 		return nil
 	}
 	var errs []error
+	var p pki.Pair
 	for _, n := range nodes {
-		p, err := ca.Node(n.Name, nil, now, pki.DefaultLife)
+		p, err = ca.Node(n.Name, nil, now, pki.DefaultLife)
 		errs = append(errs, write(n.Name, p, err))
 	}
-	p, err := ca.Client(devClient, now, pki.DefaultLife)
+	p, err = ca.Client(devClient, now, pki.DefaultLife)
 	errs = append(errs, write(devClient, p, err))
 	return &devTLS{CACert: path("ca.crt"), Cert: path(devClient + ".crt"), Key: path(devClient + ".key")}, errors.Join(errs...)
 }

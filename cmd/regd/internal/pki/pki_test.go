@@ -122,7 +122,8 @@ func TestFilesAreNobodyElsesAndNotOverwritten(t *testing.T) {
 	if _, err = os.Stat(key); err == nil {
 		t.Error("the key was written although the certificate is there")
 	}
-	if now, err := os.ReadFile(cert); err != nil || string(now) != string(before) {
+	after, err := os.ReadFile(cert)
+	if err != nil || string(after) != string(before) {
 		t.Errorf("the certificate was changed: %v", err)
 	}
 	if err = authority(t).Write(cert, key, true); err != nil {
