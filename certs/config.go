@@ -111,7 +111,7 @@ func Accept(ctx context.Context, conn *tls.Conn) error {
 		return errPlain
 	}
 	if ctx.Err() == nil {
-		linger(conn.NetConn())
+		linger(ctx, conn.NetConn())
 	}
 	var cert *tls.CertificateVerificationError
 	if errors.As(err, &cert) && len(cert.UnverifiedCertificates) > 0 {
@@ -122,11 +122,12 @@ func Accept(ctx context.Context, conn *tls.Conn) error {
 
 // linger reads on for a moment. A connection that is closed over unread bytes is reset, and the reset may overtake what
 // the other side was told.
-func linger(raw net.Conn) {
+func linger(ctx context.Context, raw net.Conn) {
 	if half, ok := raw.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite() // Then it is closed soon anyway.
 	}
 	if raw.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		defer context.AfterFunc(ctx, func() { _ = raw.SetReadDeadline(time.Unix(1, 0)) })()
 		_, _ = io.CopyN(io.Discard, raw, lingerBytes) // Ends with the other side, by time or by size.
 	}
 }

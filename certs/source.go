@@ -43,6 +43,7 @@ type Source struct {
 	// Known to the one who looks only.
 	seen contents  // what current was made of
 	bad  *contents // what was found bad at the last look; nil: it was good
+	told time.Time // when it was last said that the certificate is about to expire
 
 	mu       sync.Mutex // guards watched
 	watched  map[*watched]struct{}
@@ -117,6 +118,7 @@ func (s *Source) run() {
 			return
 		case <-ticker.C:
 			s.look()
+			s.remind()
 		}
 	}
 }
@@ -141,6 +143,19 @@ func (s *Source) look() {
 	s.use(found, m)
 	s.log.Info("new TLS files are in use", "cert", s.cfg.Cert, "serial", m.cert.Leaf.SerialNumber.Text(16), "expires", m.cert.Leaf.NotAfter)
 	s.cut(true)
+}
+
+// remindEvery is how often it is said that the certificate is about to expire.
+const remindEvery = 24 * time.Hour
+
+// remind says when less than a tenth of the certificate's life is left, for those who watch no metrics.
+func (s *Source) remind() {
+	cert, now := s.current.Load().cert.Leaf, time.Now()
+	left := cert.NotAfter.Sub(now)
+	if left < cert.NotAfter.Sub(cert.NotBefore)/10 && now.Sub(s.told) >= remindEvery {
+		s.told = now
+		s.log.Warn("the TLS certificate is about to expire: renew it", "cert", s.cfg.Cert, "expires", cert.NotAfter, "left", left.Round(time.Second))
+	}
 }
 
 // judge tells whether contents may take the place of what is in use.

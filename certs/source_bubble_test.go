@@ -1,6 +1,7 @@
 package certs_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -253,6 +254,31 @@ func TestAConnectionThatEndedIsForgotten(t *testing.T) {
 		stop()
 		certstest.Write(t, dir, other.Peer("n1"), other.PEM())
 		looked(1)
+	})
+}
+
+func TestACertificateThatIsAboutToExpireIsLoggedOnceADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := certstest.NewAuthority(t)
+		p := ca.Peer("n1", certstest.Between(time.Now(), time.Now().Add(100*24*time.Hour)))
+		var log bytes.Buffer
+		s, err := certs.Open(certs.Config{
+			Files: certstest.Write(t, t.TempDir(), p, ca.PEM()), Port: "client", Every: time.Hour, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		time.Sleep(90*24*time.Hour - time.Minute)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "about to expire"); n != 0 {
+			t.Errorf("said %d times while a tenth of its life is left", n)
+		}
+		time.Sleep(3 * 24 * time.Hour)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "about to expire"); n != 3 {
+			t.Errorf("said %d times in three days", n)
+		}
 	})
 }
 
