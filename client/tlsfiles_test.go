@@ -55,13 +55,13 @@ func TestTLSFilesAreReadForEachConnection(t *testing.T) {
 	}
 	defer c.Close()
 	if err := c.Cluster().LocalStatus(t.Context(), old).Err; !answered(err) {
-		t.Errorf("with the first files: %v", err)
+		t.Fatalf("with the first files: %v", err)
 	}
 	<-serial
 	second := after.Client("shop")
 	certstest.Write(t, dir, second, after.PEM())
 	if err := c.Cluster().LocalStatus(t.Context(), fresh).Err; !answered(err) {
-		t.Errorf("with the second files: %v", err)
+		t.Fatalf("with the second files: %v", err)
 	}
 	if got, want := <-serial, second.TLS(t).Leaf.SerialNumber.String(); got != want {
 		t.Errorf("it showed %s, want %s", got, want)
