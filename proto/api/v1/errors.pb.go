@@ -88,6 +88,12 @@ const (
 	Reason_REASON_STARTING Reason = 29
 	// The lock is held with another number of slots (names it). Not retryable.
 	Reason_REASON_SLOTS_MISMATCH Reason = 30
+	// Nobody has that token (unknown, deleted or expired), or none was shown where one is needed. Not retryable.
+	Reason_REASON_UNAUTHENTICATED Reason = 31
+	// Who asks may not do that (names what was missing). Not retryable.
+	Reason_REASON_PERMISSION_DENIED Reason = 32
+	// A member of the cluster is too old for that (names the level). Retryable once all are upgraded.
+	Reason_REASON_FEATURE_LEVEL Reason = 33
 )
 
 // Enum value maps for Reason.
@@ -124,6 +130,9 @@ var (
 		28: "REASON_INTERNAL",
 		29: "REASON_STARTING",
 		30: "REASON_SLOTS_MISMATCH",
+		31: "REASON_UNAUTHENTICATED",
+		32: "REASON_PERMISSION_DENIED",
+		33: "REASON_FEATURE_LEVEL",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":        0,
@@ -157,6 +166,9 @@ var (
 		"REASON_INTERNAL":           28,
 		"REASON_STARTING":           29,
 		"REASON_SLOTS_MISMATCH":     30,
+		"REASON_UNAUTHENTICATED":    31,
+		"REASON_PERMISSION_DENIED":  32,
+		"REASON_FEATURE_LEVEL":      33,
 	}
 )
 
@@ -191,7 +203,7 @@ var File_api_v1_errors_proto protoreflect.FileDescriptor
 
 const file_api_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x13api/v1/errors.proto\x12\vregd.api.v1*\xb0\x06\n" +
+	"\x13api/v1/errors.proto\x12\vregd.api.v1*\x84\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -224,7 +236,10 @@ const file_api_v1_errors_proto_rawDesc = "" +
 	"\x14REASON_LIMIT_REACHED\x10\x1b\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x1c\x12\x13\n" +
 	"\x0fREASON_STARTING\x10\x1d\x12\x19\n" +
-	"\x15REASON_SLOTS_MISMATCH\x10\x1eB,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
+	"\x15REASON_SLOTS_MISMATCH\x10\x1e\x12\x1a\n" +
+	"\x16REASON_UNAUTHENTICATED\x10\x1f\x12\x1c\n" +
+	"\x18REASON_PERMISSION_DENIED\x10 \x12\x18\n" +
+	"\x14REASON_FEATURE_LEVEL\x10!B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_errors_proto_rawDescOnce sync.Once

@@ -59,6 +59,8 @@ const (
 	Code_CODE_LIMIT Code = 13
 	// The lock has another number of slots.
 	Code_CODE_SLOTS_MISMATCH Code = 14
+	// The actor may not do that. The subject says what was missing.
+	Code_CODE_DENIED Code = 15
 )
 
 // Enum value maps for Code.
@@ -79,6 +81,7 @@ var (
 		12: "CODE_CHECK_NOT_FOUND",
 		13: "CODE_LIMIT",
 		14: "CODE_SLOTS_MISMATCH",
+		15: "CODE_DENIED",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":       0,
@@ -96,6 +99,7 @@ var (
 		"CODE_CHECK_NOT_FOUND":   12,
 		"CODE_LIMIT":             13,
 		"CODE_SLOTS_MISMATCH":    14,
+		"CODE_DENIED":            15,
 	}
 )
 
@@ -200,6 +204,9 @@ type Command struct {
 	MaySkip bool `protobuf:"varint,2,opt,name=may_skip,json=maySkip,proto3" json:"may_skip,omitempty"`
 	// For exactly-once application. Unset: the command is idempotent or fenced by itself.
 	Request *RequestID `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	// On whose behalf, as a subject: "token:ID", "certificate:NAME", "anonymous". Empty: the cluster's own, which may do
+	// everything. Level 2.
+	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	// What to do.
 	//
 	// Types that are valid to be assigned to Kind:
@@ -220,6 +227,14 @@ type Command struct {
 	//	*Command_RemoveMember
 	//	*Command_InitCluster
 	//	*Command_Batch
+	//	*Command_PutPolicy
+	//	*Command_DeletePolicy
+	//	*Command_CreateToken
+	//	*Command_DeleteToken
+	//	*Command_PutGrant
+	//	*Command_DeleteGrant
+	//	*Command_SetEnforcement
+	//	*Command_BootstrapAccess
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -274,6 +289,13 @@ func (x *Command) GetRequest() *RequestID {
 		return x.Request
 	}
 	return nil
+}
+
+func (x *Command) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
 }
 
 func (x *Command) GetKind() isCommand_Kind {
@@ -427,6 +449,78 @@ func (x *Command) GetBatch() *Batch {
 	return nil
 }
 
+func (x *Command) GetPutPolicy() *PutPolicy {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_PutPolicy); ok {
+			return x.PutPolicy
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeletePolicy() *DeletePolicy {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DeletePolicy); ok {
+			return x.DeletePolicy
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCreateToken() *CreateToken {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_CreateToken); ok {
+			return x.CreateToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteToken() *DeleteToken {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DeleteToken); ok {
+			return x.DeleteToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutGrant() *PutGrant {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_PutGrant); ok {
+			return x.PutGrant
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteGrant() *DeleteGrant {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DeleteGrant); ok {
+			return x.DeleteGrant
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetEnforcement() *SetEnforcement {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_SetEnforcement); ok {
+			return x.SetEnforcement
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetBootstrapAccess() *BootstrapAccess {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_BootstrapAccess); ok {
+			return x.BootstrapAccess
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -495,6 +589,39 @@ type Command_Batch struct {
 	Batch *Batch `protobuf:"bytes,25,opt,name=batch,proto3,oneof"`
 }
 
+type Command_PutPolicy struct {
+	// From here on level 2.
+	PutPolicy *PutPolicy `protobuf:"bytes,26,opt,name=put_policy,json=putPolicy,proto3,oneof"`
+}
+
+type Command_DeletePolicy struct {
+	DeletePolicy *DeletePolicy `protobuf:"bytes,27,opt,name=delete_policy,json=deletePolicy,proto3,oneof"`
+}
+
+type Command_CreateToken struct {
+	CreateToken *CreateToken `protobuf:"bytes,28,opt,name=create_token,json=createToken,proto3,oneof"`
+}
+
+type Command_DeleteToken struct {
+	DeleteToken *DeleteToken `protobuf:"bytes,29,opt,name=delete_token,json=deleteToken,proto3,oneof"`
+}
+
+type Command_PutGrant struct {
+	PutGrant *PutGrant `protobuf:"bytes,30,opt,name=put_grant,json=putGrant,proto3,oneof"`
+}
+
+type Command_DeleteGrant struct {
+	DeleteGrant *DeleteGrant `protobuf:"bytes,31,opt,name=delete_grant,json=deleteGrant,proto3,oneof"`
+}
+
+type Command_SetEnforcement struct {
+	SetEnforcement *SetEnforcement `protobuf:"bytes,32,opt,name=set_enforcement,json=setEnforcement,proto3,oneof"`
+}
+
+type Command_BootstrapAccess struct {
+	BootstrapAccess *BootstrapAccess `protobuf:"bytes,33,opt,name=bootstrap_access,json=bootstrapAccess,proto3,oneof"`
+}
+
 func (*Command_Register) isCommand_Kind() {}
 
 func (*Command_Deregister) isCommand_Kind() {}
@@ -526,6 +653,22 @@ func (*Command_RemoveMember) isCommand_Kind() {}
 func (*Command_InitCluster) isCommand_Kind() {}
 
 func (*Command_Batch) isCommand_Kind() {}
+
+func (*Command_PutPolicy) isCommand_Kind() {}
+
+func (*Command_DeletePolicy) isCommand_Kind() {}
+
+func (*Command_CreateToken) isCommand_Kind() {}
+
+func (*Command_DeleteToken) isCommand_Kind() {}
+
+func (*Command_PutGrant) isCommand_Kind() {}
+
+func (*Command_DeleteGrant) isCommand_Kind() {}
+
+func (*Command_SetEnforcement) isCommand_Kind() {}
+
+func (*Command_BootstrapAccess) isCommand_Kind() {}
 
 // RequestID names a request of a client for exactly-once application.
 type RequestID struct {
@@ -1688,6 +1831,393 @@ func (x *Batch) GetDeregister() []*Deregister {
 	return nil
 }
 
+// PutPolicy puts a policy.
+type PutPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy. Its revision is set when it is applied.
+	Policy        *v1.Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutPolicy) Reset() {
+	*x = PutPolicy{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutPolicy) ProtoMessage() {}
+
+func (x *PutPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutPolicy.ProtoReflect.Descriptor instead.
+func (*PutPolicy) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PutPolicy) GetPolicy() *v1.Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// DeletePolicy deletes a policy. Who had it has it no more.
+type DeletePolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeletePolicy) Reset() {
+	*x = DeletePolicy{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeletePolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeletePolicy) ProtoMessage() {}
+
+func (x *DeletePolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeletePolicy.ProtoReflect.Descriptor instead.
+func (*DeletePolicy) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DeletePolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// CreateToken creates a token.
+type CreateToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token, its id chosen at random by the proposer. Revision, time and creator are set when it is applied.
+	Token *v1.Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// SHA-256 of the secret.
+	SecretHash    []byte `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateToken) Reset() {
+	*x = CreateToken{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateToken) ProtoMessage() {}
+
+func (x *CreateToken) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateToken.ProtoReflect.Descriptor instead.
+func (*CreateToken) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CreateToken) GetToken() *v1.Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *CreateToken) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+// DeleteToken deletes a token: from this entry on nothing is done on its behalf.
+type DeleteToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteToken) Reset() {
+	*x = DeleteToken{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteToken) ProtoMessage() {}
+
+func (x *DeleteToken) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteToken.ProtoReflect.Descriptor instead.
+func (*DeleteToken) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeleteToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// PutGrant gives policies to a subject, in place of those it had.
+type PutGrant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The grant. Its revision is set when it is applied.
+	Grant         *v1.Grant `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutGrant) Reset() {
+	*x = PutGrant{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutGrant) ProtoMessage() {}
+
+func (x *PutGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutGrant.ProtoReflect.Descriptor instead.
+func (*PutGrant) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PutGrant) GetGrant() *v1.Grant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+// DeleteGrant takes all policies from a subject.
+type DeleteGrant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Subject.
+	Subject       string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGrant) Reset() {
+	*x = DeleteGrant{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGrant) ProtoMessage() {}
+
+func (x *DeleteGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGrant.ProtoReflect.Descriptor instead.
+func (*DeleteGrant) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DeleteGrant) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+// SetEnforcement switches access control on or off.
+type SetEnforcement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new value.
+	Enforced      bool `protobuf:"varint,1,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetEnforcement) Reset() {
+	*x = SetEnforcement{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetEnforcement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetEnforcement) ProtoMessage() {}
+
+func (x *SetEnforcement) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetEnforcement.ProtoReflect.Descriptor instead.
+func (*SetEnforcement) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *SetEnforcement) GetEnforced() bool {
+	if x != nil {
+		return x.Enforced
+	}
+	return false
+}
+
+// BootstrapAccess creates the first token, with the policy "operator", and switches access control on. It works once for
+// each number of resets.
+type BootstrapAccess struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token, as in CreateToken.
+	Token *CreateToken `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// How often it was done before. 0 for the first time; later ones take access to the disk of a node.
+	Resets        uint64 `protobuf:"varint,2,opt,name=resets,proto3" json:"resets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BootstrapAccess) Reset() {
+	*x = BootstrapAccess{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BootstrapAccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BootstrapAccess) ProtoMessage() {}
+
+func (x *BootstrapAccess) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BootstrapAccess.ProtoReflect.Descriptor instead.
+func (*BootstrapAccess) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *BootstrapAccess) GetToken() *CreateToken {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *BootstrapAccess) GetResets() uint64 {
+	if x != nil {
+		return x.Resets
+	}
+	return 0
+}
+
 // Outcome is what a command led to.
 type Outcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1709,7 +2239,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[20]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +2251,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[20]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +2264,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{20}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Outcome) GetCode() Code {
@@ -1814,7 +2344,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[21]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2356,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[21]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2369,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{21}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1946,7 +2476,7 @@ type InstanceRecord struct {
 
 func (x *InstanceRecord) Reset() {
 	*x = InstanceRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[22]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2488,7 @@ func (x *InstanceRecord) String() string {
 func (*InstanceRecord) ProtoMessage() {}
 
 func (x *InstanceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[22]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2501,7 @@ func (x *InstanceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceRecord.ProtoReflect.Descriptor instead.
 func (*InstanceRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{22}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *InstanceRecord) GetSpec() []byte {
@@ -2003,7 +2533,7 @@ type ServiceRecord struct {
 
 func (x *ServiceRecord) Reset() {
 	*x = ServiceRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2545,7 @@ func (x *ServiceRecord) String() string {
 func (*ServiceRecord) ProtoMessage() {}
 
 func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[23]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2558,7 @@ func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
 func (*ServiceRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{23}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ServiceRecord) GetNamespace() string {
@@ -2064,14 +2594,16 @@ type SessionRecord struct {
 	// Revision that opened it.
 	CreateRevision uint64 `protobuf:"varint,4,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
 	// Time of opening.
-	OpenedUnixMs  int64 `protobuf:"varint,5,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
+	OpenedUnixMs int64 `protobuf:"varint,5,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
+	// Who opened it, as a subject. Empty: unknown, it was opened before level 2.
+	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2615,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[24]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2628,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{24}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SessionRecord) GetId() string {
@@ -2134,6 +2666,13 @@ func (x *SessionRecord) GetOpenedUnixMs() int64 {
 	return 0
 }
 
+func (x *SessionRecord) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
 // LeaseRecord is a lease in a snapshot.
 type LeaseRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2145,13 +2684,15 @@ type LeaseRecord struct {
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Revision that granted it.
 	CreateRevision uint64 `protobuf:"varint,4,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Who was granted it, as a subject. Empty: unknown, it was granted before level 2.
+	Owner         string `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LeaseRecord) Reset() {
 	*x = LeaseRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2704,7 @@ func (x *LeaseRecord) String() string {
 func (*LeaseRecord) ProtoMessage() {}
 
 func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[25]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2717,7 @@ func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRecord.ProtoReflect.Descriptor instead.
 func (*LeaseRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{25}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LeaseRecord) GetId() string {
@@ -2207,6 +2748,132 @@ func (x *LeaseRecord) GetCreateRevision() uint64 {
 	return 0
 }
 
+func (x *LeaseRecord) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+// TokenRecord is a token in a snapshot.
+type TokenRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token.
+	Token *v1.Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// SHA-256 of the secret.
+	SecretHash    []byte `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenRecord) Reset() {
+	*x = TokenRecord{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenRecord) ProtoMessage() {}
+
+func (x *TokenRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
+func (*TokenRecord) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *TokenRecord) GetToken() *v1.Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *TokenRecord) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+// AccessRecord is in a snapshot what there is once about access control.
+type AccessRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Access control is on.
+	Enforced bool `protobuf:"varint,1,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	// How often it was bootstrapped.
+	Bootstraps uint64 `protobuf:"varint,2,opt,name=bootstraps,proto3" json:"bootstraps,omitempty"`
+	// Revision of the last change to policies, tokens, grants and this.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessRecord) Reset() {
+	*x = AccessRecord{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessRecord) ProtoMessage() {}
+
+func (x *AccessRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessRecord.ProtoReflect.Descriptor instead.
+func (*AccessRecord) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AccessRecord) GetEnforced() bool {
+	if x != nil {
+		return x.Enforced
+	}
+	return false
+}
+
+func (x *AccessRecord) GetBootstraps() uint64 {
+	if x != nil {
+		return x.Bootstraps
+	}
+	return 0
+}
+
+func (x *AccessRecord) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 // LockWaiter is a place in a lock's queue.
 type LockWaiter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2220,7 +2887,7 @@ type LockWaiter struct {
 
 func (x *LockWaiter) Reset() {
 	*x = LockWaiter{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2899,7 @@ func (x *LockWaiter) String() string {
 func (*LockWaiter) ProtoMessage() {}
 
 func (x *LockWaiter) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[26]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2912,7 @@ func (x *LockWaiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockWaiter.ProtoReflect.Descriptor instead.
 func (*LockWaiter) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{26}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LockWaiter) GetSessionId() string {
@@ -2279,7 +2946,7 @@ type LockOwner struct {
 
 func (x *LockOwner) Reset() {
 	*x = LockOwner{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2958,7 @@ func (x *LockOwner) String() string {
 func (*LockOwner) ProtoMessage() {}
 
 func (x *LockOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[27]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2971,7 @@ func (x *LockOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockOwner.ProtoReflect.Descriptor instead.
 func (*LockOwner) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{27}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LockOwner) GetSessionId() string {
@@ -2362,7 +3029,7 @@ type LockRecord struct {
 
 func (x *LockRecord) Reset() {
 	*x = LockRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +3041,7 @@ func (x *LockRecord) String() string {
 func (*LockRecord) ProtoMessage() {}
 
 func (x *LockRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +3054,7 @@ func (x *LockRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRecord.ProtoReflect.Descriptor instead.
 func (*LockRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LockRecord) GetNamespace() string {
@@ -2470,7 +3137,7 @@ type ClientRecord struct {
 
 func (x *ClientRecord) Reset() {
 	*x = ClientRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2482,7 +3149,7 @@ func (x *ClientRecord) String() string {
 func (*ClientRecord) ProtoMessage() {}
 
 func (x *ClientRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2495,7 +3162,7 @@ func (x *ClientRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientRecord.ProtoReflect.Descriptor instead.
 func (*ClientRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{29}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ClientRecord) GetClientId() string {
@@ -2541,7 +3208,7 @@ type RememberedOutcome struct {
 
 func (x *RememberedOutcome) Reset() {
 	*x = RememberedOutcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +3220,7 @@ func (x *RememberedOutcome) String() string {
 func (*RememberedOutcome) ProtoMessage() {}
 
 func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +3233,7 @@ func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedOutcome.ProtoReflect.Descriptor instead.
 func (*RememberedOutcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{30}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RememberedOutcome) GetSequence() uint64 {
@@ -2594,16 +3261,17 @@ var File_raftlog_v1_raftlog_proto protoreflect.FileDescriptor
 
 const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
-	"\x18raftlog/v1/raftlog.proto\x12\x0fregd.raftlog.v1\x1a\x1aregistry/v1/registry.proto\"y\n" +
+	"\x18raftlog/v1/raftlog.proto\x12\x0fregd.raftlog.v1\x1a\x18registry/v1/access.proto\x1a\x1aregistry/v1/registry.proto\"y\n" +
 	"\x05Entry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12 \n" +
 	"\ftime_unix_ms\x18\x02 \x01(\x03R\n" +
 	"timeUnixMs\x124\n" +
-	"\bcommands\x18\x03 \x03(\v2\x18.regd.raftlog.v1.CommandR\bcommands\"\xf4\b\n" +
+	"\bcommands\x18\x03 \x03(\v2\x18.regd.raftlog.v1.CommandR\bcommands\"\xab\r\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12\x19\n" +
 	"\bmay_skip\x18\x02 \x01(\bR\amaySkip\x124\n" +
-	"\arequest\x18\x03 \x01(\v2\x1a.regd.raftlog.v1.RequestIDR\arequest\x127\n" +
+	"\arequest\x18\x03 \x01(\v2\x1a.regd.raftlog.v1.RequestIDR\arequest\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x127\n" +
 	"\bregister\x18\n" +
 	" \x01(\v2\x19.regd.raftlog.v1.RegisterH\x00R\bregister\x12=\n" +
 	"\n" +
@@ -2624,7 +3292,16 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"set_member\x18\x16 \x01(\v2\x1a.regd.raftlog.v1.SetMemberH\x00R\tsetMember\x12D\n" +
 	"\rremove_member\x18\x17 \x01(\v2\x1d.regd.raftlog.v1.RemoveMemberH\x00R\fremoveMember\x12A\n" +
 	"\finit_cluster\x18\x18 \x01(\v2\x1c.regd.raftlog.v1.InitClusterH\x00R\vinitCluster\x12.\n" +
-	"\x05batch\x18\x19 \x01(\v2\x16.regd.raftlog.v1.BatchH\x00R\x05batchB\x06\n" +
+	"\x05batch\x18\x19 \x01(\v2\x16.regd.raftlog.v1.BatchH\x00R\x05batch\x12;\n" +
+	"\n" +
+	"put_policy\x18\x1a \x01(\v2\x1a.regd.raftlog.v1.PutPolicyH\x00R\tputPolicy\x12D\n" +
+	"\rdelete_policy\x18\x1b \x01(\v2\x1d.regd.raftlog.v1.DeletePolicyH\x00R\fdeletePolicy\x12A\n" +
+	"\fcreate_token\x18\x1c \x01(\v2\x1c.regd.raftlog.v1.CreateTokenH\x00R\vcreateToken\x12A\n" +
+	"\fdelete_token\x18\x1d \x01(\v2\x1c.regd.raftlog.v1.DeleteTokenH\x00R\vdeleteToken\x128\n" +
+	"\tput_grant\x18\x1e \x01(\v2\x19.regd.raftlog.v1.PutGrantH\x00R\bputGrant\x12A\n" +
+	"\fdelete_grant\x18\x1f \x01(\v2\x1c.regd.raftlog.v1.DeleteGrantH\x00R\vdeleteGrant\x12J\n" +
+	"\x0fset_enforcement\x18  \x01(\v2\x1f.regd.raftlog.v1.SetEnforcementH\x00R\x0esetEnforcement\x12M\n" +
+	"\x10bootstrap_access\x18! \x01(\v2 .regd.raftlog.v1.BootstrapAccessH\x00R\x0fbootstrapAccessB\x06\n" +
 	"\x04kind\"\x88\x01\n" +
 	"\tRequestID\x12\x1b\n" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x1a\n" +
@@ -2708,7 +3385,26 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\bregister\x18\x01 \x03(\v2\x19.regd.raftlog.v1.RegisterR\bregister\x12;\n" +
 	"\n" +
 	"deregister\x18\x02 \x03(\v2\x1b.regd.raftlog.v1.DeregisterR\n" +
-	"deregister\"\xac\x01\n" +
+	"deregister\"=\n" +
+	"\tPutPolicy\x120\n" +
+	"\x06policy\x18\x01 \x01(\v2\x18.regd.registry.v1.PolicyR\x06policy\"\"\n" +
+	"\fDeletePolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"]\n" +
+	"\vCreateToken\x12-\n" +
+	"\x05token\x18\x01 \x01(\v2\x17.regd.registry.v1.TokenR\x05token\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\"\x1d\n" +
+	"\vDeleteToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"9\n" +
+	"\bPutGrant\x12-\n" +
+	"\x05grant\x18\x01 \x01(\v2\x17.regd.registry.v1.GrantR\x05grant\"'\n" +
+	"\vDeleteGrant\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\",\n" +
+	"\x0eSetEnforcement\x12\x1a\n" +
+	"\benforced\x18\x01 \x01(\bR\benforced\"]\n" +
+	"\x0fBootstrapAccess\x122\n" +
+	"\x05token\x18\x01 \x01(\v2\x1c.regd.raftlog.v1.CreateTokenR\x05token\x12\x16\n" +
+	"\x06resets\x18\x02 \x01(\x04R\x06resets\"\xac\x01\n" +
 	"\aOutcome\x12)\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x15.regd.raftlog.v1.CodeR\x04code\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
@@ -2741,20 +3437,32 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\rServiceRecord\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\xa6\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xbc\x01\n" +
 	"\rSessionRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vclient_name\x18\x02 \x01(\tR\n" +
 	"clientName\x12\x15\n" +
 	"\x06ttl_ms\x18\x03 \x01(\x04R\x05ttlMs\x12'\n" +
 	"\x0fcreate_revision\x18\x04 \x01(\x04R\x0ecreateRevision\x12$\n" +
-	"\x0eopened_unix_ms\x18\x05 \x01(\x03R\fopenedUnixMs\"|\n" +
+	"\x0eopened_unix_ms\x18\x05 \x01(\x03R\fopenedUnixMs\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\"\x92\x01\n" +
 	"\vLeaseRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x04R\x05ttlMs\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\x12'\n" +
-	"\x0fcreate_revision\x18\x04 \x01(\x04R\x0ecreateRevision\"A\n" +
+	"\x0fcreate_revision\x18\x04 \x01(\x04R\x0ecreateRevision\x12\x14\n" +
+	"\x05owner\x18\x05 \x01(\tR\x05owner\"]\n" +
+	"\vTokenRecord\x12-\n" +
+	"\x05token\x18\x01 \x01(\v2\x17.regd.registry.v1.TokenR\x05token\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\"f\n" +
+	"\fAccessRecord\x12\x1a\n" +
+	"\benforced\x18\x01 \x01(\bR\benforced\x12\x1e\n" +
+	"\n" +
+	"bootstraps\x18\x02 \x01(\x04R\n" +
+	"bootstraps\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"A\n" +
 	"\n" +
 	"LockWaiter\x12\x1d\n" +
 	"\n" +
@@ -2787,7 +3495,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x11RememberedOutcome\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tbody_hash\x18\x02 \x01(\x04R\bbodyHash\x122\n" +
-	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\xdf\x02\n" +
+	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\xf0\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_NOT_FOUND\x10\x01\x12\x1a\n" +
@@ -2806,7 +3514,8 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x14CODE_CHECK_NOT_FOUND\x10\f\x12\x0e\n" +
 	"\n" +
 	"CODE_LIMIT\x10\r\x12\x17\n" +
-	"\x13CODE_SLOTS_MISMATCH\x10\x0eB4Z2github.com/regd-io/regd/proto/raftlog/v1;raftlogv1b\x06proto3"
+	"\x13CODE_SLOTS_MISMATCH\x10\x0e\x12\x0f\n" +
+	"\vCODE_DENIED\x10\x0fB4Z2github.com/regd-io/regd/proto/raftlog/v1;raftlogv1b\x06proto3"
 
 var (
 	file_raftlog_v1_raftlog_proto_rawDescOnce sync.Once
@@ -2821,7 +3530,7 @@ func file_raftlog_v1_raftlog_proto_rawDescGZIP() []byte {
 }
 
 var file_raftlog_v1_raftlog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(Code)(0),                 // 0: regd.raftlog.v1.Code
 	(*Entry)(nil),             // 1: regd.raftlog.v1.Entry
@@ -2844,20 +3553,33 @@ var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(*RemoveMember)(nil),      // 18: regd.raftlog.v1.RemoveMember
 	(*InitCluster)(nil),       // 19: regd.raftlog.v1.InitCluster
 	(*Batch)(nil),             // 20: regd.raftlog.v1.Batch
-	(*Outcome)(nil),           // 21: regd.raftlog.v1.Outcome
-	(*SnapshotHeader)(nil),    // 22: regd.raftlog.v1.SnapshotHeader
-	(*InstanceRecord)(nil),    // 23: regd.raftlog.v1.InstanceRecord
-	(*ServiceRecord)(nil),     // 24: regd.raftlog.v1.ServiceRecord
-	(*SessionRecord)(nil),     // 25: regd.raftlog.v1.SessionRecord
-	(*LeaseRecord)(nil),       // 26: regd.raftlog.v1.LeaseRecord
-	(*LockWaiter)(nil),        // 27: regd.raftlog.v1.LockWaiter
-	(*LockOwner)(nil),         // 28: regd.raftlog.v1.LockOwner
-	(*LockRecord)(nil),        // 29: regd.raftlog.v1.LockRecord
-	(*ClientRecord)(nil),      // 30: regd.raftlog.v1.ClientRecord
-	(*RememberedOutcome)(nil), // 31: regd.raftlog.v1.RememberedOutcome
-	(v1.Cause)(0),             // 32: regd.registry.v1.Cause
-	(v1.CheckStatus)(0),       // 33: regd.registry.v1.CheckStatus
-	(*v1.Member)(nil),         // 34: regd.registry.v1.Member
+	(*PutPolicy)(nil),         // 21: regd.raftlog.v1.PutPolicy
+	(*DeletePolicy)(nil),      // 22: regd.raftlog.v1.DeletePolicy
+	(*CreateToken)(nil),       // 23: regd.raftlog.v1.CreateToken
+	(*DeleteToken)(nil),       // 24: regd.raftlog.v1.DeleteToken
+	(*PutGrant)(nil),          // 25: regd.raftlog.v1.PutGrant
+	(*DeleteGrant)(nil),       // 26: regd.raftlog.v1.DeleteGrant
+	(*SetEnforcement)(nil),    // 27: regd.raftlog.v1.SetEnforcement
+	(*BootstrapAccess)(nil),   // 28: regd.raftlog.v1.BootstrapAccess
+	(*Outcome)(nil),           // 29: regd.raftlog.v1.Outcome
+	(*SnapshotHeader)(nil),    // 30: regd.raftlog.v1.SnapshotHeader
+	(*InstanceRecord)(nil),    // 31: regd.raftlog.v1.InstanceRecord
+	(*ServiceRecord)(nil),     // 32: regd.raftlog.v1.ServiceRecord
+	(*SessionRecord)(nil),     // 33: regd.raftlog.v1.SessionRecord
+	(*LeaseRecord)(nil),       // 34: regd.raftlog.v1.LeaseRecord
+	(*TokenRecord)(nil),       // 35: regd.raftlog.v1.TokenRecord
+	(*AccessRecord)(nil),      // 36: regd.raftlog.v1.AccessRecord
+	(*LockWaiter)(nil),        // 37: regd.raftlog.v1.LockWaiter
+	(*LockOwner)(nil),         // 38: regd.raftlog.v1.LockOwner
+	(*LockRecord)(nil),        // 39: regd.raftlog.v1.LockRecord
+	(*ClientRecord)(nil),      // 40: regd.raftlog.v1.ClientRecord
+	(*RememberedOutcome)(nil), // 41: regd.raftlog.v1.RememberedOutcome
+	(v1.Cause)(0),             // 42: regd.registry.v1.Cause
+	(v1.CheckStatus)(0),       // 43: regd.registry.v1.CheckStatus
+	(*v1.Member)(nil),         // 44: regd.registry.v1.Member
+	(*v1.Policy)(nil),         // 45: regd.registry.v1.Policy
+	(*v1.Token)(nil),          // 46: regd.registry.v1.Token
+	(*v1.Grant)(nil),          // 47: regd.registry.v1.Grant
 }
 var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	2,  // 0: regd.raftlog.v1.Entry.commands:type_name -> regd.raftlog.v1.Command
@@ -2878,26 +3600,39 @@ var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	18, // 15: regd.raftlog.v1.Command.remove_member:type_name -> regd.raftlog.v1.RemoveMember
 	19, // 16: regd.raftlog.v1.Command.init_cluster:type_name -> regd.raftlog.v1.InitCluster
 	20, // 17: regd.raftlog.v1.Command.batch:type_name -> regd.raftlog.v1.Batch
-	10, // 18: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
-	5,  // 19: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
-	32, // 20: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
-	5,  // 21: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
-	33, // 22: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
-	5,  // 23: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
-	5,  // 24: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
-	34, // 25: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
-	4,  // 26: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
-	6,  // 27: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
-	0,  // 28: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
-	27, // 29: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
-	28, // 30: regd.raftlog.v1.LockRecord.others:type_name -> regd.raftlog.v1.LockOwner
-	31, // 31: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
-	21, // 32: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	21, // 18: regd.raftlog.v1.Command.put_policy:type_name -> regd.raftlog.v1.PutPolicy
+	22, // 19: regd.raftlog.v1.Command.delete_policy:type_name -> regd.raftlog.v1.DeletePolicy
+	23, // 20: regd.raftlog.v1.Command.create_token:type_name -> regd.raftlog.v1.CreateToken
+	24, // 21: regd.raftlog.v1.Command.delete_token:type_name -> regd.raftlog.v1.DeleteToken
+	25, // 22: regd.raftlog.v1.Command.put_grant:type_name -> regd.raftlog.v1.PutGrant
+	26, // 23: regd.raftlog.v1.Command.delete_grant:type_name -> regd.raftlog.v1.DeleteGrant
+	27, // 24: regd.raftlog.v1.Command.set_enforcement:type_name -> regd.raftlog.v1.SetEnforcement
+	28, // 25: regd.raftlog.v1.Command.bootstrap_access:type_name -> regd.raftlog.v1.BootstrapAccess
+	10, // 26: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
+	5,  // 27: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
+	42, // 28: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
+	5,  // 29: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
+	43, // 30: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
+	5,  // 31: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
+	5,  // 32: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
+	44, // 33: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
+	4,  // 34: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
+	6,  // 35: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
+	45, // 36: regd.raftlog.v1.PutPolicy.policy:type_name -> regd.registry.v1.Policy
+	46, // 37: regd.raftlog.v1.CreateToken.token:type_name -> regd.registry.v1.Token
+	47, // 38: regd.raftlog.v1.PutGrant.grant:type_name -> regd.registry.v1.Grant
+	23, // 39: regd.raftlog.v1.BootstrapAccess.token:type_name -> regd.raftlog.v1.CreateToken
+	0,  // 40: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
+	46, // 41: regd.raftlog.v1.TokenRecord.token:type_name -> regd.registry.v1.Token
+	37, // 42: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
+	38, // 43: regd.raftlog.v1.LockRecord.others:type_name -> regd.raftlog.v1.LockOwner
+	41, // 44: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
+	29, // 45: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_raftlog_v1_raftlog_proto_init() }
@@ -2922,6 +3657,14 @@ func file_raftlog_v1_raftlog_proto_init() {
 		(*Command_RemoveMember)(nil),
 		(*Command_InitCluster)(nil),
 		(*Command_Batch)(nil),
+		(*Command_PutPolicy)(nil),
+		(*Command_DeletePolicy)(nil),
+		(*Command_CreateToken)(nil),
+		(*Command_DeleteToken)(nil),
+		(*Command_PutGrant)(nil),
+		(*Command_DeleteGrant)(nil),
+		(*Command_SetEnforcement)(nil),
+		(*Command_BootstrapAccess)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2929,7 +3672,7 @@ func file_raftlog_v1_raftlog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlog_v1_raftlog_proto_rawDesc), len(file_raftlog_v1_raftlog_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1213,7 +1213,10 @@ type Session struct {
 	// Number of locks that it holds or waits for.
 	Locks uint32 `protobuf:"varint,6,opt,name=locks,proto3" json:"locks,omitempty"`
 	// Time of opening, milliseconds since the Unix epoch, by the clock of the leader. For people.
-	OpenedUnixMs  int64 `protobuf:"varint,7,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
+	OpenedUnixMs int64 `protobuf:"varint,7,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
+	// Who opened it, as a subject ("token:ID", "certificate:NAME", "anonymous"). Only the owner, and who may operate the
+	// cluster, can use it. Empty: anybody.
+	Owner         string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1297,6 +1300,13 @@ func (x *Session) GetOpenedUnixMs() int64 {
 	return 0
 }
 
+func (x *Session) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
 // Lease is a time-to-live of its own for instances that outlive or undercut a session.
 type Lease struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1309,7 +1319,9 @@ type Lease struct {
 	// Revision that granted it.
 	CreateRevision uint64 `protobuf:"varint,4,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
 	// Number of instances that hang on it.
-	Instances     uint32 `protobuf:"varint,5,opt,name=instances,proto3" json:"instances,omitempty"`
+	Instances uint32 `protobuf:"varint,5,opt,name=instances,proto3" json:"instances,omitempty"`
+	// Who was granted it, as the owner of a session.
+	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1377,6 +1389,13 @@ func (x *Lease) GetInstances() uint32 {
 		return x.Instances
 	}
 	return 0
+}
+
+func (x *Lease) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // LockOwner is an owner of a lock besides the first.
@@ -1838,7 +1857,7 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\x06status\x18\x02 \x01(\x0e2\x1d.regd.registry.v1.CheckStatusR\x06status\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12)\n" +
 	"\x10changed_revision\x18\x04 \x01(\x04R\x0fchangedRevision\x12&\n" +
-	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"\xea\x01\n" +
+	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"\x80\x02\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vclient_name\x18\x02 \x01(\tR\n" +
@@ -1847,14 +1866,16 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\x0fcreate_revision\x18\x04 \x01(\x04R\x0ecreateRevision\x12\x1c\n" +
 	"\tinstances\x18\x05 \x01(\rR\tinstances\x12\x14\n" +
 	"\x05locks\x18\x06 \x01(\rR\x05locks\x12$\n" +
-	"\x0eopened_unix_ms\x18\a \x01(\x03R\fopenedUnixMs\"\xaa\x01\n" +
+	"\x0eopened_unix_ms\x18\a \x01(\x03R\fopenedUnixMs\x12\x14\n" +
+	"\x05owner\x18\b \x01(\tR\x05owner\"\xc0\x01\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\x12'\n" +
 	"\x0fcreate_revision\x18\x04 \x01(\x04R\x0ecreateRevision\x12\x1c\n" +
-	"\tinstances\x18\x05 \x01(\rR\tinstances\"\x81\x01\n" +
+	"\tinstances\x18\x05 \x01(\rR\tinstances\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\"\x81\x01\n" +
 	"\tLockOwner\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
