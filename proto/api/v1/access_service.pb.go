@@ -553,8 +553,8 @@ type CreateTokenRequest struct {
 	RequestId *RequestID `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// For people, at most 256 bytes.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
-	// Names of its policies, 1 to 16, all of which must exist.
-	Policies []string `protobuf:"bytes,3,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Identity that it stands for. Required.
+	Identity string `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"`
 	// When it ends, milliseconds since the Unix epoch. 0: never.
 	ExpiresUnixMs int64 `protobuf:"varint,4,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
 	// SHA-256 of the secret, 32 bytes. The secret should be 32 random bytes in unpadded base64url.
@@ -607,11 +607,11 @@ func (x *CreateTokenRequest) GetDescription() string {
 	return ""
 }
 
-func (x *CreateTokenRequest) GetPolicies() []string {
+func (x *CreateTokenRequest) GetIdentity() string {
 	if x != nil {
-		return x.Policies
+		return x.Identity
 	}
-	return nil
+	return ""
 }
 
 func (x *CreateTokenRequest) GetExpiresUnixMs() int64 {
@@ -1013,13 +1013,13 @@ func (x *PutGrantResponse) GetHeader() *ResponseHeader {
 	return nil
 }
 
-// DeleteGrantRequest takes policies.
+// DeleteGrantRequest takes all policies.
 type DeleteGrantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// For safe retries.
 	RequestId *RequestID `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Subject. Required.
-	Subject       string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Identity. Required.
+	Identity      string `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1061,9 +1061,9 @@ func (x *DeleteGrantRequest) GetRequestId() *RequestID {
 	return nil
 }
 
-func (x *DeleteGrantRequest) GetSubject() string {
+func (x *DeleteGrantRequest) GetIdentity() string {
 	if x != nil {
-		return x.Subject
+		return x.Identity
 	}
 	return ""
 }
@@ -1257,14 +1257,16 @@ type WhoAmIResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
 	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
-	// The subject: "token:ID", "certificate:NAME" or "anonymous".
-	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The identity.
+	Identity string `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
 	// Its policies.
 	Policies []*v1.Policy `protobuf:"bytes,3,rep,name=policies,proto3" json:"policies,omitempty"`
 	// When its token ends, milliseconds since the Unix epoch. 0: never, or there is none.
 	ExpiresUnixMs int64 `protobuf:"varint,4,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
 	// Access control is on. If not, everybody may do everything.
-	Enforced      bool `protobuf:"varint,5,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	Enforced bool `protobuf:"varint,5,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	// How the caller proved it: "token:ID", "certificate:NAME" or "anonymous".
+	Credential    string `protobuf:"bytes,6,opt,name=credential,proto3" json:"credential,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1306,9 +1308,9 @@ func (x *WhoAmIResponse) GetHeader() *ResponseHeader {
 	return nil
 }
 
-func (x *WhoAmIResponse) GetSubject() string {
+func (x *WhoAmIResponse) GetIdentity() string {
 	if x != nil {
-		return x.Subject
+		return x.Identity
 	}
 	return ""
 }
@@ -1332,6 +1334,13 @@ func (x *WhoAmIResponse) GetEnforced() bool {
 		return x.Enforced
 	}
 	return false
+}
+
+func (x *WhoAmIResponse) GetCredential() string {
+	if x != nil {
+		return x.Credential
+	}
+	return ""
 }
 
 var File_api_v1_access_service_proto protoreflect.FileDescriptor
@@ -1375,7 +1384,7 @@ const file_api_v1_access_service_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1a\n" +
-	"\bpolicies\x18\x03 \x03(\tR\bpolicies\x12&\n" +
+	"\bidentity\x18\x03 \x01(\tR\bidentity\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\x12\x1f\n" +
 	"\vsecret_hash\x18\x05 \x01(\fR\n" +
 	"secretHash\"y\n" +
@@ -1402,11 +1411,11 @@ const file_api_v1_access_service_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12-\n" +
 	"\x05grant\x18\x02 \x01(\v2\x17.regd.registry.v1.GrantR\x05grant\"G\n" +
 	"\x10PutGrantResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"e\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"g\n" +
 	"\x12DeleteGrantRequest\x125\n" +
 	"\n" +
-	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x18\n" +
-	"\asubject\x18\x02 \x01(\tR\asubject\"J\n" +
+	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\"J\n" +
 	"\x13DeleteGrantResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"I\n" +
 	"\x11ListGrantsRequest\x124\n" +
@@ -1414,13 +1423,16 @@ const file_api_v1_access_service_proto_rawDesc = "" +
 	"\x12ListGrantsResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12/\n" +
 	"\x06grants\x18\x02 \x03(\v2\x17.regd.registry.v1.GrantR\x06grants\"\x0f\n" +
-	"\rWhoAmIRequest\"\xd9\x01\n" +
+	"\rWhoAmIRequest\"\xfb\x01\n" +
 	"\x0eWhoAmIResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
-	"\asubject\x18\x02 \x01(\tR\asubject\x124\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\x124\n" +
 	"\bpolicies\x18\x03 \x03(\v2\x18.regd.registry.v1.PolicyR\bpolicies\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\x12\x1a\n" +
-	"\benforced\x18\x05 \x01(\bR\benforced2\xcc\a\n" +
+	"\benforced\x18\x05 \x01(\bR\benforced\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x06 \x01(\tR\n" +
+	"credential2\xcc\a\n" +
 	"\rAccessService\x12J\n" +
 	"\tBootstrap\x12\x1d.regd.api.v1.BootstrapRequest\x1a\x1e.regd.api.v1.BootstrapResponse\x12Y\n" +
 	"\x0eSetEnforcement\x12\".regd.api.v1.SetEnforcementRequest\x1a#.regd.api.v1.SetEnforcementResponse\x12J\n" +

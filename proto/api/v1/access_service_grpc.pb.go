@@ -40,11 +40,11 @@ const (
 // AccessService decides who may do what. While access control is off everybody may do everything. Once it is on, what no
 // policy of a caller allows is denied.
 //
-// A caller is known by a token ("authorization: Bearer regd_ID_SECRET" in the metadata of each call), else by the name in its
-// client certificate, else it is anonymous. Built-in policies: "operator" (everything), "service" (discover and register any
+// A caller has an identity: that of its token ("authorization: Bearer regd_ID_SECRET" in the metadata of each call), else the
+// name in its client certificate, else "anonymous". Grants give policies to identities. Built-in policies: "operator" (everything), "service" (discover and register any
 // service and use any lock of any namespace), "reader" (discover any service, see any lock), "observer" (observe the cluster).
 type AccessServiceClient interface {
-	// Bootstrap creates the first token, with the policy "operator", and switches access control on. It works once. A later
+	// Bootstrap creates the first token, of the identity "operator" with the policy of that name, and switches access control on. It works once. A later
 	// time takes proof of access to the disk of the node that is asked: see resets.
 	Bootstrap(ctx context.Context, in *BootstrapRequest, opts ...grpc.CallOption) (*BootstrapResponse, error)
 	// SetEnforcement switches access control on or off.
@@ -62,11 +62,11 @@ type AccessServiceClient interface {
 	DeleteToken(ctx context.Context, in *DeleteTokenRequest, opts ...grpc.CallOption) (*DeleteTokenResponse, error)
 	// ListTokens lists tokens by id.
 	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
-	// PutGrant gives policies to a client certificate's name or to whoever is anonymous.
+	// PutGrant gives policies to an identity, in place of those it had. It holds at once, also for open streams.
 	PutGrant(ctx context.Context, in *PutGrantRequest, opts ...grpc.CallOption) (*PutGrantResponse, error)
-	// DeleteGrant takes all policies from a subject.
+	// DeleteGrant takes all policies from an identity.
 	DeleteGrant(ctx context.Context, in *DeleteGrantRequest, opts ...grpc.CallOption) (*DeleteGrantResponse, error)
-	// ListGrants lists grants by subject.
+	// ListGrants lists grants by identity.
 	ListGrants(ctx context.Context, in *ListGrantsRequest, opts ...grpc.CallOption) (*ListGrantsResponse, error)
 	// WhoAmI tells a caller who it is and what it may do.
 	WhoAmI(ctx context.Context, in *WhoAmIRequest, opts ...grpc.CallOption) (*WhoAmIResponse, error)
@@ -207,11 +207,11 @@ func (c *accessServiceClient) WhoAmI(ctx context.Context, in *WhoAmIRequest, opt
 // AccessService decides who may do what. While access control is off everybody may do everything. Once it is on, what no
 // policy of a caller allows is denied.
 //
-// A caller is known by a token ("authorization: Bearer regd_ID_SECRET" in the metadata of each call), else by the name in its
-// client certificate, else it is anonymous. Built-in policies: "operator" (everything), "service" (discover and register any
+// A caller has an identity: that of its token ("authorization: Bearer regd_ID_SECRET" in the metadata of each call), else the
+// name in its client certificate, else "anonymous". Grants give policies to identities. Built-in policies: "operator" (everything), "service" (discover and register any
 // service and use any lock of any namespace), "reader" (discover any service, see any lock), "observer" (observe the cluster).
 type AccessServiceServer interface {
-	// Bootstrap creates the first token, with the policy "operator", and switches access control on. It works once. A later
+	// Bootstrap creates the first token, of the identity "operator" with the policy of that name, and switches access control on. It works once. A later
 	// time takes proof of access to the disk of the node that is asked: see resets.
 	Bootstrap(context.Context, *BootstrapRequest) (*BootstrapResponse, error)
 	// SetEnforcement switches access control on or off.
@@ -229,11 +229,11 @@ type AccessServiceServer interface {
 	DeleteToken(context.Context, *DeleteTokenRequest) (*DeleteTokenResponse, error)
 	// ListTokens lists tokens by id.
 	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
-	// PutGrant gives policies to a client certificate's name or to whoever is anonymous.
+	// PutGrant gives policies to an identity, in place of those it had. It holds at once, also for open streams.
 	PutGrant(context.Context, *PutGrantRequest) (*PutGrantResponse, error)
-	// DeleteGrant takes all policies from a subject.
+	// DeleteGrant takes all policies from an identity.
 	DeleteGrant(context.Context, *DeleteGrantRequest) (*DeleteGrantResponse, error)
-	// ListGrants lists grants by subject.
+	// ListGrants lists grants by identity.
 	ListGrants(context.Context, *ListGrantsRequest) (*ListGrantsResponse, error)
 	// WhoAmI tells a caller who it is and what it may do.
 	WhoAmI(context.Context, *WhoAmIRequest) (*WhoAmIResponse, error)

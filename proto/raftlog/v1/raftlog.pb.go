@@ -204,8 +204,7 @@ type Command struct {
 	MaySkip bool `protobuf:"varint,2,opt,name=may_skip,json=maySkip,proto3" json:"may_skip,omitempty"`
 	// For exactly-once application. Unset: the command is idempotent or fenced by itself.
 	Request *RequestID `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
-	// On whose behalf, as a subject: "token:ID", "certificate:NAME", "anonymous". Empty: the cluster's own, which may do
-	// everything. Level 2.
+	// On whose behalf: "token:ID", "certificate:NAME" or "anonymous". Empty: the cluster's own, which may do everything. Level 2.
 	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	// What to do.
 	//
@@ -2024,7 +2023,7 @@ func (x *DeleteToken) GetId() string {
 	return ""
 }
 
-// PutGrant gives policies to a subject, in place of those it had.
+// PutGrant gives policies to an identity, in place of those it had.
 type PutGrant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The grant. Its revision is set when it is applied.
@@ -2070,11 +2069,11 @@ func (x *PutGrant) GetGrant() *v1.Grant {
 	return nil
 }
 
-// DeleteGrant takes all policies from a subject.
+// DeleteGrant takes all policies from an identity.
 type DeleteGrant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Subject.
-	Subject       string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Identity.
+	Identity      string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2109,9 +2108,9 @@ func (*DeleteGrant) Descriptor() ([]byte, []int) {
 	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{25}
 }
 
-func (x *DeleteGrant) GetSubject() string {
+func (x *DeleteGrant) GetIdentity() string {
 	if x != nil {
-		return x.Subject
+		return x.Identity
 	}
 	return ""
 }
@@ -2162,7 +2161,7 @@ func (x *SetEnforcement) GetEnforced() bool {
 	return false
 }
 
-// BootstrapAccess creates the first token, with the policy "operator", and switches access control on. It works once for
+// BootstrapAccess creates a token for the identity "operator", grants it the policy "operator", and switches access control on. It works once for
 // each number of resets.
 type BootstrapAccess struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2595,7 +2594,7 @@ type SessionRecord struct {
 	CreateRevision uint64 `protobuf:"varint,4,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
 	// Time of opening.
 	OpenedUnixMs int64 `protobuf:"varint,5,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
-	// Who opened it, as a subject. Empty: unknown, it was opened before level 2.
+	// Identity that opened it. Empty: access control was off.
 	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2684,7 +2683,7 @@ type LeaseRecord struct {
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Revision that granted it.
 	CreateRevision uint64 `protobuf:"varint,4,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
-	// Who was granted it, as a subject. Empty: unknown, it was granted before level 2.
+	// Identity that was granted it. Empty: access control was off.
 	Owner         string `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3397,9 +3396,9 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\vDeleteToken\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"9\n" +
 	"\bPutGrant\x12-\n" +
-	"\x05grant\x18\x01 \x01(\v2\x17.regd.registry.v1.GrantR\x05grant\"'\n" +
-	"\vDeleteGrant\x12\x18\n" +
-	"\asubject\x18\x01 \x01(\tR\asubject\",\n" +
+	"\x05grant\x18\x01 \x01(\v2\x17.regd.registry.v1.GrantR\x05grant\")\n" +
+	"\vDeleteGrant\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\",\n" +
 	"\x0eSetEnforcement\x12\x1a\n" +
 	"\benforced\x18\x01 \x01(\bR\benforced\"]\n" +
 	"\x0fBootstrapAccess\x122\n" +

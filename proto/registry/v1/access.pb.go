@@ -232,22 +232,23 @@ func (x *Policy) GetModifyRevision() uint64 {
 	return 0
 }
 
-// Token is a secret that stands for whoever has it. The secret itself is nowhere kept.
+// Token is a secret that stands for an identity. The secret itself is nowhere kept. An identity may have several: a new one
+// is created and spread before the old one is deleted.
 type Token struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id, public: what logs and lists call it.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// For people.
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
-	// Names of its policies, at most 16. One that does not exist allows nothing.
-	Policies []string `protobuf:"bytes,3,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Identity that whoever has the secret has.
+	Identity string `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"`
 	// When it ends, milliseconds since the Unix epoch. 0: never.
 	ExpiresUnixMs int64 `protobuf:"varint,4,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
 	// Revision that created it.
 	CreateRevision uint64 `protobuf:"varint,5,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
 	// Time of its creation, milliseconds since the Unix epoch.
 	CreatedUnixMs int64 `protobuf:"varint,6,opt,name=created_unix_ms,json=createdUnixMs,proto3" json:"created_unix_ms,omitempty"`
-	// Who created it, as a subject.
+	// Identity that created it.
 	CreatedBy     string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -297,11 +298,11 @@ func (x *Token) GetDescription() string {
 	return ""
 }
 
-func (x *Token) GetPolicies() []string {
+func (x *Token) GetIdentity() string {
 	if x != nil {
-		return x.Policies
+		return x.Identity
 	}
-	return nil
+	return ""
 }
 
 func (x *Token) GetExpiresUnixMs() int64 {
@@ -332,13 +333,13 @@ func (x *Token) GetCreatedBy() string {
 	return ""
 }
 
-// Grant gives policies to a subject that is not a token: "certificate:NAME" is whoever shows a client certificate with that
-// name, "anonymous" whoever shows nothing.
+// Grant gives policies to an identity. Whoever shows a client certificate has the identity named in it, whoever shows
+// nothing has the identity "anonymous". An identity without a grant may do nothing.
 type Grant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Subject.
-	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
-	// Names of its policies, at most 16.
+	// Identity: a name.
+	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// Names of its policies, at most 16. One that does not exist allows nothing.
 	Policies []string `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
 	// Revision of the last change.
 	ModifyRevision uint64 `protobuf:"varint,3,opt,name=modify_revision,json=modifyRevision,proto3" json:"modify_revision,omitempty"`
@@ -376,9 +377,9 @@ func (*Grant) Descriptor() ([]byte, []int) {
 	return file_registry_v1_access_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *Grant) GetSubject() string {
+func (x *Grant) GetIdentity() string {
 	if x != nil {
-		return x.Subject
+		return x.Identity
 	}
 	return ""
 }
@@ -414,14 +415,14 @@ const file_registry_v1_access_proto_rawDesc = "" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1a\n" +
-	"\bpolicies\x18\x03 \x03(\tR\bpolicies\x12&\n" +
+	"\bidentity\x18\x03 \x01(\tR\bidentity\x12&\n" +
 	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\x12'\n" +
 	"\x0fcreate_revision\x18\x05 \x01(\x04R\x0ecreateRevision\x12&\n" +
 	"\x0fcreated_unix_ms\x18\x06 \x01(\x03R\rcreatedUnixMs\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\a \x01(\tR\tcreatedBy\"f\n" +
-	"\x05Grant\x12\x18\n" +
-	"\asubject\x18\x01 \x01(\tR\asubject\x12\x1a\n" +
+	"created_by\x18\a \x01(\tR\tcreatedBy\"h\n" +
+	"\x05Grant\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1a\n" +
 	"\bpolicies\x18\x02 \x03(\tR\bpolicies\x12'\n" +
 	"\x0fmodify_revision\x18\x03 \x01(\x04R\x0emodifyRevision*\xaf\x01\n" +
 	"\x06Action\x12\x16\n" +

@@ -1214,8 +1214,8 @@ type Session struct {
 	Locks uint32 `protobuf:"varint,6,opt,name=locks,proto3" json:"locks,omitempty"`
 	// Time of opening, milliseconds since the Unix epoch, by the clock of the leader. For people.
 	OpenedUnixMs int64 `protobuf:"varint,7,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
-	// Who opened it, as a subject ("token:ID", "certificate:NAME", "anonymous"). Only the owner, and who may operate the
-	// cluster, can use it. Empty: anybody.
+	// Identity that opened it. Only the owner, and who may operate the cluster, can use it. Empty: anybody; it was opened while
+	// access control was off.
 	Owner         string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1320,7 +1320,7 @@ type Lease struct {
 	CreateRevision uint64 `protobuf:"varint,4,opt,name=create_revision,json=createRevision,proto3" json:"create_revision,omitempty"`
 	// Number of instances that hang on it.
 	Instances uint32 `protobuf:"varint,5,opt,name=instances,proto3" json:"instances,omitempty"`
-	// Who was granted it, as the owner of a session.
+	// Identity that was granted it, as the owner of a session.
 	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
