@@ -46,6 +46,9 @@ type txn struct {
 
 	changed     bool   // the command under way has had an effect
 	incarnation uint64 // given by the command under way, 0: none yet
+	actor       []byte // of the command under way
+	judged      bool   // the actor must be allowed what it does
+	identity    string // of the actor, when it is judged
 
 	// Space that is used again and again.
 	scratch           []byte
@@ -98,12 +101,19 @@ func (t *txn) apply(encoded []byte) (Outcome, error) {
 	var cmd command
 	wellFormed := cmd.decode(encoded, &t.request)
 	switch {
-	case !wellFormed:
+	case !wellFormed && cmd.level <= FeatureLevel:
 		return t.finish(refuse(raftlogv1.Code_CODE_INVALID, "command")), nil
 	case !cmd.known() && cmd.maySkip:
 		return t.finish(Outcome{}), nil
 	case !cmd.known():
 		return Outcome{}, fmt.Errorf("%w: kind %d of level %d", ErrUnknownCommand, cmd.kind, cmd.level)
+	case !cmd.levelled():
+		return t.finish(refuse(raftlogv1.Code_CODE_INVALID, "command")), nil
+	}
+	if outcome, nobody := t.identify(&cmd); nobody {
+		return t.finish(outcome), nil
+	}
+	switch {
 	case cmd.request != nil:
 		return t.once(&cmd), nil
 	default:
@@ -115,6 +125,9 @@ func (t *txn) apply(encoded []byte) (Outcome, error) {
 func (t *txn) execute(cmd *command) Outcome {
 	t.changed = false
 	t.incarnation = 0
+	if outcome, denied := t.deniedKind(cmd.kind); denied {
+		return t.finish(outcome)
+	}
 	return t.finish(t.dispatch(cmd))
 }
 
@@ -161,6 +174,22 @@ func (t *txn) dispatch(cmd *command) Outcome {
 		return with(cmd.body, &raftlogv1.InitCluster{}, t.initCluster)
 	case kindBatch:
 		return t.applyBatch(cmd.body)
+	case kindPutPolicy:
+		return with(cmd.body, &raftlogv1.PutPolicy{}, t.putPolicy)
+	case kindDeletePolicy:
+		return with(cmd.body, &raftlogv1.DeletePolicy{}, t.deletePolicy)
+	case kindCreateToken:
+		return with(cmd.body, &raftlogv1.CreateToken{}, t.createToken)
+	case kindDeleteToken:
+		return with(cmd.body, &raftlogv1.DeleteToken{}, t.deleteToken)
+	case kindPutGrant:
+		return with(cmd.body, &raftlogv1.PutGrant{}, t.putGrant)
+	case kindDeleteGrant:
+		return with(cmd.body, &raftlogv1.DeleteGrant{}, t.deleteGrant)
+	case kindSetEnforcement:
+		return with(cmd.body, &raftlogv1.SetEnforcement{}, t.setEnforcement)
+	case kindBootstrap:
+		return with(cmd.body, &raftlogv1.BootstrapAccess{}, t.bootstrapAccess)
 	default:
 		return refuse(raftlogv1.Code_CODE_INVALID, "command")
 	}

@@ -24,7 +24,7 @@ func TestApplyStopsAtWhatItCannotFollow(t *testing.T) {
 	base.must(openSession("s"))
 	good := fsm.AppendEntry(nil, 1, [][]byte{encode(t, openSession("x"))})
 	unknown := fsm.AppendEntry(nil, 1, [][]byte{
-		encode(t, openSession("y")), encode(t, &raftlogv1.Command{Level: 2, Kind: openSession("x").GetKind()}),
+		encode(t, openSession("y")), encode(t, &raftlogv1.Command{Level: fsm.FeatureLevel + 1, Kind: openSession("x").GetKind()}),
 	})
 	for _, row := range []struct {
 		name  string

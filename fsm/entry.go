@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -104,6 +105,14 @@ const (
 	kindRemoveMember   = 23
 	kindInitCluster    = 24
 	kindBatch          = 25
+	kindPutPolicy      = 26
+	kindDeletePolicy   = 27
+	kindCreateToken    = 28
+	kindDeleteToken    = 29
+	kindPutGrant       = 30
+	kindDeleteGrant    = 31
+	kindSetEnforcement = 32
+	kindBootstrap      = 33
 )
 
 // command is the envelope of a raftlogv1.Command. Its slices alias the entry.
@@ -111,6 +120,7 @@ type command struct {
 	level   uint64
 	maySkip bool
 	request *request
+	actor   []byte
 	kind    protowire.Number // 0: none
 	body    []byte
 }
@@ -146,6 +156,11 @@ func (c *command) decode(b []byte, req *request) bool {
 				return false
 			}
 			c.request = req
+		case f.number == 4 && f.kind == protowire.BytesType:
+			if !validCredential(string(f.bytes)) || !utf8.Valid(f.bytes) {
+				return false
+			}
+			c.actor = f.bytes
 		default:
 			return false
 		}
@@ -155,7 +170,13 @@ func (c *command) decode(b []byte, req *request) bool {
 
 // known reports whether this version can apply the command.
 func (c *command) known() bool {
-	return c.level <= FeatureLevel && c.kind <= kindBatch
+	return c.level <= FeatureLevel && c.kind <= kindBootstrap
+}
+
+// levelled reports whether a known command says the level that it needs: what does not is the same to all versions, which
+// know nothing of actors.
+func (c *command) levelled() bool {
+	return c.level >= AccessLevel || len(c.actor) == 0 && c.kind <= kindBatch
 }
 
 func (r *request) decode(b []byte) bool {

@@ -20,6 +20,10 @@ const (
 	EventLock
 	// EventMember is a member that was set or removed; Name is its id.
 	EventMember
+	// EventAccess is a change of who may do what: a policy or a grant that was put, a token that was created, or
+	// enforcement that was switched on; or the end of it. Name is "policy:NAME", "token:ID", "grant:IDENTITY" or
+	// "enforcement".
+	EventAccess
 )
 
 // String returns the name of the kind.
@@ -35,6 +39,8 @@ func (k EventKind) String() string {
 		return "lock"
 	case EventMember:
 		return "member"
+	case EventAccess:
+		return "access"
 	default:
 		return "unknown"
 	}

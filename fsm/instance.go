@@ -26,6 +26,9 @@ func (t *txn) applyRegister(body []byte) Outcome {
 	if malformed := sp.decode(cmd.instance); malformed != "" {
 		return refuse(raftlogv1.Code_CODE_INVALID, malformed)
 	}
+	if outcome, denied := t.deniedSpec(sp); denied {
+		return outcome
+	}
 	svc, _ := t.st.services.get(pairKey(string(sp.namespace), string(sp.service)))
 	var old *Record
 	if svc != nil {
@@ -166,6 +169,9 @@ func identity(sp *spec, svc *Service, old *Record) *ident {
 
 // deregister removes an instance. What is not there is removed already.
 func (t *txn) deregister(cmd *raftlogv1.Deregister) Outcome {
+	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+		return outcome
+	}
 	cause := cmd.GetCause()
 	switch {
 	case cause == registryv1.Cause_CAUSE_UNSPECIFIED:
@@ -193,6 +199,9 @@ func (t *txn) deregister(cmd *raftlogv1.Deregister) Outcome {
 
 // setCheck records the verdict of a check. Only a change of the verdict is a change.
 func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
+	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+		return outcome
+	}
 	if !validVerdict(cmd.GetStatus()) {
 		return refuse(raftlogv1.Code_CODE_INVALID, "status")
 	}
@@ -222,6 +231,9 @@ func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
 
 // setDraining sets or clears draining.
 func (t *txn) setDraining(cmd *raftlogv1.SetDraining) Outcome {
+	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+		return outcome
+	}
 	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
 	switch {
 	case old == nil:
@@ -238,6 +250,9 @@ func (t *txn) setDraining(cmd *raftlogv1.SetDraining) Outcome {
 
 // setMaintenance sets or clears maintenance.
 func (t *txn) setMaintenance(cmd *raftlogv1.SetMaintenance) Outcome {
+	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+		return outcome
+	}
 	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
 	switch {
 	case old == nil:

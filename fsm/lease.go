@@ -14,6 +14,8 @@ type Lease struct {
 	TTLMs uint64
 	// CreateRevision is the revision that granted it.
 	CreateRevision uint64
+	// Owner is the identity that was granted it, empty if access control was off then: anybody may use it.
+	Owner string
 }
 
 // ID returns the id.
@@ -31,6 +33,7 @@ func (l *Lease) Proto(st *State) *registryv1.Lease {
 		SessionId:      l.SessionID(),
 		CreateRevision: l.CreateRevision,
 		Instances:      st.byLease.count(&l.at),
+		Owner:          l.Owner,
 	}
 }
 
@@ -39,11 +42,15 @@ func (l *Lease) append(b []byte) []byte {
 	b = appendString(b, 1, l.ID())
 	b = appendUint(b, 2, l.TTLMs)
 	b = appendString(b, 3, l.SessionID())
-	return appendUint(b, 4, l.CreateRevision)
+	b = appendUint(b, 4, l.CreateRevision)
+	return appendString(b, 5, l.Owner)
 }
 
 // grantLease grants a lease. Granting the same lease again changes nothing, so that a proposal may come twice.
 func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
+	if outcome, denied := t.deniedOwning(); denied {
+		return outcome
+	}
 	switch {
 	case !validName(cmd.GetId()):
 		return refuse(raftlogv1.Code_CODE_INVALID, "id")
@@ -56,7 +63,13 @@ func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
 		if s == nil {
 			return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
 		}
+		if outcome, denied := t.deniedSession(id); denied {
+			return outcome
+		}
 		session = &s.at
+	}
+	if outcome, denied := t.deniedLease(cmd.GetId()); denied {
+		return outcome
 	}
 	if old, ok := t.st.leases.get(cmd.GetId()); ok {
 		if old.SessionID() != cmd.GetSessionId() || old.TTLMs != cmd.GetTtlMs() {
@@ -69,6 +82,7 @@ func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
 		session:        session,
 		TTLMs:          cmd.GetTtlMs(),
 		CreateRevision: t.change(),
+		Owner:          t.identity,
 	}
 	t.st.leases.set(t.mark, l.ID(), l)
 	t.st.sessionLeases.add(t.mark, l.session, &l.at)
@@ -80,6 +94,9 @@ func (t *txn) grantLease(cmd *raftlogv1.GrantLease) Outcome {
 
 // revokeLease ends a lease. One that is not there has ended already.
 func (t *txn) revokeLease(cmd *raftlogv1.RevokeLease) Outcome {
+	if outcome, denied := t.deniedLease(cmd.GetId()); denied {
+		return outcome
+	}
 	if l, ok := t.st.leases.get(cmd.GetId()); ok {
 		t.endLease(l, registryv1.Cause_CAUSE_LEASE_REVOKED)
 	}

@@ -4,7 +4,9 @@ package fsm
 // meaning of the log: changing one needs a new feature level, else an old log replays to another state.
 const (
 	// FeatureLevel is the highest Command.level that this state machine applies.
-	FeatureLevel = 1
+	FeatureLevel = 2
+	// AccessLevel is the level of commands that have an actor and of those that change who may do what.
+	AccessLevel = 2
 	// MaxNameBytes bounds every identifier: namespaces, services, ids, sessions, leases, locks, checks, members.
 	MaxNameBytes = 256
 	// MaxClientIDBytes bounds the client id of a request.
@@ -25,6 +27,20 @@ const (
 	MaxLockValueBytes = 1 << 10
 	// MaxMemberBytes bounds each field of a member.
 	MaxMemberBytes = 1 << 10
+	// MaxDescriptionBytes bounds the description of a policy or a token.
+	MaxDescriptionBytes = 256
+	// MaxPolicies bounds the policies, those that are built in not counted.
+	MaxPolicies = 1000
+	// MaxRules bounds the rules of a policy.
+	MaxRules = 64
+	// MaxActions bounds the actions of a rule.
+	MaxActions = 7
+	// MaxTokens bounds the tokens. Bootstrapping adds one all the same.
+	MaxTokens = 10_000
+	// MaxGrants bounds the grants.
+	MaxGrants = 10_000
+	// MaxGrantPolicies bounds the policies of a grant.
+	MaxGrantPolicies = 16
 	// MaxOutcomes is the number of outcomes remembered for one client.
 	MaxOutcomes = 64
 	// MaxClients is the number of clients whose outcomes are remembered.

@@ -160,6 +160,9 @@ func (l *Lock) waiter(session string) int {
 
 // acquireLock takes a lock, or a place in its queue.
 func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
+	if outcome, denied := t.denied(registryv1.Action_ACTION_LOCK, cmd.GetNamespace(), cmd.GetName()); denied {
+		return outcome
+	}
 	switch {
 	case !validName(cmd.GetNamespace()):
 		return refuse(raftlogv1.Code_CODE_INVALID, "namespace")
@@ -173,6 +176,9 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 	session := t.st.Session(cmd.GetSessionId())
 	if session == nil {
 		return refuse(raftlogv1.Code_CODE_SESSION_NOT_FOUND, cmd.GetSessionId())
+	}
+	if outcome, denied := t.deniedSession(cmd.GetSessionId()); denied {
+		return outcome
 	}
 	slots := max(cmd.GetSlots(), 1)
 	want := Waiter{SessionID: cmd.GetSessionId(), Value: cmd.GetValue()}
@@ -211,6 +217,12 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 
 // releaseLock gives a lock, or a place in its queue, back.
 func (t *txn) releaseLock(cmd *raftlogv1.ReleaseLock) Outcome {
+	if outcome, denied := t.denied(registryv1.Action_ACTION_LOCK, cmd.GetNamespace(), cmd.GetName()); denied {
+		return outcome
+	}
+	if outcome, denied := t.deniedSession(cmd.GetSessionId()); denied {
+		return outcome
+	}
 	l, ok := t.st.locks.get(pairKey(cmd.GetNamespace(), cmd.GetName()))
 	if !ok {
 		return refuse(raftlogv1.Code_CODE_LOCK_NOT_HELD, "")

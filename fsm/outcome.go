@@ -47,6 +47,8 @@ var (
 	ErrCheckNotFound = errors.New("check not found")
 	// ErrLimit is CODE_LIMIT.
 	ErrLimit = errors.New("limit reached")
+	// ErrDenied is CODE_DENIED.
+	ErrDenied = errors.New("denied")
 	// ErrUnknownCode is what a code of a newer version turns into.
 	ErrUnknownCode = errors.New("unknown outcome code")
 )
@@ -157,6 +159,8 @@ func (e *Error) Unwrap() error {
 		return ErrCheckNotFound
 	case raftlogv1.Code_CODE_LIMIT:
 		return ErrLimit
+	case raftlogv1.Code_CODE_DENIED:
+		return ErrDenied
 	default:
 		return ErrUnknownCode
 	}

@@ -103,6 +103,19 @@ func (s *State) Member(id string) *registryv1.Member {
 	return member
 }
 
+// FeatureLevel returns the highest Command.level that all members can apply, voters or not: a command of a higher one must
+// not be proposed. While no member is recorded it is 1.
+func (s *State) FeatureLevel() uint32 {
+	level := uint32(FeatureLevel)
+	if s.members.len() == 0 {
+		return 1
+	}
+	for it := s.members.iter(); it.Next(); {
+		level = min(level, max(it.Value().GetFeatureLevel(), 1))
+	}
+	return level
+}
+
 // Members returns the members sorted by name, then id. They must not be changed.
 func (s *State) Members() []*registryv1.Member {
 	members := make([]*registryv1.Member, 0, s.members.len())

@@ -102,8 +102,16 @@ func (l *loader) record(b []byte) error {
 		return loadMessage(b, &raftlogv1.LockRecord{}, l.lock)
 	case tableClients:
 		return loadMessage(b, &raftlogv1.ClientRecord{}, l.client)
-	default:
+	case tableMembers:
 		return loadMessage(b, &registryv1.Member{}, l.member)
+	case tablePolicies:
+		return loadMessage(b, &registryv1.Policy{}, l.policy)
+	case tableTokens:
+		return loadMessage(b, &raftlogv1.TokenRecord{}, l.token)
+	case tableGrants:
+		return loadMessage(b, &registryv1.Grant{}, l.grant)
+	default:
+		return loadMessage(b, &raftlogv1.AccessRecord{}, l.accessRecord)
 	}
 }
 
@@ -132,9 +140,9 @@ func (l *loader) add(encoded []byte) {
 func (l *loader) session(m *raftlogv1.SessionRecord) error {
 	s := &Session{
 		at: ident{id: m.GetId()}, ClientName: m.GetClientName(), TTLMs: m.GetTtlMs(),
-		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(),
+		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(), Owner: m.GetOwner(),
 	}
-	if !validName(s.ID()) {
+	if !validName(s.ID()) || len(s.Owner) > MaxNameBytes {
 		return errMalformed
 	}
 	l.add(s.append(l.scratch[:0]))
@@ -142,8 +150,10 @@ func (l *loader) session(m *raftlogv1.SessionRecord) error {
 }
 
 func (l *loader) lease(m *raftlogv1.LeaseRecord) error {
-	lease := &Lease{at: ident{id: m.GetId()}, TTLMs: m.GetTtlMs(), CreateRevision: m.GetCreateRevision()}
-	if !validName(lease.ID()) {
+	lease := &Lease{
+		at: ident{id: m.GetId()}, TTLMs: m.GetTtlMs(), CreateRevision: m.GetCreateRevision(), Owner: m.GetOwner(),
+	}
+	if !validName(lease.ID()) || len(lease.Owner) > MaxNameBytes {
 		return errMalformed
 	}
 	if id := m.GetSessionId(); id != "" {
@@ -354,10 +364,60 @@ func (l *loader) member(m *registryv1.Member) error {
 	return load(l, &l.st.members, m.GetId(), m)
 }
 
+// ownAccess returns who may do what, for loading.
+func (l *loader) ownAccess() *access {
+	if l.st.access == nil {
+		l.st.access = &access{owner: l.mark}
+	}
+	return l.st.access
+}
+
+func (l *loader) policy(m *registryv1.Policy) error {
+	p, malformed := newPolicy(m)
+	if malformed != "" {
+		return errMalformed
+	}
+	l.add(appendPolicy(l.scratch[:0], p.message))
+	return load(l, &l.ownAccess().policies, p.message.GetName(), p)
+}
+
+func (l *loader) token(m *raftlogv1.TokenRecord) error {
+	from := m.GetToken()
+	t, malformed := newToken(&raftlogv1.CreateToken{Token: from, SecretHash: m.GetSecretHash()}, from.GetIdentity())
+	if malformed != "" {
+		return errMalformed
+	}
+	t.CreateRevision, t.CreatedUnixMs, t.CreatedBy = from.GetCreateRevision(), from.GetCreatedUnixMs(), from.GetCreatedBy()
+	l.add(t.append(l.scratch[:0]))
+	return load(l, &l.ownAccess().tokens, t.ID, t)
+}
+
+func (l *loader) grant(m *registryv1.Grant) error {
+	if malformedGrant(m) != "" {
+		return errMalformed
+	}
+	l.add(appendGrant(l.scratch[:0], m))
+	return load(l, &l.ownAccess().grants, m.GetIdentity(), m)
+}
+
+func (l *loader) accessRecord(m *raftlogv1.AccessRecord) error {
+	r := accessRecord{enforced: m.GetEnforced(), bootstraps: m.GetBootstraps(), revision: m.GetRevision()}
+	a := l.ownAccess()
+	if a.record != (accessRecord{}) || r.revision == 0 {
+		return errMalformed
+	}
+	a.record = r
+	l.add(r.append(l.scratch[:0]))
+	return nil
+}
+
 // verify compares what was loaded with what the header promised.
 func (l *loader) verify(h *raftlogv1.SnapshotHeader) error {
 	counts := l.st.tableCounts()
-	for id := range l.st.sums {
+	if tables := len(h.GetTableCounts()); tables != l.st.tablesInUse() || l.st.access != nil && l.st.AccessRevision() == 0 {
+		return fmt.Errorf("%d tables, not %d", l.st.tablesInUse(), tables)
+	}
+	for id := range h.GetTableCounts() {
 		if uint64(counts[id]) != h.GetTableCounts()[id] {
 			return fmt.Errorf("table %d: %d records, not %d", id, counts[id], h.GetTableCounts()[id])
 		}

@@ -19,6 +19,8 @@ type Session struct {
 	CreateRevision uint64
 	// OpenedUnixMs is the time of opening, in milliseconds since the Unix epoch.
 	OpenedUnixMs int64
+	// Owner is the identity that opened it, empty if access control was off then: anybody may use it.
+	Owner string
 }
 
 // ID returns the id.
@@ -35,6 +37,7 @@ func (s *Session) Proto(st *State) *registryv1.Session {
 		Instances:      st.bySession.count(&s.at),
 		Locks:          st.sessionLocks.count(&s.at),
 		OpenedUnixMs:   s.OpenedUnixMs,
+		Owner:          s.Owner,
 	}
 }
 
@@ -48,11 +51,15 @@ func (s *Session) append(b []byte) []byte {
 	b = appendString(b, 2, s.ClientName)
 	b = appendUint(b, 3, s.TTLMs)
 	b = appendUint(b, 4, s.CreateRevision)
-	return appendUint(b, 5, uint64(s.OpenedUnixMs))
+	b = appendUint(b, 5, uint64(s.OpenedUnixMs))
+	return appendString(b, 6, s.Owner)
 }
 
 // openSession opens a session. Opening the same session again changes nothing, so that a proposal may come twice.
 func (t *txn) openSession(cmd *raftlogv1.OpenSession) Outcome {
+	if outcome, denied := t.deniedOwning(); denied {
+		return outcome
+	}
 	s, outcome := t.sessionToOpen(cmd)
 	if s == nil {
 		return outcome
@@ -72,6 +79,9 @@ func (t *txn) sessionToOpen(cmd *raftlogv1.OpenSession) (*Session, Outcome) {
 	case cmd.GetTtlMs() == 0:
 		return nil, refuse(raftlogv1.Code_CODE_INVALID, "ttl_ms")
 	}
+	if outcome, denied := t.deniedSession(cmd.GetId()); denied {
+		return nil, outcome
+	}
 	if old, ok := t.st.sessions.get(cmd.GetId()); ok {
 		if old.ClientName != cmd.GetClientName() || old.TTLMs != cmd.GetTtlMs() {
 			return nil, refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
@@ -83,6 +93,7 @@ func (t *txn) sessionToOpen(cmd *raftlogv1.OpenSession) (*Session, Outcome) {
 		ClientName:   cmd.GetClientName(),
 		TTLMs:        cmd.GetTtlMs(),
 		OpenedUnixMs: t.st.time,
+		Owner:        t.identity,
 	}, Outcome{}
 }
 
@@ -100,6 +111,9 @@ func (t *txn) addSession(s *Session) {
 
 // closeSession ends a session. One that is not there has ended already.
 func (t *txn) closeSession(cmd *raftlogv1.CloseSession) Outcome {
+	if outcome, denied := t.deniedSession(cmd.GetId()); denied {
+		return outcome
+	}
 	if s, ok := t.st.sessions.get(cmd.GetId()); ok {
 		t.endSession(s, registryv1.Cause_CAUSE_SESSION_CLOSED, registryv1.Cause_CAUSE_LEASE_REVOKED)
 	}

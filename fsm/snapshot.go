@@ -66,11 +66,27 @@ func (s *State) WriteSnapshot(w io.Writer, pace func()) error {
 	s.clients.ascend("", func(_ string, v *client) bool { return bw.record(v.append(bw.next())) })
 	bw.table(tableMembers)
 	s.members.ascend("", func(_ string, v *registryv1.Member) bool { return bw.record(appendMember(bw.next(), v)) })
+	s.writeAccess(bw)
 	bw.flush()
 	if bw.err != nil {
 		return fmt.Errorf("write snapshot: %w", bw.err)
 	}
 	return nil
+}
+
+// writeAccess writes the tables of access control.
+func (s *State) writeAccess(bw *blockWriter) {
+	if s.access == nil {
+		return
+	}
+	bw.table(tablePolicies)
+	s.access.policies.ascend("", func(_ string, v *policy) bool { return bw.record(appendPolicy(bw.next(), v.message)) })
+	bw.table(tableTokens)
+	s.access.tokens.ascend("", func(_ string, v *Token) bool { return bw.record(v.append(bw.next())) })
+	bw.table(tableGrants)
+	s.access.grants.ascend("", func(_ string, v *registryv1.Grant) bool { return bw.record(appendGrant(bw.next(), v)) })
+	bw.table(tableAccess)
+	bw.record(s.access.record.append(bw.next()))
 }
 
 // appendInstance encodes a record as a raftlogv1.InstanceRecord.
@@ -96,7 +112,7 @@ func (s *State) header() *raftlogv1.SnapshotHeader {
 		Chain:      chain[:],
 	}
 	counts := s.tableCounts()
-	for id := range s.sums {
+	for id := range s.tablesInUse() {
 		h.TableHashes = append(h.TableHashes, s.sums[id].append(nil))
 		h.TableCounts = append(h.TableCounts, uint64(counts[id]))
 	}
@@ -104,7 +120,7 @@ func (s *State) header() *raftlogv1.SnapshotHeader {
 }
 
 func (s *State) tableCounts() [tableCount]int {
-	return [tableCount]int{
+	counts := [tableCount]int{
 		tableSessions:  s.sessions.len(),
 		tableLeases:    s.leases.len(),
 		tableServices:  s.services.len(),
@@ -113,6 +129,13 @@ func (s *State) tableCounts() [tableCount]int {
 		tableClients:   s.clients.len(),
 		tableMembers:   s.members.len(),
 	}
+	if s.access != nil {
+		counts[tablePolicies] = s.access.policies.len()
+		counts[tableTokens] = s.access.tokens.len()
+		counts[tableGrants] = s.access.grants.len()
+		counts[tableAccess] = 1
+	}
+	return counts
 }
 
 // blockWriter gathers records into blocks. After an error it does nothing.
@@ -226,8 +249,9 @@ func (br *blockReader) header() (*raftlogv1.SnapshotHeader, error) {
 	if h.GetVersion() != snapshotVersion {
 		return nil, fmt.Errorf("%w: format %d, this version reads %d", ErrBadSnapshot, h.GetVersion(), snapshotVersion)
 	}
-	if len(h.GetTableHashes()) != int(tableCount) || len(h.GetTableCounts()) != int(tableCount) {
-		return nil, br.bad("header names %d tables, not %d", len(h.GetTableHashes()), tableCount)
+	tables := len(h.GetTableHashes())
+	if tables != len(h.GetTableCounts()) || tables != int(tablePolicies) && tables != int(tableCount) {
+		return nil, br.bad("header names %d tables, not %d or %d", tables, tablePolicies, tableCount)
 	}
 	if len(h.GetStateHash()) != 16 || len(h.GetChain()) != 16 {
 		return nil, br.bad("header without hashes")

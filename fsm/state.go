@@ -23,6 +23,7 @@ type State struct {
 	leases   table[*Lease]             // by id
 	locks    table[*Lock]              // by pairKey
 	members  table[*registryv1.Member] // by id
+	access   *access                   // nil: nothing was ever said about it
 	clients  table[*client]            // by id
 	idle     table[struct{}]           // by last use, then client id: who is forgotten first
 
