@@ -34,6 +34,8 @@ var (
 	ErrMembership = errors.New("the membership change is refused")
 	// ErrMemberNotFound: no member has this id or name.
 	ErrMemberNotFound = errors.New("no such member")
+	// ErrFeatureLevel: a member of the cluster is too old for the command.
+	ErrFeatureLevel = errors.New("a member of the cluster is too old")
 	// ErrBadSnapshot: the snapshot can't be read.
 	ErrBadSnapshot = errors.New("the snapshot can't be read")
 )

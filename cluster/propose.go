@@ -265,9 +265,13 @@ func (p *proposer) commit(batch []*proposal) (index uint64) {
 // and returns its outcome once it is applied. A refusal by the state machine is in Outcome.Err.
 //
 // While there is no leader it waits, up to Config.LeaderWait. ErrUnknownOutcome means that the command may have been
-// applied; all other errors mean that it was not. A command with a request id is safe to repeat, so Propose repeats it
+// applied; all other errors mean that it was not. ErrFeatureLevel means that it must not be, as a member could not follow. A
+// command with a request id is safe to repeat, so Propose repeats it
 // itself while ctx allows.
 func (n *Node) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error) {
+	if err := levelError(n.feed.State(), cmd.GetLevel()); err != nil {
+		return fsm.Outcome{}, err
+	}
 	data, err := proto.Marshal(cmd)
 	if err != nil {
 		return fsm.Outcome{}, fmt.Errorf("encode command: %w", err)
@@ -289,6 +293,21 @@ func (n *Node) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome
 		err = fmt.Errorf("%w; trying again: %w", unknown, err)
 	}
 	return a.outcome, err
+}
+
+// levelError returns ErrFeatureLevel for a command of a level that not all members can apply.
+func levelError(st *fsm.State, level uint32) error {
+	highest := st.FeatureLevel()
+	if level <= highest {
+		return nil
+	}
+	err := fmt.Errorf("%w: the command needs feature level %d, the cluster has %d", ErrFeatureLevel, level, highest)
+	for _, m := range st.Members() {
+		if max(m.GetFeatureLevel(), 1) == highest {
+			return fmt.Errorf("%w, by its member %s of version %q: upgrade it", err, m.GetName(), m.GetVersion())
+		}
+	}
+	return err
 }
 
 // proposeOnce tries the leader once.

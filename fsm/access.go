@@ -120,8 +120,8 @@ func (s *State) AllowedSomewhere(credential string, action registryv1.Action) bo
 	return ok && s.access.allowsSomewhere(identity, allowing(action))
 }
 
-// MayUse reports whether who shows a credential may use what belongs to the owner: the [Session] or [Lease] of his own, one
-// that belongs to nobody, and who may operate the cluster all.
+// MayUse reports whether who shows a credential may use what belongs to the owner: the [Session] or [Lease] of his own, who
+// may register or lock anything also one that belongs to nobody, and who may operate the cluster all.
 func (s *State) MayUse(credential, owner string) bool {
 	if credential == "" || !s.Enforced() {
 		return true
@@ -130,8 +130,15 @@ func (s *State) MayUse(credential, owner string) bool {
 	return ok && s.access.mayUse(identity, owner)
 }
 
+// mayUse reports whether an identity may use what belongs to the owner. What belongs to nobody is for those who could have
+// one of their own: its id is no secret, and a mere reader must not end it.
 func (a *access) mayUse(identity, owner string) bool {
-	return owner == "" || owner == identity || a.allows(identity, bit(registryv1.Action_ACTION_OPERATE), "", "")
+	switch {
+	case owner == "" && a.allowsSomewhere(identity, owning), owner != "" && owner == identity:
+		return true
+	default:
+		return a.allows(identity, bit(registryv1.Action_ACTION_OPERATE), "", "")
+	}
 }
 
 // allows reports whether an identity has any of the actions for these names.
@@ -238,11 +245,15 @@ func (s *State) Grants(after string, fn func(*registryv1.Grant) bool) {
 
 // identify finds out on whose behalf a command is, and refuses it if that is nobody. Nobody can do nothing, and leaves no
 // trace: this comes before what is remembered of clients.
+//
+// A command of a level without actors comes from a node that lags behind and does not know that access control is on, or
+// it is the cluster's own. It is judged without an identity: only what callers never do is allowed.
 func (t *txn) identify(cmd *command) (Outcome, bool) {
 	t.actor = cmd.actor
-	t.judged = len(cmd.actor) > 0 && cmd.kind != kindBootstrap && t.st.Enforced()
+	named := len(cmd.actor) > 0
+	t.judged = (named || cmd.level < AccessLevel) && cmd.kind != kindBootstrap && t.st.Enforced()
 	t.identity = ""
-	if !t.judged {
+	if !t.judged || !named {
 		return Outcome{}, false
 	}
 	var ok bool
@@ -269,7 +280,9 @@ func needed(kind protowire.Number) registryv1.Action {
 // deniedKind refuses a command that concerns the whole cluster.
 func (t *txn) deniedKind(kind protowire.Number) (Outcome, bool) {
 	action := needed(kind)
-	if !t.judged || action == registryv1.Action_ACTION_UNSPECIFIED || t.st.access.allows(t.identity, bit(action), "", "") {
+	switch {
+	case !t.judged, action == registryv1.Action_ACTION_UNSPECIFIED, t.identity == "",
+		t.st.access.allows(t.identity, bit(action), "", ""):
 		return Outcome{}, false
 	}
 	return refuse(raftlogv1.Code_CODE_DENIED, actionName(action)), true
@@ -283,8 +296,11 @@ func (t *txn) denied(action registryv1.Action, namespace, name string) (Outcome,
 	return refuse(raftlogv1.Code_CODE_DENIED, actionName(action)+" "+namespace+"/"+name), true
 }
 
-// deniedKey refuses a change of an instance.
-func (t *txn) deniedKey(key *raftlogv1.Key) (Outcome, bool) {
+// deniedKey refuses a change of an instance. A term is what a leader names that acts by itself.
+func (t *txn) deniedKey(key *raftlogv1.Key, term uint64) (Outcome, bool) {
+	if t.identity == "" && term != 0 {
+		return Outcome{}, false
+	}
 	return t.denied(registryv1.Action_ACTION_REGISTER, key.GetNamespace(), key.GetService())
 }
 

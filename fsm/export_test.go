@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"slices"
 
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
@@ -21,6 +22,7 @@ func Audit(s *State) error {
 		want.sums[tableMembers].add(hashRecord(tableMembers, appendMember(nil, m)))
 		return true
 	})
+	a.access()
 	switch {
 	case a.err != nil:
 		return a.err
@@ -119,6 +121,32 @@ func (a *audit) locks() {
 		a.lockLinks += 1 + len(v.Others) + len(v.Waiters)
 		return true
 	})
+}
+
+func (a *audit) access() {
+	a.want.access = a.s.access
+	if a.s.access == nil {
+		return
+	}
+	a.s.access.policies.ascend("", func(_ string, p *policy) bool {
+		a.want.sums[tablePolicies].add(hashRecord(tablePolicies, appendPolicy(nil, p.message)))
+		if again, malformed := newPolicy(p.message); malformed != "" || again.actions != p.actions || !slices.Equal(again.rules, p.rules) {
+			a.failf("policy %s is not what it says", p.message.GetName())
+		}
+		return true
+	})
+	a.s.access.tokens.ascend("", func(_ string, v *Token) bool {
+		a.want.sums[tableTokens].add(hashRecord(tableTokens, v.append(nil)))
+		return true
+	})
+	a.s.access.grants.ascend("", func(_ string, g *registryv1.Grant) bool {
+		a.want.sums[tableGrants].add(hashRecord(tableGrants, appendGrant(nil, g)))
+		return true
+	})
+	a.want.sums[tableAccess].add(hashRecord(tableAccess, a.s.access.record.append(nil)))
+	if r := a.s.access.record.revision; r == 0 || r > a.s.revision {
+		a.failf("access revision is %d at revision %d", r, a.s.revision)
+	}
 }
 
 func (a *audit) clients() {

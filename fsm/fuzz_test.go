@@ -15,39 +15,48 @@ import (
 // FuzzApply applies arbitrary bytes as an entry to a state and to its restored snapshot: no panic, equal results, and
 // nothing out of step with what is kept incrementally.
 func FuzzApply(f *testing.F) {
-	log, err := os.ReadFile(goldenLog)
-	if err != nil {
-		f.Fatal(err)
-	}
-	for n, e := range decodeGolden(f, log) {
-		if n%10 == 0 {
-			f.Add(e.Data)
+	for _, g := range goldens() {
+		log, err := os.ReadFile(g.log())
+		if err != nil {
+			f.Fatal(err)
+		}
+		for n, e := range decodeGolden(f, log) {
+			if n%10 == 0 {
+				f.Add(e.Data)
+			}
 		}
 	}
 	f.Add([]byte{})
-	one := populated(f)
-	two := restored(f, snapshotOf(f, one))
+	open, closed := populated(f), guarded(f)
+	openToo, closedToo := restored(f, snapshotOf(f, open)), restored(f, snapshotOf(f, closed))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		e := fsm.Entry{Index: one.Index() + 1, Term: 2, Data: data}
-		a, resultA, errA := one.Apply(e)
-		b, resultB, errB := two.Apply(e)
-		if (errA == nil) != (errB == nil) || a.Hash() != b.Hash() || a.Chain() != b.Chain() ||
-			len(resultA.Events) != len(resultB.Events) {
-			t.Fatalf("equal states went apart: %v, %v", errA, errB)
-		}
-		audit(t, a)
-		if !bytes.Equal(snapshotOf(t, a), snapshotOf(t, b)) {
-			t.Fatal("equal states write different snapshots")
-		}
-		if restored(t, snapshotOf(t, a)).Hash() != a.Hash() {
-			t.Fatal("the snapshot is another state")
-		}
-		for _, e := range resultA.Events {
-			if e.New != nil {
-				decodes(t, e.New)
-			}
-		}
+		fuzzApply(t, open, openToo, data)
+		fuzzApply(t, closed, closedToo, data)
 	})
+}
+
+// fuzzApply applies bytes to two equal states.
+func fuzzApply(t *testing.T, one, two *fsm.State, data []byte) {
+	t.Helper()
+	e := fsm.Entry{Index: one.Index() + 1, Term: 2, Data: data}
+	a, resultA, errA := one.Apply(e)
+	b, resultB, errB := two.Apply(e)
+	if (errA == nil) != (errB == nil) || a.Hash() != b.Hash() || a.Chain() != b.Chain() ||
+		len(resultA.Events) != len(resultB.Events) {
+		t.Fatalf("equal states went apart: %v, %v", errA, errB)
+	}
+	audit(t, a)
+	if !bytes.Equal(snapshotOf(t, a), snapshotOf(t, b)) {
+		t.Fatal("equal states write different snapshots")
+	}
+	if restored(t, snapshotOf(t, a)).Hash() != a.Hash() {
+		t.Fatal("the snapshot is another state")
+	}
+	for _, e := range resultA.Events {
+		if e.New != nil {
+			decodes(t, e.New)
+		}
+	}
 }
 
 // decodes holds that a record that was let in can be decoded, and is what its header says.
@@ -97,6 +106,7 @@ func FuzzRecord(f *testing.F) {
 func FuzzReadSnapshot(f *testing.F) {
 	data := snapshotOf(f, populated(f))
 	f.Add(data)
+	f.Add(snapshotOf(f, guarded(f)))
 	f.Add(snapshotOf(f, fsm.New()))
 	f.Add(data[:100])
 	f.Add([]byte{0xff, 0xff, 0x1f, 0, 0, 0, 0, 0})

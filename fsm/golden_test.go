@@ -48,30 +48,18 @@ func decodeGolden(tb testing.TB, b []byte) []fsm.Entry {
 	return entries
 }
 
-// writeGolden makes a log out of random histories, one after the other, and the text of the state that it leads to.
-func writeGolden(t *testing.T) {
+// writeGolden makes a log out of a long random history, and the text of the state that it leads to.
+func writeGolden(t *testing.T, g golden) {
 	t.Helper()
-	histories := rapid.Custom(func(t *rapid.T) []fsm.Entry {
-		entries, _ := history(t)
+	log := rapid.Custom(func(t *rapid.T) []fsm.Entry {
+		entries, _ := historyOf(t, 700)
 		return entries
-	})
-	var log []fsm.Entry
-	s := fsm.New()
-	for seed := range 90 {
-		base := s.Term()
-		for _, e := range histories.Example(seed) {
-			e.Index, e.Term = s.Index()+1, base+e.Term
-			next, _, err := s.Apply(e)
-			if err != nil {
-				t.Fatal(err)
-			}
-			log, s = append(log, e), next
-		}
-	}
-	if err := os.WriteFile(goldenLog, encodeGolden(log), 0o644); err != nil {
+	}).Example(1)
+	text := stateText(t, replay(t, fsm.New(), log))
+	if err := os.WriteFile(g.log(), encodeGolden(log), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(goldenText, []byte(stateText(t, s)), 0o644); err != nil {
+	if err := os.WriteFile(g.text(), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -169,7 +169,7 @@ func identity(sp *spec, svc *Service, old *Record) *ident {
 
 // deregister removes an instance. What is not there is removed already.
 func (t *txn) deregister(cmd *raftlogv1.Deregister) Outcome {
-	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+	if outcome, denied := t.deniedKey(cmd.GetKey(), cmd.GetTerm()); denied {
 		return outcome
 	}
 	cause := cmd.GetCause()
@@ -199,7 +199,7 @@ func (t *txn) deregister(cmd *raftlogv1.Deregister) Outcome {
 
 // setCheck records the verdict of a check. Only a change of the verdict is a change.
 func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
-	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+	if outcome, denied := t.deniedKey(cmd.GetKey(), cmd.GetTerm()); denied {
 		return outcome
 	}
 	if !validVerdict(cmd.GetStatus()) {
@@ -231,7 +231,7 @@ func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
 
 // setDraining sets or clears draining.
 func (t *txn) setDraining(cmd *raftlogv1.SetDraining) Outcome {
-	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+	if outcome, denied := t.deniedKey(cmd.GetKey(), 0); denied {
 		return outcome
 	}
 	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
@@ -250,7 +250,7 @@ func (t *txn) setDraining(cmd *raftlogv1.SetDraining) Outcome {
 
 // setMaintenance sets or clears maintenance.
 func (t *txn) setMaintenance(cmd *raftlogv1.SetMaintenance) Outcome {
-	if outcome, denied := t.deniedKey(cmd.GetKey()); denied {
+	if outcome, denied := t.deniedKey(cmd.GetKey(), 0); denied {
 		return outcome
 	}
 	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())

@@ -104,14 +104,18 @@ func (s *State) Member(id string) *registryv1.Member {
 }
 
 // FeatureLevel returns the highest Command.level that all members can apply, voters or not: a command of a higher one must
-// not be proposed. While no member is recorded it is 1.
+// not be proposed. While no member is recorded it is 1. Once there is anything about access it does not fall below
+// [AccessLevel]: a member that does not know of it can follow no more, whatever is proposed.
 func (s *State) FeatureLevel() uint32 {
-	level := uint32(FeatureLevel)
-	if s.members.len() == 0 {
-		return 1
+	level := uint32(1)
+	if s.members.len() > 0 {
+		level = FeatureLevel
 	}
 	for it := s.members.iter(); it.Next(); {
 		level = min(level, max(it.Value().GetFeatureLevel(), 1))
+	}
+	if s.access != nil {
+		level = max(level, AccessLevel)
 	}
 	return level
 }

@@ -414,8 +414,11 @@ func (l *loader) accessRecord(m *raftlogv1.AccessRecord) error {
 // verify compares what was loaded with what the header promised.
 func (l *loader) verify(h *raftlogv1.SnapshotHeader) error {
 	counts := l.st.tableCounts()
-	if tables := len(h.GetTableCounts()); tables != l.st.tablesInUse() || l.st.access != nil && l.st.AccessRevision() == 0 {
+	switch tables, revision := len(h.GetTableCounts()), l.st.AccessRevision(); {
+	case tables != l.st.tablesInUse():
 		return fmt.Errorf("%d tables, not %d", l.st.tablesInUse(), tables)
+	case l.st.access != nil && revision == 0 || revision > l.st.revision:
+		return fmt.Errorf("access revision %d of %d", revision, l.st.revision)
 	}
 	for id := range h.GetTableCounts() {
 		if uint64(counts[id]) != h.GetTableCounts()[id] {
@@ -442,6 +445,10 @@ func (l *loader) verify(h *raftlogv1.SnapshotHeader) error {
 // Rebase returns the content of a snapshot as the next state of a running cluster, for an operator's restore. Instances,
 // sessions, leases and locks are those of the snapshot; cluster id, members, index, term, chain and the remembered
 // outcomes of clients are those of onto. The epoch is new, and neither revisions nor numbers nor the time fall.
+//
+// Policies, tokens and grants come with the sessions that they are about, from the snapshot: tokens that were deleted since
+// are there again. But a snapshot of a time before the first bootstrap leaves those of onto as they are, access control is
+// never switched off, and a number of resets never comes again.
 func Rebase(snapshot, onto *State) *State {
 	next := *snapshot
 	next.index, next.term, next.chain = onto.index, onto.term, onto.chain
@@ -454,5 +461,28 @@ func Rebase(snapshot, onto *State) *State {
 	next.members, next.clients, next.idle = onto.members, onto.clients, onto.idle
 	next.sums[tableMembers] = onto.sums[tableMembers]
 	next.sums[tableClients] = onto.sums[tableClients]
+	next.rebaseAccess(snapshot, onto)
 	return &next
+}
+
+func (s *State) rebaseAccess(snapshot, onto *State) {
+	from := snapshot
+	if from.access == nil || from.Bootstraps() == 0 && onto.Bootstraps() > 0 {
+		from = onto
+	}
+	if s.access = from.access; s.access == nil {
+		return
+	}
+	for id := tablePolicies; id < tableAccess; id++ {
+		s.sums[id] = from.sums[id]
+	}
+	a := *from.access
+	a.owner = nil
+	a.record = accessRecord{
+		enforced:   snapshot.Enforced() || onto.Enforced(),
+		bootstraps: max(snapshot.Bootstraps(), onto.Bootstraps()),
+		revision:   s.revision,
+	}
+	s.access = &a
+	s.sums[tableAccess] = hashRecord(tableAccess, a.record.append(nil))
 }

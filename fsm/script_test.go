@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -38,11 +39,18 @@ var rewrite = flag.Bool("rewrite", false, "write what is into the expectations o
 //	lock acquire|release NS/NAME SESSION  [wait value= token= slots=]
 //	member set|remove ID         [name=]
 //	cluster ID
+//	policy put|delete NAME       [rule=ACTION,ACTION:NS/NAME rule=...]
+//	token create|delete ID       [identity= expires= secret=]
+//	grant put|delete IDENTITY    [policies=A,B]
+//	enforce on|off
+//	bootstrap TOKEN              [resets=]
+//	may CREDENTIAL ACTION NS/NAME
 //	raw HEX                      an encoded command as it is
-//	query instances|services|sessions|leases|locks|members|clients|meta
+//	query instances|services|sessions|leases|locks|members|clients|access|meta
 //	snapshot NAME, restore NAME, rebase NAME
 //
-// Every command of the log may carry request=CLIENT:SEQUENCE:ANSWERED_BELOW:HASH, the last two optional.
+// Every command of the log may carry request=CLIENT:SEQUENCE:ANSWERED_BELOW:HASH, the last two optional, and
+// as=CREDENTIAL; as=cluster is the cluster itself. A command without it is of a version that knows no actors.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil {
@@ -50,7 +58,7 @@ func TestScripts(t *testing.T) {
 	}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".txt")
-		if name == goldenName {
+		if slices.ContainsFunc(goldens(), func(g golden) bool { return g.name == name }) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
@@ -111,6 +119,11 @@ func (s *script) run(line string) {
 		s.term = uint64(s.number(rest))
 	case "query":
 		s.query(rest)
+	case "may":
+		a := parseArgs(rest)
+		on := parseKey(a.word(2))
+		action := registryv1.Action(registryv1.Action_value["ACTION_"+strings.ToUpper(a.word(1))])
+		s.printf("%t", s.st.Allowed(a.word(0), action, on.GetNamespace(), on.GetService()))
 	case "snapshot":
 		s.snapshots[rest] = snapshotOf(s.t, s.st)
 	case "restore":
@@ -156,6 +169,7 @@ type args struct {
 	words   []string
 	options map[string]string
 	checks  []string
+	rules   []string
 }
 
 func parseArgs(line string) args {
@@ -165,6 +179,8 @@ func parseArgs(line string) args {
 		switch {
 		case ok && key == "check":
 			a.checks = append(a.checks, value)
+		case ok && key == "rule":
+			a.rules = append(a.rules, value)
 		case ok:
 			a.options[key] = value
 		case word == "if-absent" || word == "wait" || word == "waiting":
@@ -233,8 +249,13 @@ func (s *script) command(line string) *raftlogv1.Command {
 		c = &raftlogv1.Command{Kind: &raftlogv1.Command_InitCluster{
 			InitCluster: &raftlogv1.InitCluster{ClusterId: a.word(1)},
 		}}
+	case "policy", "token", "grant", "enforce", "bootstrap":
+		c = s.access(a)
 	default:
 		c = s.owner(a)
+	}
+	if who := a.options["as"]; who != "" {
+		c = as(strings.TrimPrefix(who, "cluster"), c)
 	}
 	if request := strings.Split(a.options["request"], ":"); len(request) > 1 {
 		var numbers [3]uint64
@@ -283,6 +304,44 @@ func (s *script) owner(a args) *raftlogv1.Command {
 	default:
 		s.t.Fatalf("unknown command %v", a.words)
 		return nil
+	}
+}
+
+// access reads a command about who may do what.
+func (s *script) access(a args) *raftlogv1.Command {
+	s.t.Helper()
+	switch name := a.word(2); a.word(0) + " " + a.word(1) {
+	case "policy put":
+		c := putPolicy(name)
+		for _, text := range a.rules {
+			actions, on, _ := strings.Cut(text, ":")
+			r := &registryv1.Rule{Namespace: parseKey(on).GetNamespace(), Name: parseKey(on).GetService()}
+			for action := range strings.SplitSeq(actions, ",") {
+				r.Actions = append(r.Actions, registryv1.Action(registryv1.Action_value["ACTION_"+strings.ToUpper(action)]))
+			}
+			c.GetPutPolicy().Policy.Rules = append(c.GetPutPolicy().GetPolicy().GetRules(), r)
+		}
+		return c
+	case "policy delete":
+		return as("", &raftlogv1.Command{Kind: &raftlogv1.Command_DeletePolicy{DeletePolicy: &raftlogv1.DeletePolicy{Name: name}}})
+	case "token create":
+		c := createToken(name, a.options["identity"], int64(a.uint(s, "expires", 0)))
+		if secret := a.options["secret"]; secret != "" {
+			c.GetCreateToken().SecretHash = []byte(secret)
+		}
+		return c
+	case "token delete":
+		return deleteToken(name)
+	case "grant put":
+		return putGrant(name, a.list("policies")...)
+	case "grant delete":
+		return as("", &raftlogv1.Command{Kind: &raftlogv1.Command_DeleteGrant{DeleteGrant: &raftlogv1.DeleteGrant{Identity: name}}})
+	case "enforce on", "enforce off":
+		return as("", &raftlogv1.Command{Kind: &raftlogv1.Command_SetEnforcement{
+			SetEnforcement: &raftlogv1.SetEnforcement{Enforced: a.word(1) == "on"},
+		}})
+	default:
+		return bootstrap(a.word(1), a.uint(s, "resets", 0))
 	}
 }
 
@@ -442,14 +501,15 @@ func (s *script) query(what string) {
 		})
 	case "sessions":
 		st.Sessions("", func(x *fsm.Session) bool {
-			s.printf("%s client %q ttl %d created %d opened %d: %d instances, %d locks",
-				x.ID(), x.ClientName, x.TTLMs, x.CreateRevision, x.OpenedUnixMs, x.Proto(st).GetInstances(), x.Proto(st).GetLocks())
+			s.printf("%s client %q ttl %d created %d opened %d: %d instances, %d locks%s",
+				x.ID(), x.ClientName, x.TTLMs, x.CreateRevision, x.OpenedUnixMs, x.Proto(st).GetInstances(), x.Proto(st).GetLocks(),
+				ownerText(x.Owner))
 			return true
 		})
 	case "leases":
 		st.Leases("", func(x *fsm.Lease) bool {
-			s.printf("%s session %q ttl %d created %d: %d instances",
-				x.ID(), x.SessionID(), x.TTLMs, x.CreateRevision, x.Proto(st).GetInstances())
+			s.printf("%s session %q ttl %d created %d: %d instances%s",
+				x.ID(), x.SessionID(), x.TTLMs, x.CreateRevision, x.Proto(st).GetInstances(), ownerText(x.Owner))
 			return true
 		})
 	case "locks":
@@ -469,6 +529,10 @@ func (s *script) query(what string) {
 		for _, x := range fsm.Clients(st) {
 			s.printf("%s last %d answered below %d remembers %d", x.ID, x.Last, x.AnsweredBelow, x.Sequences)
 		}
+	case "access":
+		for _, line := range accessOf(st) {
+			s.printf("%s", line)
+		}
 	case "meta":
 		s.printf("cluster %q index %d term %d epoch %d revision %d number %d time %d",
 			st.ClusterID(), st.Index(), st.Term(), st.Epoch(), st.Revision(), fsm.LastNumber(st), st.Time())
@@ -476,6 +540,14 @@ func (s *script) query(what string) {
 	default:
 		s.t.Fatalf("unknown query %q", what)
 	}
+}
+
+// ownerText says whose a session or a lease is, if it is anybody's.
+func ownerText(owner string) string {
+	if owner == "" {
+		return ""
+	}
+	return ", of " + owner
 }
 
 // stateText is everything that a state shows.
@@ -488,26 +560,44 @@ func stateText(t failer, st *fsm.State) string {
 		s.out.WriteString(what + "\n")
 		s.query(what)
 	}
+	if st.AccessRevision() > 0 { // Versions that knew nothing of it have written texts, too.
+		s.out.WriteString("access\n")
+		s.query("access")
+	}
 	return s.out.String()
 }
 
-const (
-	goldenName = "v1"
-	goldenLog  = "testdata/" + goldenName + ".log"
-	goldenText = "testdata/" + goldenName + ".txt"
-)
+// golden is the log of a version of the software.
+type golden struct {
+	name  string
+	kinds int // of commands that there were then
+}
 
-// TestGoldenLogReplays holds that the log of version 1 leads to the state that it led to when it was written. The log is
-// never changed: -rewrite makes it only where it is missing.
-func TestGoldenLogReplays(t *testing.T) {
-	if _, err := os.Stat(goldenLog); os.IsNotExist(err) && *rewrite {
-		writeGolden(t)
+func (g golden) log() string  { return "testdata/" + g.name + ".log" }
+func (g golden) text() string { return "testdata/" + g.name + ".txt" }
+
+// goldens are the logs of all versions, the newest last.
+func goldens() []golden { return []golden{{"v1", 16}, {"v2", 24}} }
+
+// TestGoldenLogsReplay holds that the log of each version leads to the state that it led to when it was written. A log is
+// never changed: -rewrite makes the newest only, where it is missing.
+func TestGoldenLogsReplay(t *testing.T) {
+	newest := goldens()[len(goldens())-1]
+	if _, err := os.Stat(newest.log()); os.IsNotExist(err) && *rewrite {
+		writeGolden(t, newest)
 	}
-	log, err := os.ReadFile(goldenLog)
+	for _, g := range goldens() {
+		t.Run(g.name, func(t *testing.T) { replayGolden(t, g) })
+	}
+}
+
+func replayGolden(t *testing.T, g golden) {
+	t.Helper()
+	log, err := os.ReadFile(g.log())
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := os.ReadFile(goldenText)
+	want, err := os.ReadFile(g.text())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -525,8 +615,8 @@ func TestGoldenLogReplays(t *testing.T) {
 	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(stateText(t, s), "\n")); diff != "" {
 		t.Errorf("final state (-want +got):\n%s", diff)
 	}
-	if len(changed) != 16 {
-		t.Errorf("the log has an effective command of %d of 16 kinds: %v", len(changed), changed)
+	if len(changed) != g.kinds {
+		t.Errorf("the log has an effective command of %d of %d kinds: %v", len(changed), g.kinds, changed)
 	}
 	if again := restored(t, snapshotOf(t, s)); stateText(t, again) != string(want) {
 		t.Errorf("a snapshot of the final state is another state")

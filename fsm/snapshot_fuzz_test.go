@@ -14,6 +14,7 @@ import (
 // can be written, read, restored onto a cluster and taken apart like any other, on two replicas alike.
 func FuzzSnapshotRecords(f *testing.F) {
 	f.Add(snapshotOf(f, populated(f)))
+	f.Add(snapshotOf(f, guarded(f)))
 	f.Add(snapshotOf(f, fsm.New()))
 	onto := populated(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -66,14 +67,14 @@ func ends(t *testing.T, s *fsm.State) []*raftlogv1.Command {
 	t.Helper()
 	var commands []*raftlogv1.Command
 	s.Sessions("", func(v *fsm.Session) bool {
-		commands = append(commands, closeSession(v.ID()))
+		commands = append(commands, as("", closeSession(v.ID())))
 		return true
 	})
 	s.Leases("", func(v *fsm.Lease) bool {
 		if v.SessionID() == "" {
-			commands = append(commands, &raftlogv1.Command{Kind: &raftlogv1.Command_RevokeLease{
+			commands = append(commands, as("", &raftlogv1.Command{Kind: &raftlogv1.Command_RevokeLease{
 				RevokeLease: &raftlogv1.RevokeLease{Id: v.ID()},
-			}})
+			}}))
 		}
 		return true
 	})
@@ -87,9 +88,9 @@ func removals(t *testing.T, s *fsm.State) []*raftlogv1.Command {
 	s.Services("", "", func(svc *fsm.Service) bool {
 		svc.Ascend("", func(r *fsm.Record) bool {
 			decodes(t, r)
-			commands = append(commands, deregister(&raftlogv1.Deregister{
+			commands = append(commands, as("", deregister(&raftlogv1.Deregister{
 				Key: &raftlogv1.Key{Namespace: r.Namespace(), Service: r.Service(), Id: r.ID()},
-			}))
+			})))
 			return true
 		})
 		return true

@@ -18,7 +18,7 @@ func (m *Registry) register(r *raftlogv1.Register, incarnation uint64) (bool, *r
 	if r.GetOpenSession() == nil {
 		return m.registerAlone(r, incarnation)
 	}
-	opened, session := m.openSession(r.GetOpenSession())
+	opened, session := m.openAllowed(r.GetOpenSession())
 	if session.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED {
 		return false, session
 	}
@@ -37,6 +37,15 @@ func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64) (boo
 	}
 	if field := wrongField(next); field != "" {
 		return false, fail(raftlogv1.Code_CODE_INVALID, field)
+	}
+	if refused := m.denied(register, next.GetNamespace(), next.GetService()); refused != nil {
+		return false, refused
+	}
+	if refused := m.deniedSession(next.GetSessionId()); refused != nil {
+		return false, refused
+	}
+	if refused := m.deniedLease(next.GetLeaseId()); refused != nil {
+		return false, refused
 	}
 	if refused := m.orphan(next); refused != nil {
 		return false, refused
@@ -206,6 +215,9 @@ func (m *Registry) dropInstances(which func(*registryv1.Instance) bool) {
 }
 
 func (m *Registry) deregister(d *raftlogv1.Deregister) (bool, *raftlogv1.Outcome) {
+	if refused := m.deniedKey(d.GetKey(), d.GetTerm()); refused != nil {
+		return false, refused
+	}
 	switch d.GetCause() {
 	case registryv1.Cause_CAUSE_UNSPECIFIED, registryv1.Cause_CAUSE_DEREGISTERED,
 		registryv1.Cause_CAUSE_SESSION_EXPIRED, registryv1.Cause_CAUSE_SESSION_CLOSED,
@@ -251,6 +263,9 @@ func (m *Registry) find(k *raftlogv1.Key, incarnation uint64) (*registryv1.Insta
 }
 
 func (m *Registry) setCheck(c *raftlogv1.SetCheck) (bool, *raftlogv1.Outcome) {
+	if refused := m.deniedKey(c.GetKey(), c.GetTerm()); refused != nil {
+		return false, refused
+	}
 	if !verdict(c.GetStatus()) {
 		return false, fail(raftlogv1.Code_CODE_INVALID, "status")
 	}
@@ -291,6 +306,9 @@ func shorten(s string) string {
 }
 
 func (m *Registry) setDraining(c *raftlogv1.SetDraining) (bool, *raftlogv1.Outcome) {
+	if refused := m.deniedKey(c.GetKey(), 0); refused != nil {
+		return false, refused
+	}
 	i, refused := m.find(c.GetKey(), c.GetIncarnation())
 	if refused != nil {
 		return false, refused
@@ -304,6 +322,9 @@ func (m *Registry) setDraining(c *raftlogv1.SetDraining) (bool, *raftlogv1.Outco
 }
 
 func (m *Registry) setMaintenance(c *raftlogv1.SetMaintenance) (bool, *raftlogv1.Outcome) {
+	if refused := m.deniedKey(c.GetKey(), 0); refused != nil {
+		return false, refused
+	}
 	i, refused := m.find(c.GetKey(), c.GetIncarnation())
 	if refused != nil {
 		return false, refused

@@ -35,6 +35,10 @@ const (
 	maxStepMs     = 10_000
 	clientTouchMs = 1000
 	maxForgotten  = 128
+	maxPolicies   = 1000
+	maxRules      = 64
+	maxTokens     = 10_000
+	maxGrants     = 10_000
 )
 
 // Key names an instance.
@@ -67,6 +71,8 @@ type Registry struct {
 	Time                                 int64
 	Leaps                                int64 // sum of what single entries moved Time by beyond maxStepMs
 	ClusterID                            string
+	Enforced                             bool
+	Bootstraps, AccessRevision           uint64
 
 	Instances map[Key]*Instance
 	Services  map[Name]uint64 // revision of the last change, for services with instances
@@ -75,6 +81,11 @@ type Registry struct {
 	Locks     map[Name]*raftlogv1.LockRecord
 	Members   map[string]*registryv1.Member
 	Clients   map[string]*Client
+	Policies  map[string]*registryv1.Policy
+	Tokens    map[string]*raftlogv1.TokenRecord
+	Grants    map[string]*registryv1.Grant
+
+	actor actor // of the command under way
 }
 
 // New returns the registry before the first entry.
@@ -88,6 +99,9 @@ func New() *Registry {
 		Locks:     map[Name]*raftlogv1.LockRecord{},
 		Members:   map[string]*registryv1.Member{},
 		Clients:   map[string]*Client{},
+		Policies:  map[string]*registryv1.Policy{},
+		Tokens:    map[string]*raftlogv1.TokenRecord{},
+		Grants:    map[string]*registryv1.Grant{},
 	}
 }
 
@@ -106,6 +120,9 @@ func (m *Registry) Clone() *Registry {
 	c.Leases = cloneMessages(m.Leases)
 	c.Locks = cloneMessages(m.Locks)
 	c.Members = cloneMessages(m.Members)
+	c.Policies = cloneMessages(m.Policies)
+	c.Tokens = cloneMessages(m.Tokens)
+	c.Grants = cloneMessages(m.Grants)
 	c.Clients = map[string]*Client{}
 	for k, v := range m.Clients {
 		c.Clients[k] = &Client{Last: v.Last, AnsweredBelow: v.AnsweredBelow, Outcomes: cloneMessages(v.Outcomes)}
@@ -149,12 +166,18 @@ func done() *raftlogv1.Outcome { return &raftlogv1.Outcome{} }
 // command applies a command, once if it carries a request.
 func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 	req := cmd.GetRequest()
-	if req == nil {
-		return m.execute(cmd)
-	}
 	refused := func(o *raftlogv1.Outcome) *raftlogv1.Outcome {
 		o.Revision = m.Revision
 		return o
+	}
+	if cmd.GetLevel() < 2 && cmd.GetActor() != "" {
+		return refused(fail(raftlogv1.Code_CODE_INVALID, "command"))
+	}
+	if nobody := m.act(cmd); nobody != nil && (req == nil || req.GetSequence() > 0) {
+		return refused(nobody)
+	}
+	if req == nil {
+		return m.execute(cmd)
 	}
 	if req.GetClientId() == "" || len(req.GetClientId()) > 64 || req.GetSequence() == 0 {
 		return refused(fail(raftlogv1.Code_CODE_INVALID, "command"))
@@ -231,6 +254,13 @@ func (m *Registry) execute(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 
 //nolint:gocyclo // A table of the kinds.
 func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raftlogv1.Outcome) {
+	switch cmd.GetKind().(type) {
+	case *raftlogv1.Command_Expire, *raftlogv1.Command_SetMember, *raftlogv1.Command_RemoveMember,
+		*raftlogv1.Command_InitCluster:
+		if refused := m.deniedCluster(operate, "operate"); refused != nil {
+			return false, refused
+		}
+	}
 	switch kind := cmd.GetKind().(type) {
 	case *raftlogv1.Command_Register:
 		return m.register(kind.Register, 0)
@@ -245,10 +275,16 @@ func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raft
 	case *raftlogv1.Command_OpenSession:
 		return m.openSession(kind.OpenSession)
 	case *raftlogv1.Command_CloseSession:
+		if refused := m.deniedSession(kind.CloseSession.GetId()); refused != nil {
+			return false, refused
+		}
 		return m.end([]string{kind.CloseSession.GetId()}, nil), done()
 	case *raftlogv1.Command_GrantLease:
 		return m.grantLease(kind.GrantLease)
 	case *raftlogv1.Command_RevokeLease:
+		if refused := m.deniedLease(kind.RevokeLease.GetId()); refused != nil {
+			return false, refused
+		}
 		return m.end(nil, []string{kind.RevokeLease.GetId()}), done()
 	case *raftlogv1.Command_Expire:
 		if kind.Expire.GetTerm() != m.Term {
@@ -270,7 +306,7 @@ func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raft
 	case *raftlogv1.Command_Batch:
 		return m.batch(kind.Batch)
 	default:
-		return false, fail(raftlogv1.Code_CODE_INVALID, "command")
+		return m.dispatchAccess(cmd)
 	}
 }
 
@@ -368,7 +404,7 @@ func (m *Registry) Session(id string) *registryv1.Session {
 	}
 	out := &registryv1.Session{
 		Id: id, ClientName: s.GetClientName(), Ttl: duration(s.GetTtlMs()),
-		CreateRevision: s.GetCreateRevision(), OpenedUnixMs: s.GetOpenedUnixMs(),
+		CreateRevision: s.GetCreateRevision(), OpenedUnixMs: s.GetOpenedUnixMs(), Owner: s.GetOwner(),
 	}
 	for _, i := range m.Instances {
 		if i.Message.GetSessionId() == id {
@@ -391,6 +427,7 @@ func (m *Registry) Lease(id string) *registryv1.Lease {
 	}
 	out := &registryv1.Lease{
 		Id: id, Ttl: duration(l.GetTtlMs()), SessionId: l.GetSessionId(), CreateRevision: l.GetCreateRevision(),
+		Owner: l.GetOwner(),
 	}
 	for _, i := range m.Instances {
 		if i.Message.GetLeaseId() == id {

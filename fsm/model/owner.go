@@ -8,6 +8,14 @@ import (
 )
 
 func (m *Registry) openSession(c *raftlogv1.OpenSession) (bool, *raftlogv1.Outcome) {
+	if refused := m.deniedOwning(); refused != nil {
+		return false, refused
+	}
+	return m.openAllowed(c)
+}
+
+// openAllowed opens a session for whom may have one.
+func (m *Registry) openAllowed(c *raftlogv1.OpenSession) (bool, *raftlogv1.Outcome) {
 	switch {
 	case !name(c.GetId()):
 		return false, fail(raftlogv1.Code_CODE_INVALID, "id")
@@ -15,6 +23,9 @@ func (m *Registry) openSession(c *raftlogv1.OpenSession) (bool, *raftlogv1.Outco
 		return false, fail(raftlogv1.Code_CODE_INVALID, "client_name")
 	case c.GetTtlMs() == 0:
 		return false, fail(raftlogv1.Code_CODE_INVALID, "ttl_ms")
+	}
+	if refused := m.deniedSession(c.GetId()); refused != nil {
+		return false, refused
 	}
 	if old := m.Sessions[c.GetId()]; old != nil {
 		if old.GetClientName() == c.GetClientName() && old.GetTtlMs() == c.GetTtlMs() {
@@ -24,12 +35,15 @@ func (m *Registry) openSession(c *raftlogv1.OpenSession) (bool, *raftlogv1.Outco
 	}
 	m.Sessions[c.GetId()] = &raftlogv1.SessionRecord{
 		Id: c.GetId(), ClientName: c.GetClientName(), TtlMs: c.GetTtlMs(),
-		CreateRevision: m.Revision, OpenedUnixMs: m.Time,
+		CreateRevision: m.Revision, OpenedUnixMs: m.Time, Owner: m.actor.identity,
 	}
 	return true, &raftlogv1.Outcome{Id: c.GetId()}
 }
 
 func (m *Registry) grantLease(c *raftlogv1.GrantLease) (bool, *raftlogv1.Outcome) {
+	if refused := m.deniedOwning(); refused != nil {
+		return false, refused
+	}
 	switch {
 	case !name(c.GetId()):
 		return false, fail(raftlogv1.Code_CODE_INVALID, "id")
@@ -37,6 +51,12 @@ func (m *Registry) grantLease(c *raftlogv1.GrantLease) (bool, *raftlogv1.Outcome
 		return false, fail(raftlogv1.Code_CODE_INVALID, "ttl_ms")
 	case c.GetSessionId() != "" && m.Sessions[c.GetSessionId()] == nil:
 		return false, fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, c.GetSessionId())
+	}
+	if refused := m.deniedSession(c.GetSessionId()); refused != nil {
+		return false, refused
+	}
+	if refused := m.deniedLease(c.GetId()); refused != nil {
+		return false, refused
 	}
 	if old := m.Leases[c.GetId()]; old != nil {
 		if old.GetSessionId() == c.GetSessionId() && old.GetTtlMs() == c.GetTtlMs() {
@@ -46,11 +66,15 @@ func (m *Registry) grantLease(c *raftlogv1.GrantLease) (bool, *raftlogv1.Outcome
 	}
 	m.Leases[c.GetId()] = &raftlogv1.LeaseRecord{
 		Id: c.GetId(), TtlMs: c.GetTtlMs(), SessionId: c.GetSessionId(), CreateRevision: m.Revision,
+		Owner: m.actor.identity,
 	}
 	return true, &raftlogv1.Outcome{Id: c.GetId()}
 }
 
 func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) {
+	if refused := m.denied(useLock, c.GetNamespace(), c.GetName()); refused != nil {
+		return false, refused
+	}
 	switch {
 	case !name(c.GetNamespace()):
 		return false, fail(raftlogv1.Code_CODE_INVALID, "namespace")
@@ -62,6 +86,9 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 		return false, fail(raftlogv1.Code_CODE_INVALID, "slots")
 	case m.Sessions[c.GetSessionId()] == nil:
 		return false, fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, c.GetSessionId())
+	}
+	if refused := m.deniedSession(c.GetSessionId()); refused != nil {
+		return false, refused
 	}
 	n := Name{c.GetNamespace(), c.GetName()}
 	slots := c.GetSlots()
@@ -101,6 +128,12 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 }
 
 func (m *Registry) release(c *raftlogv1.ReleaseLock) (bool, *raftlogv1.Outcome) {
+	if refused := m.denied(useLock, c.GetNamespace(), c.GetName()); refused != nil {
+		return false, refused
+	}
+	if refused := m.deniedSession(c.GetSessionId()); refused != nil {
+		return false, refused
+	}
 	n := Name{c.GetNamespace(), c.GetName()}
 	lock := m.Locks[n]
 	if lock == nil {
