@@ -48,14 +48,29 @@ func decodeGolden(tb testing.TB, b []byte) []fsm.Entry {
 	return entries
 }
 
-// writeGolden makes a log out of a long random history, and the text of the state that it leads to.
+// writeGolden makes a log out of a long random history in which each kind of command has an effect and that ends with
+// access control on, and the text of the state that it leads to.
 func writeGolden(t *testing.T, g golden) {
 	t.Helper()
-	log := rapid.Custom(func(t *rapid.T) []fsm.Entry {
-		entries, _ := historyOf(t, 700)
+	histories := rapid.Custom(func(t *rapid.T) []fsm.Entry {
+		entries, _ := historyOf(t, 1000)
 		return entries
-	}).Example(1)
-	text := stateText(t, replay(t, fsm.New(), log))
+	})
+	var log []fsm.Entry
+	var s *fsm.State
+	for seed, changed := 0, map[string]int{}; len(changed) < g.kinds || !s.Enforced() || s.Policy("p1") == nil; seed++ {
+		log, s = histories.Example(seed), fsm.New()
+		clear(changed)
+		for _, e := range log {
+			next, result, err := s.Apply(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			countKinds(t, e, result, changed)
+			s = next
+		}
+	}
+	text := stateText(t, s)
 	if err := os.WriteFile(g.log(), encodeGolden(log), 0o644); err != nil {
 		t.Fatal(err)
 	}

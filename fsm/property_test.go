@@ -73,7 +73,7 @@ func (g *generator) fence() uint64 {
 	switch {
 	case g.chance(40):
 		return 0
-	case n < 105:
+	case g.chance(70):
 		return g.term
 	default:
 		return g.term - 1
@@ -237,7 +237,7 @@ func (g *generator) command() *raftlogv1.Command {
 		c = g.lock()
 	case n < 95:
 		c = g.admin()
-	case g.chance(70):
+	case n < 105:
 		c = g.access()
 	default:
 		b := &raftlogv1.Batch{}
