@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -29,6 +30,9 @@ func CertificateCredential(name string) string { return certificatePrefix + name
 
 // validCredential accepts what may be the actor of a command.
 func validCredential(credential string) bool {
+	if !utf8.ValidString(credential) {
+		return false
+	}
 	if name, ok := strings.CutPrefix(credential, tokenPrefix); ok {
 		return validName(name)
 	}
@@ -142,16 +146,16 @@ func (a *access) mayUse(identity, owner string) bool {
 }
 
 // allows reports whether an identity has any of the actions for these names.
-func (a *access) allows(identity string, any actions, namespace, name string) bool {
+func (a *access) allows(identity string, either actions, namespace, name string) bool {
 	g, _ := a.grants.get(identity)
 	for _, policy := range g.GetPolicies() {
 		if everywhere, ok := builtIn(policy); ok {
-			if everywhere&any != 0 {
+			if everywhere&either != 0 {
 				return true
 			}
 			continue
 		}
-		if p, ok := a.policies.get(policy); ok && p.allows(any, namespace, name) {
+		if p, ok := a.policies.get(policy); ok && p.allows(either, namespace, name) {
 			return true
 		}
 	}
@@ -159,16 +163,16 @@ func (a *access) allows(identity string, any actions, namespace, name string) bo
 }
 
 // allowsSomewhere reports whether an identity has any of the actions for any names.
-func (a *access) allowsSomewhere(identity string, any actions) bool {
+func (a *access) allowsSomewhere(identity string, either actions) bool {
 	g, _ := a.grants.get(identity)
 	for _, policy := range g.GetPolicies() {
 		if everywhere, ok := builtIn(policy); ok {
-			if everywhere&any != 0 {
+			if everywhere&either != 0 {
 				return true
 			}
 			continue
 		}
-		if p, ok := a.policies.get(policy); ok && p.actions&any != 0 {
+		if p, ok := a.policies.get(policy); ok && p.actions&either != 0 {
 			return true
 		}
 	}

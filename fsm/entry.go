@@ -2,7 +2,6 @@ package fsm
 
 import (
 	"fmt"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -135,6 +134,8 @@ type request struct {
 
 // decode reads an encoded command and reports whether it is well-formed. Fields that it does not know are taken for a
 // kind of a later version. The request, if there is one, is put into req.
+//
+//nolint:gocyclo // A table of the fields.
 func (c *command) decode(b []byte, req *request) bool {
 	*c = command{}
 	for len(b) > 0 {
@@ -156,10 +157,7 @@ func (c *command) decode(b []byte, req *request) bool {
 				return false
 			}
 			c.request = req
-		case f.number == 4 && f.kind == protowire.BytesType:
-			if !validCredential(string(f.bytes)) || !utf8.Valid(f.bytes) {
-				return false
-			}
+		case f.number == 4 && f.kind == protowire.BytesType && validCredential(string(f.bytes)):
 			c.actor = f.bytes
 		default:
 			return false

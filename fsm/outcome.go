@@ -129,6 +129,8 @@ func (e *Error) Error() string {
 }
 
 // Unwrap returns the sentinel of the code.
+//
+//nolint:gocyclo // A table of the codes.
 func (e *Error) Unwrap() error {
 	switch e.Code {
 	case raftlogv1.Code_CODE_NOT_FOUND:

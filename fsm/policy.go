@@ -36,17 +36,17 @@ const (
 
 // allowing returns the actions each of which allows the given one: itself, and what implies it.
 func allowing(action registryv1.Action) actions {
-	any := bit(action)
+	either := bit(action)
 	switch action {
 	case registryv1.Action_ACTION_DISCOVER:
-		any |= bit(registryv1.Action_ACTION_REGISTER)
+		either |= bit(registryv1.Action_ACTION_REGISTER)
 	case registryv1.Action_ACTION_SEE_LOCK:
-		any |= bit(registryv1.Action_ACTION_LOCK)
+		either |= bit(registryv1.Action_ACTION_LOCK)
 	case registryv1.Action_ACTION_OBSERVE:
-		any |= bit(registryv1.Action_ACTION_OPERATE)
+		either |= bit(registryv1.Action_ACTION_OPERATE)
 	default:
 	}
-	return any
+	return either
 }
 
 // actionName names an action for people: "register".
@@ -148,16 +148,16 @@ func validPattern(text string) bool {
 }
 
 // allows reports whether the policy has any of the actions for these names.
-func (p *policy) allows(any actions, namespace, name string) bool {
-	if any&clusterWide != 0 {
-		return p.actions&any != 0
+func (p *policy) allows(either actions, namespace, name string) bool {
+	if either&clusterWide != 0 {
+		return p.actions&either != 0
 	}
-	if p.actions&any == 0 {
+	if p.actions&either == 0 {
 		return false
 	}
 	for i := range p.rules {
 		r := &p.rules[i]
-		if r.actions&any != 0 && r.namespace.matches(namespace) && r.name.matches(name) {
+		if r.actions&either != 0 && r.namespace.matches(namespace) && r.name.matches(name) {
 			return true
 		}
 	}

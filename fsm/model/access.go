@@ -186,6 +186,8 @@ func (m *Registry) deniedLease(id string) *raftlogv1.Outcome {
 }
 
 // dispatchAccess applies a command about who may do what.
+//
+//nolint:gocyclo // A table of the kinds.
 func (m *Registry) dispatchAccess(cmd *raftlogv1.Command) (changed bool, outcome *raftlogv1.Outcome) {
 	if cmd.GetBootstrapAccess() == nil {
 		if refused := m.deniedCluster(administer, "administer"); refused != nil {

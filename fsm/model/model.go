@@ -170,17 +170,14 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 		o.Revision = m.Revision
 		return o
 	}
-	if cmd.GetLevel() < 2 && cmd.GetActor() != "" {
+	if malformed(cmd) {
 		return refused(fail(raftlogv1.Code_CODE_INVALID, "command"))
 	}
-	if nobody := m.act(cmd); nobody != nil && (req == nil || req.GetSequence() > 0) {
+	if nobody := m.act(cmd); nobody != nil {
 		return refused(nobody)
 	}
 	if req == nil {
 		return m.execute(cmd)
-	}
-	if req.GetClientId() == "" || len(req.GetClientId()) > 64 || req.GetSequence() == 0 {
-		return refused(fail(raftlogv1.Code_CODE_INVALID, "command"))
 	}
 	client := m.Clients[req.GetClientId()]
 	if client == nil {
@@ -215,6 +212,13 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 		}
 	}
 	return outcome
+}
+
+// malformed tells of a command that is none: its actor needs a level, its request a client and a number.
+func malformed(cmd *raftlogv1.Command) bool {
+	req := cmd.GetRequest()
+	return cmd.GetLevel() < 2 && cmd.GetActor() != "" ||
+		req != nil && (req.GetClientId() == "" || len(req.GetClientId()) > 64 || req.GetSequence() == 0)
 }
 
 func (m *Registry) touch(c *Client) {

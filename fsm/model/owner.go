@@ -84,10 +84,8 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 		return false, fail(raftlogv1.Code_CODE_INVALID, "value")
 	case c.GetSlots() > maxSlots:
 		return false, fail(raftlogv1.Code_CODE_INVALID, "slots")
-	case m.Sessions[c.GetSessionId()] == nil:
-		return false, fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, c.GetSessionId())
 	}
-	if refused := m.deniedSession(c.GetSessionId()); refused != nil {
+	if refused := m.noSession(c.GetSessionId()); refused != nil {
 		return false, refused
 	}
 	n := Name{c.GetNamespace(), c.GetName()}
@@ -125,6 +123,14 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 	}
 	lock.Waiters = append(lock.Waiters, &raftlogv1.LockWaiter{SessionId: c.GetSessionId(), Value: c.GetValue()})
 	return true, done()
+}
+
+// noSession refuses what needs a session that is not there, or is another's.
+func (m *Registry) noSession(id string) *raftlogv1.Outcome {
+	if m.Sessions[id] == nil {
+		return fail(raftlogv1.Code_CODE_SESSION_NOT_FOUND, id)
+	}
+	return m.deniedSession(id)
 }
 
 func (m *Registry) release(c *raftlogv1.ReleaseLock) (bool, *raftlogv1.Outcome) {
