@@ -125,7 +125,7 @@ func (b *Balancer) judge(t *track, round uint32, o Outcome, now int64) {
 		return
 	}
 	switch o {
-	case Failure:
+	case Failure, Unreachable:
 		t.openUntil = now + int64(b.cfg.breaker.OpenTime)
 		t.gate.Or(gateOpen)
 		t.gate.And(^uint32(gateTrial))

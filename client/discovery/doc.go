@@ -25,6 +25,13 @@
 // one takes its place. It tells where it comes from (Source), when the registry last confirmed that nothing is missing
 // (Age), and how old the registry's own state could be then (Staleness).
 //
+// The first view holds every change that the registry had acknowledged before the service was first asked for, also if the
+// node that serves it lags. Without a leader who could vouch for that, it is what a node has after some seconds. That there is
+// no such service is not concluded from such a list: who asks waits until it is sure, or its context ends.
+//
+// Ages go by the monotonic clock: setting the wall clock changes none. A process that was paused, for a second and a half or
+// more, knows that its views are as old as that; shorter pauses may be missing in the age.
+//
 // # When the registry can't be reached
 //
 // The last view is served on, with Source SourceCached and an age that grows. By default that has no end: that the registry
@@ -44,7 +51,7 @@
 //
 // # Errors
 //
-// ErrNoSuchService: the registry knows no such service, and had none since this Discovery first asked. ErrNoneHealthy:
+// ErrNoSuchService: the registry provably knows no such service, and had none since this Discovery first asked. ErrNoneHealthy:
 // there are instances or were, but none that can serve. ErrStale: as above. ErrTooManyServices: see WithMaxServices.
 // Others say why there is no view yet: that of the context together with why no node answered, or what the registry
 // refused the watch for. A refused watch is asked for again, from time to time.

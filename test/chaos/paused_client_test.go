@@ -32,9 +32,9 @@ const (
 	// shortTTL is the shortest of a session.
 	shortTTL = 2 * time.Second
 	// wokenAfter is how long a process has to have done nothing to say that it was paused.
-	wokenAfter = time.Second
+	wokenAfter = 3 * hungAfter
 	// lookedWithin is how long before a pause the consumer has looked, and may have been told something since.
-	lookedWithin = 200 * time.Millisecond
+	lookedWithin = 3 * hungAfter / 2
 	// hungAfter is when a consumer tries another instance: one that is paused takes requests, and never answers.
 	hungAfter = 500 * time.Millisecond
 )
@@ -97,7 +97,7 @@ func playConsumer(ctx context.Context, c *client.Client) error {
 		return err
 	}
 	fmt.Println("calls", payment)
-	for looked := time.Now(); ctx.Err() == nil; looked = time.Now() {
+	for looked := time.Now(); ctx.Err() == nil; {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
@@ -107,9 +107,11 @@ func playConsumer(ctx context.Context, c *client.Client) error {
 		if err != nil {
 			return err
 		}
-		if gap, age := time.Since(looked), v.Age(); gap > wokenAfter {
+		now := time.Now()
+		if gap, age := now.Sub(looked), now.Sub(v.SyncedAt); gap > wokenAfter {
 			fmt.Println("woke", gap.Milliseconds(), age.Milliseconds(), ids(v))
 		}
+		looked = now
 		if err := calls.one(ctx); err != nil && ctx.Err() == nil {
 			fmt.Println("failed", err)
 		}
@@ -262,8 +264,8 @@ func TestProcessesThatWerePaused(t *testing.T) {
 	t.Cleanup(s.Close)
 	lists := func(want string) func(context.Context) bool {
 		return func(ctx context.Context) bool {
-			v, err := s.View(ctx)
-			return err == nil && ids(v) == want
+			v, failed := s.View(ctx)
+			return failed == nil && ids(v) == want
 		}
 	}
 	c.Wait("all to be registered", 20*time.Second, lists("going,paused,steady"))
@@ -281,8 +283,8 @@ func TestProcessesThatWerePaused(t *testing.T) {
 	for range 4 {
 		calling.Go(func() {
 			for ctx.Err() == nil {
-				if err := calls.one(ctx); err != nil && ctx.Err() == nil {
-					t.Errorf("a call failed: %v", err)
+				if failed := calls.one(ctx); failed != nil && ctx.Err() == nil {
+					t.Errorf("a call failed: %v", failed)
 				}
 				sent.Add(1)
 				<-time.After(10 * time.Millisecond)
@@ -300,7 +302,7 @@ func TestProcessesThatWerePaused(t *testing.T) {
 		a.signal(syscall.SIGSTOP)
 	}
 	stopped := time.Now()
-	if err := going.Deregister(t.Context()); err != nil { // The consumer does not hear of it.
+	if err = going.Deregister(t.Context()); err != nil { // The consumer does not hear of it.
 		t.Fatal(err)
 	}
 	c.Wait("the paused instance to leave", 20*time.Second, lists("steady"))
