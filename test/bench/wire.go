@@ -22,8 +22,8 @@ import (
 )
 
 // wire is a connection for calls of one unary method of a gRPC server. A load shares the machine with the servers that it
-// measures, and what it takes they lack: so a call costs it no goroutine, no timer and no memory, its header is encoded
-// once, many frames go out in one write, and a refusal that was told before is not decoded again. Answers are not
+// measures, and what it takes they lack: so a call costs it no goroutine, no timer and hardly any memory, its header is
+// encoded once, many frames go out in one write, and a refusal that was told before is not decoded again. Answers are not
 // decoded at all: only how a call went counts. Its methods are safe for concurrent use.
 type wire struct {
 	conn  net.Conn
@@ -173,11 +173,12 @@ func (w *wire) take(frame http2.Frame) error {
 	switch f := frame.(type) {
 	case *http2.HeadersFrame:
 		w.trailers = trailers{}
-		if _, err := w.hpack.Write(f.HeaderBlockFragment()); err != nil || !f.HeadersEnded() {
-			return fmt.Errorf("a header of %d bytes: ended %v: %w", f.Length, f.HeadersEnded(), err)
+		if !f.HeadersEnded() {
+			return fmt.Errorf("the header of stream %d takes more than one frame", f.StreamID)
 		}
-		if err := w.hpack.Close(); err != nil {
-			return err
+		_, err := w.hpack.Write(f.HeaderBlockFragment())
+		if err = errors.Join(err, w.hpack.Close()); err != nil {
+			return fmt.Errorf("the header of stream %d: %w", f.StreamID, err)
 		}
 		if f.StreamEnded() {
 			w.end(f.StreamID, w.outcome())
