@@ -63,6 +63,10 @@ var (
 	ErrInternal          = errors.New("internal error")
 	ErrStarting          = errors.New("node is starting")
 	ErrSlotsMismatch     = errors.New("lock has another number of slots")
+	ErrUnauthenticated   = errors.New("unknown token")
+	ErrPermissionDenied  = errors.New("permission denied")
+	ErrBootstrapped      = errors.New("access control was bootstrapped before")
+	ErrFeatureLevel      = errors.New("a member of the cluster is too old for that")
 )
 
 // verdict says what to do after a failed attempt.
@@ -118,6 +122,10 @@ func reasonTable() []reasonRow {
 		{apiv1.Reason_REASON_LIMIT_REACHED, ErrLimitReached, giveUp, false},
 		{apiv1.Reason_REASON_INTERNAL, ErrInternal, giveUp, false},
 		{apiv1.Reason_REASON_STARTING, ErrStarting, elsewhere, true},
+		{apiv1.Reason_REASON_UNAUTHENTICATED, ErrUnauthenticated, giveUp, false},
+		{apiv1.Reason_REASON_PERMISSION_DENIED, ErrPermissionDenied, giveUp, false},
+		{apiv1.Reason_REASON_BOOTSTRAPPED, ErrBootstrapped, giveUp, false},
+		{apiv1.Reason_REASON_FEATURE_LEVEL, ErrFeatureLevel, giveUp, false},
 		{apiv1.Reason_REASON_SLOTS_MISMATCH, ErrSlotsMismatch, giveUp, false},
 	}
 }

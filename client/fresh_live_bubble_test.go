@@ -12,6 +12,7 @@ import (
 
 	"github.com/regd-io/regd/client"
 	"github.com/regd-io/regd/client/discovery"
+	"github.com/regd-io/regd/client/internal/livetest"
 )
 
 // discover makes a Discovery of a client, closed with the test, and a handle on a service.
@@ -40,13 +41,13 @@ func listed(v *discovery.View) string {
 }
 
 // onlyAt makes a client of one node.
-func (l *liveCluster) onlyAt(node string) *client.Client {
-	l.t.Helper()
-	c, err := client.New([]string{node + ":7400"}, client.WithDialOptions(grpc.WithContextDialer((&link{l: l}).dial)))
+func onlyAt(t *testing.T, l *livetest.Cluster, node string) *client.Client {
+	t.Helper()
+	c, err := client.New([]string{node + ":7400"}, client.WithDialOptions(grpc.WithContextDialer(l.Link().Dial)))
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	l.t.Cleanup(func() { _ = c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -54,22 +55,22 @@ func (l *liveCluster) onlyAt(node string) *client.Client {
 // only that node is not told of a state before what was acknowledged when it first asked.
 func TestLiveFreshClientSeesWhatWasAcknowledged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
+		l := livetest.New(t, 3)
 		slow, leader := l.Follower().Info().Name, l.Leader().Info().Name
 		l.Net.Delay(leader, slow, 100*time.Millisecond)
-		owner := l.onlyAt(leader)
+		owner := onlyAt(t, l, leader)
 		register(t, owner, "a")
 		for id := range 2 { // Of a service that is known, and of one that is not.
 			want := []string{"a", "a b"}[id]
 			if id == 1 {
 				register(t, owner, "b")
 			}
-			w := watch(t, l.onlyAt(slow)) // That is another question: it is answered with what the node has.
+			w := watch(t, onlyAt(t, l, slow)) // That is another question: it is answered with what the node has.
 			change, err := w.Next(t.Context())
 			if err != nil || change.Revision >= l.Node(leader).Feed().State().Revision() {
 				t.Errorf("%+v, %v: the node does not lag, which proves nothing", change, err)
 			}
-			v, err := discover(t, l.onlyAt(slow), "web").View(t.Context())
+			v, err := discover(t, onlyAt(t, l, slow), "web").View(t.Context())
 			if err != nil || listed(v) != want {
 				t.Errorf("got %v, %v: want %s", v, err, want)
 			}
@@ -81,7 +82,7 @@ func TestLiveFreshClientSeesWhatWasAcknowledged(t *testing.T) {
 		if _, err := owner.Register(t.Context(), other); err != nil {
 			t.Fatal(err)
 		}
-		c := l.onlyAt(slow)
+		c := onlyAt(t, l, slow)
 		began := time.Now()
 		if v, err := discover(t, c, "web").View(t.Context()); err != nil || listed(v) != "a b" || time.Since(began) > 10*time.Second {
 			t.Errorf("got %v, %v after %v: want what the node has, soon", v, err, time.Since(began))

@@ -39,6 +39,8 @@ type config struct {
 	namespace      string
 	log            *slog.Logger
 	credentials    credentials.TransportCredentials
+	token          func() (string, error) // nil: none
+	plaintextToken bool
 	dialOptions    []grpc.DialOption
 	sessionTTL     time.Duration
 	requestTimeout time.Duration
@@ -75,6 +77,12 @@ func newConfig(endpoints []string, opts []Option) (config, error) {
 		if err := opt(&cfg); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	shown, err := cfg.callCredentials()
+	if err != nil {
+		errs = append(errs, err)
+	} else if shown != nil {
+		cfg.dialOptions = append([]grpc.DialOption{grpc.WithPerRPCCredentials(shown)}, cfg.dialOptions...)
 	}
 	return cfg, errors.Join(errs...)
 }

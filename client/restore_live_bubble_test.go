@@ -12,6 +12,7 @@ import (
 	"github.com/regd-io/regd/client"
 	"github.com/regd-io/regd/client/discovery"
 	"github.com/regd-io/regd/client/election"
+	"github.com/regd-io/regd/client/internal/livetest"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
@@ -68,14 +69,14 @@ func (s *seen) check(t *testing.T) (lists map[string]bool) {
 // itself, and what does not goes; nobody goes on leading who was elected meanwhile, and who resigned meanwhile blocks nobody.
 func TestLiveRestoreOfAnOlderSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLiveCluster(t, 3)
-		operator, _ := l.client()
-		owner, _ := l.client()
-		dying, _ := l.client()
+		l := livetest.New(t, 3)
+		operator, _ := l.Client()
+		owner, _ := l.Client()
+		dying, _ := l.Client()
 		kept, left := register(t, owner, "kept"), register(t, owner, "left")
 		dead := register(t, dying, "dead")
 		elections := func() (*client.Client, *election.Election) {
-			c, _ := l.client()
+			c, _ := l.Client()
 			return c, election.New(c, "billing")
 		}
 		_, first := elections()
@@ -83,7 +84,7 @@ func TestLiveRestoreOfAnOlderSnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		consumer, _ := l.client()
+		consumer, _ := l.Client()
 		s := discover(t, consumer, "web")
 		views := record(t, s)
 		var snapshot bytes.Buffer

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -36,7 +37,7 @@ func WithTLSFiles(files TLSFiles) Option {
 
 // load reads the files.
 func (f TLSFiles) load() (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: f.ServerName}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13}
 	if (f.Cert == "") != (f.Key == "") {
 		return nil, errors.New("a certificate and its key belong together: one of the files is missing")
 	}
@@ -73,7 +74,8 @@ func (f fileCredentials) ClientHandshake(
 	if err != nil {
 		return nil, nil, err
 	}
-	return credentials.NewTLS(cfg).ClientHandshake(ctx, authority, raw)
+	// What the certificate must be for is taken from the authority, not from the configuration.
+	return credentials.NewTLS(cfg).ClientHandshake(ctx, cmp.Or(f.files.ServerName, authority), raw)
 }
 
 // ServerHandshake implements credentials.TransportCredentials.

@@ -14,8 +14,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/regd-io/regd/certs/certstest"
 	"github.com/regd-io/regd/client"
+	"github.com/regd-io/regd/cluster/certs/certstest"
 )
 
 func TestTLSFilesAreReadForEachConnection(t *testing.T) {

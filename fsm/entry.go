@@ -134,8 +134,6 @@ type request struct {
 
 // decode reads an encoded command and reports whether it is well-formed. Fields that it does not know are taken for a
 // kind of a later version. The request, if there is one, is put into req.
-//
-//nolint:gocyclo // A table of the fields.
 func (c *command) decode(b []byte, req *request) bool {
 	*c = command{}
 	for len(b) > 0 {

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/zeebo/xxh3"
+
 	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/fsm"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
@@ -14,7 +16,7 @@ import (
 
 // core is what all services of one server share.
 type core struct {
-	node      Node
+	guard
 	log       *slog.Logger
 	admission *admission
 	// lockWaiters bounds the Acquire calls that wait: one token each.
@@ -36,8 +38,16 @@ type core struct {
 	tasks sync.WaitGroup
 }
 
-// propose applies a command; a refusal by the state machine is an error.
+// propose applies a command on behalf of the caller; a refusal by the state machine is an error.
+//
+// What is remembered for retries is the caller's own: under another identity the same request id is another request.
 func (c *core) propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error) {
+	if st := c.node.Feed().State(); st.FeatureLevel() >= fsm.AccessLevel {
+		cmd.Level, cmd.Actor = fsm.AccessLevel, credentialOf(ctx)
+		if identity, _ := st.Identity(cmd.GetActor()); cmd.GetRequest() != nil && identity != fsm.Anonymous {
+			cmd.Request.BodyHash ^= xxh3.HashString(identity)
+		}
+	}
 	out, err := c.node.Propose(ctx, cmd)
 	if err != nil {
 		return fsm.Outcome{}, err

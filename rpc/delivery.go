@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -164,6 +165,13 @@ func (x *deliveries) remove(w *watchStream) {
 		d.settle(w, &d.gone)
 	}
 	w.marks = marks{}
+}
+
+// all returns all streams.
+func (x *deliveries) all() []*watchStream {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Collect(maps.Values(x.streams))
 }
 
 // begin has all streams that hear of the service tell what they have. The feed has handed it to them.

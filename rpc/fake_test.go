@@ -101,6 +101,9 @@ func (n *fakeNode) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Out
 	if err := ctx.Err(); err != nil {
 		return fsm.Outcome{}, err
 	}
+	if level := n.feed.State().FeatureLevel(); cmd.GetLevel() > level {
+		return fsm.Outcome{}, fmt.Errorf("%w: level %d", cluster.ErrFeatureLevel, level)
+	}
 	return n.apply(cmd)
 }
 
@@ -126,6 +129,9 @@ func (n *fakeNode) apply(cmd *raftlogv1.Command) (fsm.Outcome, error) {
 // mustApply applies a command that is not refused.
 func (n *fakeNode) mustApply(tb testing.TB, cmd *raftlogv1.Command) fsm.Outcome {
 	tb.Helper()
+	if n.feed.State().FeatureLevel() >= fsm.AccessLevel {
+		cmd.Level = fsm.AccessLevel // Else it would count as that of a node which does not know of access control.
+	}
 	out, err := n.apply(cmd)
 	if err = errors.Join(err, out.Err()); err != nil {
 		tb.Fatalf("apply %v: %v", cmd, err)

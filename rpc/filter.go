@@ -14,6 +14,8 @@ type filter struct {
 	namespace  string      // allNamespaces for all
 	service    string      // empty for all
 	conditions *conditions // nil for none, as most have it
+	// visible says which services the caller may see, where the filter is about several. nil: all.
+	visible func(namespace, service string) bool
 }
 
 // conditions are what more has to hold.
@@ -43,8 +45,16 @@ func compileFilter(in *apiv1.Filter) filter {
 func (f *filter) match(r *fsm.Record) bool {
 	return (f.service == "" || f.service == r.Service()) &&
 		(f.namespace == allNamespaces || f.namespace == r.Namespace()) &&
-		(f.conditions == nil || f.conditions.hold(r))
+		(f.conditions == nil || f.conditions.hold(r)) && f.shows(r.Namespace(), r.Service())
 }
+
+// shows tells whether the caller may see the service.
+func (f *filter) shows(namespace, service string) bool {
+	return f.visible == nil || f.visible(namespace, service)
+}
+
+// wide tells whether the filter is about several services.
+func (f *filter) wide() bool { return f.service == "" || f.namespace == allNamespaces }
 
 func (c *conditions) hold(r *fsm.Record) bool {
 	if r.Health() < c.minHealth || c.zone != "" && c.zone != r.Zone() {
@@ -72,6 +82,9 @@ func (f *filter) topic() feed.Topic {
 func (f *filter) each(st *fsm.State, fn func(*fsm.Record) bool) {
 	goOn := true
 	visit := func(svc *fsm.Service) bool {
+		if !f.shows(svc.Namespace(), svc.Name()) {
+			return true
+		}
 		svc.Ascend("", func(r *fsm.Record) bool {
 			goOn = !f.match(r) || fn(r)
 			return goOn

@@ -29,7 +29,7 @@ func healthServices() []string {
 		"", LivenessService,
 		apiv1.RegistryService_ServiceDesc.ServiceName, apiv1.SessionService_ServiceDesc.ServiceName,
 		apiv1.LeaseService_ServiceDesc.ServiceName, apiv1.LockService_ServiceDesc.ServiceName,
-		apiv1.ClusterService_ServiceDesc.ServiceName,
+		apiv1.ClusterService_ServiceDesc.ServiceName, apiv1.AccessService_ServiceDesc.ServiceName,
 	}
 }
 

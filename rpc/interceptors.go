@@ -16,14 +16,17 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// unary is what each unary call goes through: it is counted, given an end, and let in or refused. Panics and errors leave
+// unary is what each unary call goes through: it is counted, given an end, let in or refused, and allowed or
+// denied. Panics and errors leave
 // through the error table. It is one function, as gRPC would make closures for a chain of them at each call.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	began, m := time.Now(), s.metrics.of(info.FullMethod)
 	m.started.Inc()
 	m.received.Inc()
 	defer func() {
-		if err = s.outcome(ctx, info.FullMethod, err, recover()); err == nil {
+		panicked := recover()
+		s.audit.note(ctx, info.FullMethod, req, resp, err)
+		if err = s.outcome(ctx, info.FullMethod, err, panicked); err == nil {
 			m.sent.Inc()
 		}
 		m.ended(began, err)
@@ -32,10 +35,13 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	defer cancel()
 	// What waits is let in by its handler, since it must not count while it does.
 	if !waits(info.FullMethod) {
-		if err := s.core.admission.enter(classOf(info.FullMethod)); err != nil {
+		if err = s.core.admission.enter(classOf(info.FullMethod)); err != nil {
 			return nil, err
 		}
 		defer s.core.admission.leave()
+	}
+	if ctx, err = s.core.check(ctx, info.FullMethod, req); err != nil {
+		return nil, err
 	}
 	return next(ctx, req)
 }
@@ -50,10 +56,19 @@ func waits(method string) bool {
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	began, m := time.Now(), s.metrics.of(info.FullMethod)
 	m.started.Inc()
+	ctx := ss.Context()
 	defer func() {
-		err = s.outcome(ss.Context(), info.FullMethod, err, recover())
+		panicked := recover()
+		s.audit.note(ctx, info.FullMethod, nil, nil, err)
+		err = s.outcome(ctx, info.FullMethod, err, panicked)
 		m.ended(began, err)
 	}()
+	if ctx, err = s.core.check(ctx, info.FullMethod, nil); err != nil {
+		return err
+	}
+	if ctx != ss.Context() { // Most have nothing to know, and there are many.
+		ss = &calledStream{ss, ctx}
+	}
 	return next(srv, ss)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/regd-io/regd/fsm"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
 // get returns one instance, as an encoded GetResponse.
@@ -43,9 +44,10 @@ func (s *registryServer) ListServices(
 		return nil, err
 	}
 	resp := &apiv1.ListServicesResponse{Header: p.header}
+	visible := s.visible(ctx, registryv1.Action_ACTION_DISCOVER)
 	var last *fsm.Service
 	services(p.state, what.GetNamespace(), p.last(0), p.last(1), func(svc *fsm.Service) bool {
-		if !strings.HasPrefix(svc.Name(), what.GetPrefix()) {
+		if !strings.HasPrefix(svc.Name(), what.GetPrefix()) || visible != nil && !visible(svc.Namespace(), svc.Name()) {
 			return true
 		}
 		summary := summaryOf(svc)
@@ -93,6 +95,9 @@ func (s *registryServer) listInstances(ctx context.Context, req *apiv1.ListInsta
 		return nil, err
 	}
 	compiled := compileFilter(canonical)
+	if compiled.wide() {
+		compiled.visible = s.visible(ctx, registryv1.Action_ACTION_DISCOVER)
+	}
 	resp := &apiv1.ListInstancesResponse{Header: p.header, ServiceRevision: serviceRevision(p.state, canonical)}
 	var found []*fsm.Record
 	if svc := p.state.Service(canonical.GetNamespace(), canonical.GetService()); svc != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/regd-io/regd/fsm"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
 // lockServer serves LockService.
@@ -238,6 +239,7 @@ func (s *lockServer) ListLocks(ctx context.Context, req *apiv1.ListLocksRequest)
 		return nil, err
 	}
 	resp := &apiv1.ListLocksResponse{Header: p.header}
+	visible := s.visible(ctx, registryv1.Action_ACTION_SEE_LOCK)
 	after := p.last(0)
 	if after == "" && namespace != allNamespaces {
 		after = namespace
@@ -246,6 +248,9 @@ func (s *lockServer) ListLocks(ctx context.Context, req *apiv1.ListLocksRequest)
 	p.state.Locks(after, p.last(1), func(lock *fsm.Lock) bool {
 		if namespace != allNamespaces && lock.Namespace != namespace {
 			return false
+		}
+		if visible != nil && !visible(lock.Namespace, lock.Name) {
+			return ctx.Err() == nil
 		}
 		item := lock.Proto()
 		if !p.take(proto.Size(item)) {

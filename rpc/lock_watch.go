@@ -57,7 +57,8 @@ type lockWatch struct {
 
 // run serves the stream until it ends, or the node leaves.
 func (w *lockWatch) run(ctx context.Context) error {
-	watcher := w.core.node.Feed().Watch(feed.Topic{Kind: fsm.EventLock, Namespace: w.namespace, Name: w.name})
+	watcher := w.core.node.Feed().Watch(
+		feed.Topic{Kind: fsm.EventLock, Namespace: w.namespace, Name: w.name}, feed.Topic{Kind: fsm.EventAccess})
 	defer watcher.Close()
 	sending := time.AfterFunc(stuckAfter, func() {
 		select {
@@ -72,6 +73,9 @@ func (w *lockWatch) run(ctx context.Context) error {
 	var last *registryv1.Lock
 	for first, due := true, false; ; first = false {
 		closed := watcher.Take().Closed
+		if err := w.allow(ctx); err != nil {
+			return err
+		}
 		v, err := w.core.node.View(ctx, cluster.Freshness{Mode: cluster.ModeStale})
 		if err != nil {
 			return err
@@ -103,6 +107,14 @@ func (w *lockWatch) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// allow checks that the caller still is who it was and may see the lock.
+func (w *lockWatch) allow(ctx context.Context) error {
+	if err := w.core.known(ctx); err != nil {
+		return err
+	}
+	return w.core.authorize(ctx, need{action: registryv1.Action_ACTION_SEE_LOCK, namespace: w.namespace, name: w.name})
 }
 
 // holders is a lock without its queue, which may be long and is nothing to those who watch, nil if nobody holds it.

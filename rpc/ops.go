@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/pprof"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -12,17 +14,22 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/fsm"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
 // Ops serves the HTTP endpoints for operations:
 //
-//	/livez     200 unless the node is broken for good; never depends on a leader, a quorum or load
-//	/readyz    200 while the node can serve; ?verbose lists the checks, ?exclude=NAME leaves one out
-//	/startupz  200 once the node has been ready for the first time
-//	/metrics   metrics in the Prometheus format
+//	/livez         200 unless the node is broken for good; never depends on a leader, a quorum or load
+//	/readyz        200 while the node can serve; ?verbose lists the checks, ?exclude=NAME leaves one out
+//	/startupz      200 once the node has been ready for the first time
+//	/metrics       metrics in the Prometheus format
+//	/debug/pprof/  profiles of the process
 //
-// It can answer before the node is open: NewOps needs none, Attach hands it in. All else is 404. Nothing that it says is
-// secret.
+// It can answer before the node is open: NewOps needs none, Attach hands it in. All else is 404.
+//
+// With access control on, metrics take the permission to observe and profiles that to operate, of an identity that is shown as
+// for RPCs: "Authorization: Bearer TOKEN". With access control off, profiles are for this machine alone. Probes are for all.
 type Ops struct {
 	mux     *http.ServeMux
 	node    atomic.Pointer[Node]
@@ -33,13 +40,79 @@ type Ops struct {
 // NewOps returns the handler; gatherer supplies the metrics.
 func NewOps(gatherer prometheus.Gatherer) *Ops {
 	o := &Ops{mux: http.NewServeMux()}
-	o.mux.HandleFunc("GET /livez", o.livez)
-	o.mux.HandleFunc("GET /readyz", o.readyz)
-	o.mux.HandleFunc("GET /startupz", o.startupz)
-	o.mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
-		ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true,
-	}))
+	for _, r := range o.routes(gatherer) {
+		o.mux.HandleFunc(r.pattern, func(w http.ResponseWriter, req *http.Request) {
+			if o.allow(w, req, r.action) {
+				r.serve(w, req)
+			}
+		})
+	}
 	return o
+}
+
+// opsRoute is a pattern of http.ServeMux, the permission that it takes (0: none), and what serves it.
+type opsRoute struct {
+	pattern string
+	action  registryv1.Action
+	serve   http.HandlerFunc
+}
+
+func (o *Ops) routes(gatherer prometheus.Gatherer) []opsRoute {
+	const anybody, observer, operator = 0, registryv1.Action_ACTION_OBSERVE, registryv1.Action_ACTION_OPERATE
+	return []opsRoute{
+		{"GET /livez", anybody, o.livez},
+		{"GET /readyz", anybody, o.readyz},
+		{"GET /startupz", anybody, o.startupz},
+		{"GET /metrics", observer, promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
+			ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true,
+		}).ServeHTTP},
+		{"GET /debug/pprof/", operator, pprof.Index},
+		{"GET /debug/pprof/cmdline", operator, pprof.Cmdline},
+		{"GET /debug/pprof/profile", operator, pprof.Profile},
+		{"GET /debug/pprof/symbol", operator, pprof.Symbol},
+		{"GET /debug/pprof/trace", operator, pprof.Trace},
+	}
+}
+
+// allow tells whether a request may go on, and answers it if not.
+func (o *Ops) allow(w http.ResponseWriter, r *http.Request, action registryv1.Action) bool {
+	if action == 0 {
+		return true
+	}
+	node := o.node.Load()
+	if node == nil || !(*node).Feed().State().Enforced() {
+		if action == registryv1.Action_ACTION_OPERATE && !local(r) {
+			http.Error(w, "profiles are for this machine alone while access control is off", http.StatusForbidden)
+			return false
+		}
+		return true
+	}
+	g := guard{*node}
+	ctx, err := r.Context(), error(nil)
+	if shown := r.Header.Get("Authorization"); shown != "" {
+		ctx, err = g.identify(ctx, shown)
+	}
+	if err == nil {
+		err = g.authorize(ctx, need{action: action})
+	}
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, ErrUnauthenticated):
+		w.Header().Set("WWW-Authenticate", `Bearer realm="regd"`)
+		http.Error(w, err.Error(), http.StatusUnauthorized)
+	case errors.Is(err, fsm.ErrDenied):
+		http.Error(w, err.Error(), http.StatusForbidden)
+	default:
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+	return false
+}
+
+// local tells whether a request comes from this machine.
+func local(r *http.Request) bool {
+	addr, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && addr.Addr().Unmap().IsLoopback()
 }
 
 // Attach hands in the node once it is open. Before that the handler says that the node is starting.

@@ -1,9 +1,11 @@
 package rpc
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -106,5 +108,66 @@ func TestOpsOnlyReads(t *testing.T) {
 	NewOps(prometheus.NewRegistry()).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/livez", nil))
 	if w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("POST /livez: %d", w.Code)
+	}
+}
+
+// askFrom sends a request from an address, with an authorization header unless it is empty.
+func askFrom(tb testing.TB, o *Ops, target, from, authorization string) (int, string) {
+	tb.Helper()
+	req := httptest.NewRequestWithContext(tb.Context(), http.MethodGet, target, nil)
+	req.RemoteAddr = from
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	w := httptest.NewRecorder()
+	o.ServeHTTP(w, req)
+	return w.Code, w.Body.String()
+}
+
+// Every route has a rule: what is not for everybody is refused without a token, and with one of another role.
+func TestOpsAsksWhoMay(t *testing.T) {
+	const near, far = "127.0.0.1:5000", "192.0.2.1:5000"
+	node := newFakeNode(t)
+	o := NewOps(prometheus.NewRegistry())
+	o.Attach(node)
+	forAll := []string{"GET /livez", "GET /readyz", "GET /startupz"}
+	for _, r := range o.routes(prometheus.NewRegistry()) {
+		if (r.action == 0) != slices.Contains(forAll, r.pattern) {
+			t.Errorf("%s takes %v", r.pattern, r.action)
+		}
+	}
+	for _, tt := range []struct {
+		from, target string
+		want         int
+	}{{near, "/metrics", 200}, {far, "/metrics", 200}, {near, "/debug/pprof/cmdline", 200}, {far, "/debug/pprof/cmdline", 403}} {
+		if code, body := askFrom(t, o, tt.target, tt.from, ""); code != tt.want {
+			t.Errorf("access control off: %s from %s: %d %s, want %d", tt.target, tt.from, code, body, tt.want)
+		}
+	}
+	node.enforce(t)
+	node.identity(t, "prometheus", rule("", observeIt))
+	node.identity(t, "on-call", rule("", operateIt))
+	bearer := func(id string) string { return "Bearer regd_" + id + "_" + secretOf(id) }
+	for _, tt := range []struct {
+		who, authorization       string
+		probes, metrics, profile int
+	}{
+		{"nobody", "", 200, 403, 403},
+		{"a wrong token", "Bearer regd_root_wrong", 200, 401, 401},
+		{"who observes", bearer("prometheus"), 200, 200, 403},
+		{"who operates", bearer("on-call"), 200, 200, 200},
+	} {
+		for target, want := range map[string]int{"/livez": tt.probes, "/metrics": tt.metrics, "/debug/pprof/cmdline": tt.profile} {
+			if code, body := askFrom(t, o, target, near, tt.authorization); code != want {
+				t.Errorf("%s at %s: %d %s, want %d", tt.who, target, code, body, want)
+			}
+		}
+	}
+	node.set(func() { node.onView = func(context.Context, cluster.Freshness) error { return cluster.ErrNoLeader } })
+	if code, _ := askFrom(t, o, "/metrics", near, bearer("prometheus")); code != 200 {
+		t.Errorf("metrics without a leader: %d, want them: they are needed most then", code)
+	}
+	if code, _ := askFrom(t, o, "/metrics", near, bearer("unknown")); code != 503 {
+		t.Errorf("an unknown token without a leader: %d, want 503: it may be new", code)
 	}
 }

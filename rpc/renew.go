@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/fsm"
 	peerv1 "github.com/regd-io/regd/proto/peer/v1"
 )
 
@@ -160,12 +161,17 @@ func (c *core) farewell() renewed {
 	return renewed{goElsewhere: true, leader: c.node.Info().LeaderAddress}
 }
 
-// renewUntilAnswered renews, again and again if it must. Its errors are that of ctx, and cluster.ErrClosed and
-// cluster.ErrRemoved when this node will never answer.
+// final tells whether no later try would go better: this node will never answer, or the caller may not renew that.
+func final(err error) bool {
+	return errors.Is(err, cluster.ErrClosed) || errors.Is(err, cluster.ErrRemoved) ||
+		errors.Is(err, fsm.ErrDenied) || errors.Is(err, ErrUnauthenticated)
+}
+
+// renewUntilAnswered renews, again and again if it must. Its errors are that of ctx, and final ones.
 func (c *core) renewUntilAnswered(ctx context.Context, kind peerv1.RenewKind, ids []string) ([]string, error) {
 	for pause := renewPause; ; pause = min(2*pause, maxRenewPause) {
 		ended, err := c.renewOnce(ctx, kind, ids)
-		if err == nil || errors.Is(err, cluster.ErrClosed) || errors.Is(err, cluster.ErrRemoved) {
+		if err == nil || final(err) {
 			return ended, err
 		}
 		timer := time.NewTimer(pause)
@@ -186,6 +192,9 @@ func (c *core) renewOnce(ctx context.Context, kind peerv1.RenewKind, ids []strin
 		return nil, err
 	}
 	defer c.admission.leave()
+	if err := c.mayRenew(ctx, kind, ids); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
 	return c.node.Renew(ctx, kind, ids)

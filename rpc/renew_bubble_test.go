@@ -82,7 +82,7 @@ func TestRenewalsThatWaitAreMadeTogether(t *testing.T) {
 		}
 		synctest.Wait()
 		close(free)
-		for _, want := range []*apiv1.AttachResponse{{}, {Sequence: 3, Ended: []string{"gone"}}} {
+		for _, want := range []*apiv1.AttachResponse{{Epoch: 1}, {Sequence: 3, Ended: []string{"gone"}, Epoch: 1}} {
 			resp, err := stream.Recv()
 			if err != nil || !proto.Equal(resp, want) {
 				t.Fatalf("answer %v, %v; want %v", resp, err, want)

@@ -64,7 +64,7 @@ type bare struct {
 
 func newBare(node *fakeNode) *bare {
 	c := &core{
-		node: node, log: slog.New(slog.DiscardHandler), admission: newAdmission(100),
+		guard: guard{node}, log: slog.New(slog.DiscardHandler), admission: newAdmission(100),
 		lockWaiters: make(chan struct{}, 100), watches: make(chan struct{}, 100), leaving: make(chan struct{}),
 		workers: workers{most: 2},
 	}
@@ -77,6 +77,7 @@ func newBare(node *fakeNode) *bare {
 		&apiv1.LeaseService_ServiceDesc:   &leaseServer{core: c},
 		&apiv1.LockService_ServiceDesc:    &lockServer{core: c},
 		&apiv1.ClusterService_ServiceDesc: &clusterServer{core: c, restoring: make(chan struct{}, 1)},
+		&apiv1.AccessService_ServiceDesc:  &accessServer{core: c},
 	}}
 }
 
@@ -104,6 +105,9 @@ func inhabited(tb testing.TB) *fsm.State {
 		{Kind: &raftlogv1.Command_GrantLease{GrantLease: &raftlogv1.GrantLease{Id: "l1", TtlMs: 15_000, SessionId: "s1"}}},
 		registration(tb, checked),
 		registration(tb, instance("web", "2")),
+		{Kind: &raftlogv1.Command_SetMember{SetMember: &raftlogv1.SetMember{
+			Member: &registryv1.Member{Id: "id1", Name: "n1", FeatureLevel: fsm.AccessLevel},
+		}}},
 		{Kind: &raftlogv1.Command_AcquireLock{AcquireLock: &raftlogv1.AcquireLock{Namespace: DefaultNamespace, Name: "l", SessionId: "s1"}}},
 	} {
 		st = after(tb, st, cmd)
@@ -257,6 +261,14 @@ func seedRequests() []proto.Message {
 		&apiv1.ReleaseRequest{RequestId: id, Name: "l", SessionId: "s1"}, &apiv1.GetLockRequest{Name: "l"}, &apiv1.ListLocksRequest{Namespace: "*"},
 		&apiv1.StatusRequest{}, &apiv1.MembersRequest{}, &apiv1.JoinRequest{PeerAddress: "[::1]:7401"}, &apiv1.RemoveRequest{Node: "n2"},
 		&apiv1.PromoteRequest{Node: "n2"}, &apiv1.DemoteRequest{Node: "n2"}, &apiv1.TransferLeadershipRequest{}, &apiv1.VerifyRequest{},
+		&apiv1.BootstrapRequest{RequestId: id, SecretHash: make([]byte, 32)}, &apiv1.BootstrapRequest{SecretHash: make([]byte, 32), Resets: 1},
+		&apiv1.SetEnforcementRequest{Enforced: true}, &apiv1.PutPolicyRequest{Policy: &registryv1.Policy{
+			Name: "p", Rules: []*registryv1.Rule{rule("a*/b", registerIt), rule("", observeIt)},
+		}},
+		&apiv1.DeletePolicyRequest{Name: "p"}, &apiv1.ListPoliciesRequest{}, &apiv1.DeleteTokenRequest{Id: "t"},
+		&apiv1.CreateTokenRequest{RequestId: id, Identity: "i", Description: "d", ExpiresUnixMs: 1 << 50, SecretHash: make([]byte, 32)},
+		&apiv1.ListTokensRequest{PageSize: 1}, &apiv1.PutGrantRequest{Grant: &registryv1.Grant{Identity: "i", Policies: []string{"p"}}},
+		&apiv1.DeleteGrantRequest{Identity: "i"}, &apiv1.ListGrantsRequest{}, &apiv1.WhoAmIRequest{},
 	}
 }
 

@@ -20,8 +20,8 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/regd-io/regd/certs"
-	"github.com/regd-io/regd/certs/certstest"
+	"github.com/regd-io/regd/cluster/certs"
+	"github.com/regd-io/regd/cluster/certs/certstest"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 

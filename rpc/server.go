@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
-	"github.com/regd-io/regd/certs"
+	"github.com/regd-io/regd/cluster/certs"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
@@ -30,6 +30,11 @@ type Config struct {
 	MaxReceive int
 	// MaxStreams is the number of calls that one connection may have open. Default 256.
 	MaxStreams int
+	// Audit gets a record of each write, of what operators do and of what was denied. Nil: none are written.
+	Audit *slog.Logger
+	// AccessResetFile is the file in which an operator shows that the disk of this node is his, to bootstrap access control
+	// again. Empty: that is not possible here.
+	AccessResetFile string
 	// MaxConns is the number of connections in all. Default 4,000.
 	MaxConns int
 	// MaxConnsPerIP is the number of connections from one address. Default 200.
@@ -88,6 +93,8 @@ type Server struct {
 	grpc    *grpc.Server
 	tls     *serverTLS // nil: plaintext
 	metrics *callMetrics
+	access  *accessWatch
+	audit   audit
 	faults  []Fault
 	once    sync.Once // makes the first Shutdown the only one
 }
@@ -101,7 +108,7 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 	s := &Server{
 		cfg: cfg,
 		core: &core{
-			node:        node,
+			guard:       guard{node},
 			log:         cfg.Logger,
 			admission:   newAdmission(cfg.MaxInFlight),
 			lockWaiters: make(chan struct{}, cfg.MaxLockWaiters),
@@ -115,6 +122,8 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 		s.tls = newServerTLS(*cfg.TLS, cfg.Logger)
 	}
 	node.ServeDelivery(s.core.delivered)
+	s.access = watchAccess(s.core)
+	s.audit = audit{log: cfg.Audit, guard: s.core.guard}
 	s.grpc = grpc.NewServer(s.options()...)
 	s.register()
 	s.metrics = newCallMetrics(s.grpc.GetServiceInfo())
@@ -149,6 +158,7 @@ func (s *Server) register() {
 	apiv1.RegisterLeaseServiceServer(s.grpc, &leaseServer{core: s.core})
 	apiv1.RegisterLockServiceServer(s.grpc, &lockServer{core: s.core})
 	apiv1.RegisterClusterServiceServer(s.grpc, &clusterServer{core: s.core, restoring: make(chan struct{}, 1)})
+	apiv1.RegisterAccessServiceServer(s.grpc, &accessServer{core: s.core, resetFile: s.cfg.AccessResetFile})
 	healthpb.RegisterHealthServer(s.grpc, &healthServer{core: s.core})
 	reflection.RegisterV1(s.grpc)
 }
@@ -199,6 +209,7 @@ func (s *Server) shutdown(ctx context.Context) error {
 		err = fmt.Errorf("finish calls: %w", context.Cause(ctx))
 	}
 	s.core.tasks.Wait()
+	s.access.watcher.Close()
 	s.core.workers.ended.Wait()
 	return err
 }

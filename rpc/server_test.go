@@ -39,6 +39,9 @@ func TestEveryMethodHasAClass(t *testing.T) {
 		"Acquire": classRegister, "Release": classDeregister, "GetLock": classList, "ListLocks": classList,
 		"Status": classRenew, "Members": classRenew, "Join": classRenew, "Remove": classRenew, "Promote": classRenew,
 		"Demote": classRenew, "TransferLeadership": classRenew, "Verify": classRenew,
+		"Bootstrap": classRenew, "SetEnforcement": classRenew, "PutPolicy": classRenew, "DeletePolicy": classRenew,
+		"ListPolicies": classRenew, "CreateToken": classRenew, "DeleteToken": classRenew, "ListTokens": classRenew,
+		"PutGrant": classRenew, "DeleteGrant": classRenew, "ListGrants": classRenew, "WhoAmI": classRenew,
 	}
 	r := newRig(t)
 	for service, info := range r.server.grpc.GetServiceInfo() {

@@ -100,6 +100,10 @@ func (s *sessionServer) Renew(ctx context.Context, req *apiv1.RenewRequest) (*ap
 	if err := f.err(); err != nil {
 		return nil, err
 	}
+	err := s.mayRenew(ctx, peerv1.RenewKind_RENEW_KIND_SESSION, req.GetSessionIds())
+	if err != nil {
+		return nil, err
+	}
 	ended, err := s.node.Renew(ctx, peerv1.RenewKind_RENEW_KIND_SESSION, req.GetSessionIds())
 	if err != nil {
 		return nil, explain(err, "renew sessions")

@@ -75,7 +75,8 @@ func (w *watchStream) cutKeys(
 ) error {
 	c := w.newCut(sub, false, reason)
 	for _, k := range keys {
-		if k.Kind != fsm.EventInstance || sub.filter.service != "" && sub.filter.service != k.Name {
+		if k.Kind != fsm.EventInstance || sub.filter.service != "" && sub.filter.service != k.Name ||
+			!sub.filter.shows(k.Namespace, k.Name) {
 			continue
 		}
 		var err error

@@ -67,6 +67,7 @@ const (
 	newsAsked    // there are requests
 	newsEvents   // the watcher has something
 	newsDue      // somebody waits until it is told
+	newsAccess   // who may see what has changed
 	newsReached  // an awaited revision
 	newsProved   // whether the state is linearizable
 	newsProgress // a mark may be due
@@ -119,6 +120,8 @@ func (w *watchStream) react(news uint32) (err error) {
 			err = w.deliver(ctx)
 		case newsDue:
 			err = w.tellDue(ctx)
+		case newsAccess:
+			err = w.recheck(ctx)
 		case newsReached:
 			err = w.beginAwaited(ctx)
 		case newsProved:
@@ -247,6 +250,9 @@ func (w *watchStream) showProgress(ctx context.Context) error {
 	v, err := w.view(ctx)
 	if err != nil {
 		return err
+	}
+	if err = w.core.known(ctx); err != nil {
+		return err // Nobody is told when a token expires.
 	}
 	before := w.lastSent
 	if err := w.deliver(ctx); err != nil || w.lastSent != before {

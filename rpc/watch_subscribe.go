@@ -60,6 +60,9 @@ func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error
 		return invalid("subscribe.subscription_id", "%d is open already", id)
 	}
 	sub, err := newSubscription(req)
+	if err == nil {
+		err = w.allow(ctx, sub)
+	}
 	if err == nil && len(w.subs.byID) == MaxSubscriptions {
 		err = fmt.Errorf("%w: %d subscriptions are open on this stream", fsm.ErrLimit, MaxSubscriptions)
 	}
@@ -95,12 +98,17 @@ func newSubscription(req *apiv1.Subscribe) (*subscription, error) {
 // hears the same.
 func (w *watchStream) unsubscribe(ctx context.Context, id uint32) error {
 	if sub := w.subs.get(id); sub != nil {
-		w.unroute(sub)
-		w.subs.remove(sub)
-		w.waiting = slices.DeleteFunc(w.waiting, func(a awaited) bool { return a.sub == sub })
-		w.disclaim(sub)
+		w.drop(sub)
 	}
 	return w.sendEnded(ctx, id, "", "")
+}
+
+// drop forgets a subscription.
+func (w *watchStream) drop(sub *subscription) {
+	w.unroute(sub)
+	w.subs.remove(sub)
+	w.waiting = slices.DeleteFunc(w.waiting, func(a awaited) bool { return a.sub == sub })
+	w.disclaim(sub)
 }
 
 func (w *watchStream) sendEnded(ctx context.Context, id uint32, reason, message string) error {

@@ -7,7 +7,7 @@ import (
 	"net"
 	"sync"
 
-	"github.com/regd-io/regd/certs"
+	"github.com/regd-io/regd/cluster/certs"
 )
 
 // Secure returns a Network that speaks mutual TLS over another one. Both sides must show a certificate of a peer in the

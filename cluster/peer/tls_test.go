@@ -16,8 +16,8 @@ import (
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
-	"github.com/regd-io/regd/certs"
-	"github.com/regd-io/regd/certs/certstest"
+	"github.com/regd-io/regd/cluster/certs"
+	"github.com/regd-io/regd/cluster/certs/certstest"
 	"github.com/regd-io/regd/cluster/peer"
 )
 

@@ -111,7 +111,7 @@ each call.`,
   regd call web /orders -d @order.json -H Content-Type:application/json --meta version=2 --from-zone zone-a
 
   # gRPC health, with TLS.
-  regd call payment --grpc --grpc-service payment.v1.Payment --scheme https --cacert ca.pem
+  regd call payment --grpc --grpc-service payment.v1.Payment --scheme https --service-ca-cert ca.pem
 
   # For scripts: fail unless the answer is good.
   regd call web /health --fail --timeout 2s -o json`,

@@ -116,35 +116,35 @@ func TestCallFailsWithACodeAndSaysWhatToDo(t *testing.T) {
 		code exitCode
 		says string
 	}{
-		"wbe":                                  {exitNotFound, `no instances of wbe in namespace default; did you mean "web"?`},
-		"web --tag x":                          {exitNoneFit, "none of 1 instances has what --tag"},
-		"web --grpc --tag x":                   {exitNoneFit, "none of 1 instances has what --tag"},
-		"away":                                 {exitNoneFit, "1 draining\n  hint: regd resolve away"},
-		"dead":                                 {exitFailed, "attempt 2 of 3: d"},
-		"dead --retries 0":                     {exitFailed, "attempt 1 of 1: d"},
-		"dead --grpc --retries 0":              {exitFailed, "connection refused"},
-		"web --port nope":                      {exitNotFound, `no port "nope"`},
-		"web /missing --fail":                  {exitBadAnswer, "w1 (" + server.Listener.Addr().String() + ") answered 404 Not Found"},
-		"web /slow --timeout 300ms":            {exitTimeout, "no answer within 300ms: tried w1 ("},
-		"web --scheme https":                   {exitFailed, "hint: it does not use TLS"},
-		"web --grpc":                           {exitFailed, "hint: it speaks HTTP there: leave --grpc out"},
-		"web --scheme https --cacert /missing": {exitUsage, "--cacert"},
-		"web --cacert x":                       {exitUsage, "--cacert: needs --scheme https"},
-		"web --namespace *":                    {exitUsage, "name its namespace"},
-		"web path":                             {exitUsage, "as in /path"},
-		"web /%zz":                             {exitUsage, "invalid URL escape"},
-		"web --retries 5":                      {exitUsage, "must be 0 to 4"},
-		"web --count 0":                        {exitUsage, "must be 1 to 100000"},
-		"web --rate -1":                        {exitUsage, "at most 1000"},
-		"web --grpc-service x":                 {exitUsage, "needs --grpc"},
-		"web / --grpc":                         {exitUsage, "has no path"},
-		"web --grpc -d x":                      {exitUsage, "--data and --grpc exclude each other"},
-		"web -H x":                             {exitUsage, "a name, a colon and a value"},
-		"web -d @/missing":                     {exitUsage, "no such file"},
-		"web -X nope/nope":                     {exitUsage, "invalid method"},
-		"web --policy least":                   {exitUsage, `did you mean "least-requests"?`},
-		"web --count 3 --fail /missing":        {exitBadAnswer, "3 of 3 calls went wrong; the last: call web"},
-		"web --endpoint 127.0.0.1:1 --timeout 300ms": {exitUnreachable, "connection refused"},
+		"wbe":                       {exitNotFound, `no instances of wbe in namespace default; did you mean "web"?`},
+		"web --tag x":               {exitNoneFit, "none of 1 instances has what --tag"},
+		"web --grpc --tag x":        {exitNoneFit, "none of 1 instances has what --tag"},
+		"away":                      {exitNoneFit, "1 draining\n  hint: regd resolve away"},
+		"dead":                      {exitFailed, "attempt 2 of 3: d"},
+		"dead --retries 0":          {exitFailed, "attempt 1 of 1: d"},
+		"dead --grpc --retries 0":   {exitFailed, "connection refused"},
+		"web --port nope":           {exitNotFound, `no port "nope"`},
+		"web /missing --fail":       {exitBadAnswer, "w1 (" + server.Listener.Addr().String() + ") answered 404 Not Found"},
+		"web /slow --timeout 300ms": {exitTimeout, "no answer within 300ms: tried w1 ("},
+		"web --scheme https":        {exitFailed, "hint: it does not use TLS"},
+		"web --grpc":                {exitFailed, "hint: it speaks HTTP there: leave --grpc out"},
+		"web --scheme https --service-ca-cert /missing": {exitUsage, "--service-ca-cert"},
+		"web --service-ca-cert x":                       {exitUsage, "--service-ca-cert: needs --scheme https"},
+		"web --namespace *":                             {exitUsage, "name its namespace"},
+		"web path":                                      {exitUsage, "as in /path"},
+		"web /%zz":                                      {exitUsage, "invalid URL escape"},
+		"web --retries 5":                               {exitUsage, "must be 0 to 4"},
+		"web --count 0":                                 {exitUsage, "must be 1 to 100000"},
+		"web --rate -1":                                 {exitUsage, "at most 1000"},
+		"web --grpc-service x":                          {exitUsage, "needs --grpc"},
+		"web / --grpc":                                  {exitUsage, "has no path"},
+		"web --grpc -d x":                               {exitUsage, "--data and --grpc exclude each other"},
+		"web -H x":                                      {exitUsage, "a name, a colon and a value"},
+		"web -d @/missing":                              {exitUsage, "no such file"},
+		"web -X nope/nope":                              {exitUsage, "invalid method"},
+		"web --policy least":                            {exitUsage, `did you mean "least-requests"?`},
+		"web --count 3 --fail /missing":                 {exitBadAnswer, "3 of 3 calls went wrong; the last: call web"},
+		"web --endpoint 127.0.0.1:1 --timeout 300ms":    {exitUnreachable, "connection refused"},
 	} {
 		r := s.run(append([]string{"call"}, strings.Fields(args)...)...)
 		if r.code != want.code || !strings.Contains(r.stderr, want.says) {
@@ -210,14 +210,14 @@ func TestCallOverTLS(t *testing.T) {
 	if err := os.WriteFile(ca, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, flags := range []string{"--insecure", "--server-name example.com --cacert " + ca} {
+	for _, flags := range []string{"--service-insecure", "--service-server-name example.com --service-ca-cert " + ca} {
 		if got := s.ok(append([]string{"call", "web", "--scheme", "https"}, strings.Fields(flags)...)...); !strings.HasPrefix(got, "w1|GET|") {
 			t.Errorf("%s: %q", flags, got)
 		}
 	}
-	for _, flags := range []string{"", "--cacert " + ca} { // not trusted; not for this name
+	for _, flags := range []string{"", "--service-ca-cert " + ca} { // not trusted; not for this name
 		r := s.run(append([]string{"call", "web", "--scheme", "https"}, strings.Fields(flags)...)...)
-		if r.code != exitFailed || !strings.Contains(r.stderr, "hint: --cacert FILE") {
+		if r.code != exitFailed || !strings.Contains(r.stderr, "hint: --service-ca-cert FILE") {
 			t.Errorf("%q: exit code %d\n%s", flags, r.code, r.stderr)
 		}
 	}

@@ -46,13 +46,15 @@ type callTLS struct {
 }
 
 func (f *callTLS) add(fs *pflag.FlagSet) {
-	fs.StringVar(&f.caFile, "cacert", "", "trust the authorities in this PEM `file` to vouch for instances; default: the system's")
-	fs.StringVar(&f.serverName, "server-name", "", "the `name` that certificates of instances must be for; default: the service's")
-	fs.BoolVar(&f.insecure, "insecure", false, "trust any certificate of an instance")
+	fs.StringVar(&f.caFile, "service-ca-cert", "", "trust the authorities in this PEM `file` to vouch for instances; default: the system's")
+	fs.StringVar(&f.serverName, "service-server-name", "", "the `name` that certificates of instances must be for; default: the service's")
+	fs.BoolVar(&f.insecure, "service-insecure", false, "trust any certificate of an instance")
 }
 
 // tlsFlagNames are the flags that need --scheme https.
-func tlsFlagNames() []string { return []string{"cacert", "server-name", "insecure"} }
+func tlsFlagNames() []string {
+	return []string{"service-ca-cert", "service-server-name", "service-insecure"}
+}
 
 // config makes the TLS configuration for a service of that name.
 func (f *callTLS) config(name string) (*tls.Config, error) {
@@ -67,10 +69,10 @@ func (f *callTLS) config(name string) (*tls.Config, error) {
 	}
 	pem, err := os.ReadFile(f.caFile)
 	if err != nil {
-		return nil, usageErrorf("--cacert: %w", err)
+		return nil, usageErrorf("--service-ca-cert: %w", err)
 	}
 	if c.RootCAs = x509.NewCertPool(); !c.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, usageErrorf("--cacert %s: it holds no certificate in PEM", f.caFile)
+		return nil, usageErrorf("--service-ca-cert %s: it holds no certificate in PEM", f.caFile)
 	}
 	return c, nil
 }
@@ -264,7 +266,7 @@ func (f *callFlags) guess(err error) string {
 	case f.grpc && strings.Contains(text, "looked like an HTTP/1.1 header"):
 		return "it speaks HTTP there: leave --grpc out, or name the gRPC port by --port"
 	case untrusted || strings.Contains(text, "failed to verify certificate"):
-		return "--cacert FILE  names whom to trust, --server-name NAME  what the certificate is for, --insecure  trusts any"
+		return "--service-ca-cert FILE  names whom to trust, --service-server-name NAME  what the certificate is for, --service-insecure  trusts any"
 	case strings.Contains(text, "server gave HTTP response to HTTPS client"), strings.Contains(text, "first record does not look like a TLS handshake"):
 		return "it does not use TLS: leave --scheme https out"
 	case f.secure == "http" && (strings.Contains(text, "malformed HTTP") || strings.Contains(text, "error reading server preface")):

@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/regd-io/regd/certs"
 	"github.com/regd-io/regd/client"
+	"github.com/regd-io/regd/cluster/certs"
 )
 
 // tlsFlags say how a command secures its connections.

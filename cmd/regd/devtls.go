@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/regd-io/regd/certs"
 	"github.com/regd-io/regd/client"
+	"github.com/regd-io/regd/cluster/certs"
 	"github.com/regd-io/regd/cmd/regd/internal/pki"
 )
 

@@ -56,6 +56,10 @@ func reasonExits() []reasonExit {
 		{apiv1.Reason_REASON_BAD_SNAPSHOT, exitFailed, "regd snapshot inspect FILE  says what is wrong with it"},
 		{apiv1.Reason_REASON_LIMIT_REACHED, exitFailed, ""},
 		{apiv1.Reason_REASON_INTERNAL, exitFailed, ""},
+		{apiv1.Reason_REASON_UNAUTHENTICATED, exitDenied, "give a token by $REGD_TOKEN_FILE; regd access whoami  shows who you are"},
+		{apiv1.Reason_REASON_PERMISSION_DENIED, exitDenied, "regd access whoami  shows who you are and what you may do"},
+		{apiv1.Reason_REASON_BOOTSTRAPPED, exitConflict, ""},
+		{apiv1.Reason_REASON_FEATURE_LEVEL, exitConflict, "regd members -o wide  shows the versions"},
 		{apiv1.Reason_REASON_STARTING, exitUnreachable, "regd status --wait  waits until the cluster can be used"},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,8 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/regd-io/regd/certs"
 	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/cluster/certs"
 	"github.com/regd-io/regd/cluster/peer"
 	"github.com/regd-io/regd/cluster/storage"
 	"github.com/regd-io/regd/health"
@@ -227,7 +228,9 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	served := servedNode{s.node, &s.ops.stopping}
-	if s.api, err = rpc.NewServer(rpc.Config{Logger: s.log, TLS: s.tls.api(s.cfg.TLS)}, served); err != nil {
+	if s.api, err = rpc.NewServer(rpc.Config{
+		Logger: s.log, TLS: s.tls.api(s.cfg.TLS), AccessResetFile: filepath.Join(s.cfg.DataDir, "access-reset"),
+	}, served); err != nil {
 		return err
 	}
 	return s.ops.serveNode(served, s.collectors())

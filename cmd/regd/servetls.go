@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 
-	"github.com/regd-io/regd/certs"
+	"github.com/regd-io/regd/cluster/certs"
 	"github.com/regd-io/regd/cluster/peer"
 	"github.com/regd-io/regd/rpc"
 )

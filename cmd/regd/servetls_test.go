@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/regd-io/regd/certs"
-	"github.com/regd-io/regd/certs/certstest"
+	"github.com/regd-io/regd/cluster/certs"
+	"github.com/regd-io/regd/cluster/certs/certstest"
 )
 
 func TestTLSFlagsThatDontGoTogetherAreToldAtOnce(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/regd-io/regd/certs/certstest"
+	"github.com/regd-io/regd/cluster/certs/certstest"
 )
 
 func TestTLSInitMakesWhatNodesAndClientsNeed(t *testing.T) {

@@ -201,7 +201,9 @@ func (x *SetEnforcementRequest) GetEnforced() bool {
 type SetEnforcementResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
-	Header        *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// False: it was so already.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,6 +243,13 @@ func (x *SetEnforcementResponse) GetHeader() *ResponseHeader {
 		return x.Header
 	}
 	return nil
+}
+
+func (x *SetEnforcementResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
 }
 
 // PutPolicyRequest puts a policy.
@@ -302,7 +311,9 @@ func (x *PutPolicyRequest) GetPolicy() *v1.Policy {
 type PutPolicyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
-	Header        *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// False: it was so already.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -342,6 +353,13 @@ func (x *PutPolicyResponse) GetHeader() *ResponseHeader {
 		return x.Header
 	}
 	return nil
+}
+
+func (x *PutPolicyResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
 }
 
 // DeletePolicyRequest deletes a policy.
@@ -403,7 +421,9 @@ func (x *DeletePolicyRequest) GetName() string {
 type DeletePolicyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
-	Header        *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// False: it was so already.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -443,6 +463,13 @@ func (x *DeletePolicyResponse) GetHeader() *ResponseHeader {
 		return x.Header
 	}
 	return nil
+}
+
+func (x *DeletePolicyResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
 }
 
 // ListPoliciesRequest asks for all policies.
@@ -742,7 +769,9 @@ func (x *DeleteTokenRequest) GetId() string {
 type DeleteTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
-	Header        *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// False: it was so already.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -782,6 +811,13 @@ func (x *DeleteTokenResponse) GetHeader() *ResponseHeader {
 		return x.Header
 	}
 	return nil
+}
+
+func (x *DeleteTokenResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
 }
 
 // ListTokensRequest asks for tokens.
@@ -971,7 +1007,9 @@ func (x *PutGrantRequest) GetGrant() *v1.Grant {
 type PutGrantResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
-	Header        *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// False: it was so already.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1011,6 +1049,13 @@ func (x *PutGrantResponse) GetHeader() *ResponseHeader {
 		return x.Header
 	}
 	return nil
+}
+
+func (x *PutGrantResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
 }
 
 // DeleteGrantRequest takes all policies.
@@ -1072,7 +1117,9 @@ func (x *DeleteGrantRequest) GetIdentity() string {
 type DeleteGrantResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The header.
-	Header        *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// False: it was so already.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1112,6 +1159,13 @@ func (x *DeleteGrantResponse) GetHeader() *ResponseHeader {
 		return x.Header
 	}
 	return nil
+}
+
+func (x *DeleteGrantResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
 }
 
 // ListGrantsRequest asks for all grants.
@@ -1360,21 +1414,24 @@ const file_api_v1_access_service_proto_rawDesc = "" +
 	"\x15SetEnforcementRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x1a\n" +
-	"\benforced\x18\x02 \x01(\bR\benforced\"M\n" +
+	"\benforced\x18\x02 \x01(\bR\benforced\"g\n" +
 	"\x16SetEnforcementResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"{\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"{\n" +
 	"\x10PutPolicyRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x120\n" +
-	"\x06policy\x18\x02 \x01(\v2\x18.regd.registry.v1.PolicyR\x06policy\"H\n" +
+	"\x06policy\x18\x02 \x01(\v2\x18.regd.registry.v1.PolicyR\x06policy\"b\n" +
 	"\x11PutPolicyResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"`\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"`\n" +
 	"\x13DeletePolicyRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"K\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"e\n" +
 	"\x14DeletePolicyResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"K\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"K\n" +
 	"\x13ListPoliciesRequest\x124\n" +
 	"\tfreshness\x18\x01 \x01(\v2\x16.regd.api.v1.FreshnessR\tfreshness\"\x81\x01\n" +
 	"\x14ListPoliciesResponse\x123\n" +
@@ -1394,9 +1451,10 @@ const file_api_v1_access_service_proto_rawDesc = "" +
 	"\x12DeleteTokenRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"J\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"d\n" +
 	"\x13DeleteTokenResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"\x85\x01\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\x85\x01\n" +
 	"\x11ListTokensRequest\x124\n" +
 	"\tfreshness\x18\x01 \x01(\v2\x16.regd.api.v1.FreshnessR\tfreshness\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -1409,15 +1467,17 @@ const file_api_v1_access_service_proto_rawDesc = "" +
 	"\x0fPutGrantRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12-\n" +
-	"\x05grant\x18\x02 \x01(\v2\x17.regd.registry.v1.GrantR\x05grant\"G\n" +
+	"\x05grant\x18\x02 \x01(\v2\x17.regd.registry.v1.GrantR\x05grant\"a\n" +
 	"\x10PutGrantResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"g\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"g\n" +
 	"\x12DeleteGrantRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x1a\n" +
-	"\bidentity\x18\x02 \x01(\tR\bidentity\"J\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\"d\n" +
 	"\x13DeleteGrantResponse\x123\n" +
-	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\"I\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"I\n" +
 	"\x11ListGrantsRequest\x124\n" +
 	"\tfreshness\x18\x01 \x01(\v2\x16.regd.api.v1.FreshnessR\tfreshness\"z\n" +
 	"\x12ListGrantsResponse\x123\n" +

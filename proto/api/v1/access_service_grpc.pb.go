@@ -51,7 +51,7 @@ type AccessServiceClient interface {
 	SetEnforcement(ctx context.Context, in *SetEnforcementRequest, opts ...grpc.CallOption) (*SetEnforcementResponse, error)
 	// PutPolicy puts a policy. It holds at once, also for open streams.
 	PutPolicy(ctx context.Context, in *PutPolicyRequest, opts ...grpc.CallOption) (*PutPolicyResponse, error)
-	// DeletePolicy deletes a policy.
+	// DeletePolicy deletes a policy. One that is not there is deleted already.
 	DeletePolicy(ctx context.Context, in *DeletePolicyRequest, opts ...grpc.CallOption) (*DeletePolicyResponse, error)
 	// ListPolicies lists policies by name, the built-in ones included.
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
@@ -218,7 +218,7 @@ type AccessServiceServer interface {
 	SetEnforcement(context.Context, *SetEnforcementRequest) (*SetEnforcementResponse, error)
 	// PutPolicy puts a policy. It holds at once, also for open streams.
 	PutPolicy(context.Context, *PutPolicyRequest) (*PutPolicyResponse, error)
-	// DeletePolicy deletes a policy.
+	// DeletePolicy deletes a policy. One that is not there is deleted already.
 	DeletePolicy(context.Context, *DeletePolicyRequest) (*DeletePolicyResponse, error)
 	// ListPolicies lists policies by name, the built-in ones included.
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)

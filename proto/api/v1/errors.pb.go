@@ -94,6 +94,8 @@ const (
 	Reason_REASON_PERMISSION_DENIED Reason = 32
 	// A member of the cluster is too old for that (names the level). Retryable once all are upgraded.
 	Reason_REASON_FEATURE_LEVEL Reason = 33
+	// Access control was bootstrapped before (says how often, and how it is done again). Not retryable.
+	Reason_REASON_BOOTSTRAPPED Reason = 34
 )
 
 // Enum value maps for Reason.
@@ -133,6 +135,7 @@ var (
 		31: "REASON_UNAUTHENTICATED",
 		32: "REASON_PERMISSION_DENIED",
 		33: "REASON_FEATURE_LEVEL",
+		34: "REASON_BOOTSTRAPPED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":        0,
@@ -169,6 +172,7 @@ var (
 		"REASON_UNAUTHENTICATED":    31,
 		"REASON_PERMISSION_DENIED":  32,
 		"REASON_FEATURE_LEVEL":      33,
+		"REASON_BOOTSTRAPPED":       34,
 	}
 )
 
@@ -203,7 +207,7 @@ var File_api_v1_errors_proto protoreflect.FileDescriptor
 
 const file_api_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x13api/v1/errors.proto\x12\vregd.api.v1*\x84\a\n" +
+	"\x13api/v1/errors.proto\x12\vregd.api.v1*\x9d\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -239,7 +243,8 @@ const file_api_v1_errors_proto_rawDesc = "" +
 	"\x15REASON_SLOTS_MISMATCH\x10\x1e\x12\x1a\n" +
 	"\x16REASON_UNAUTHENTICATED\x10\x1f\x12\x1c\n" +
 	"\x18REASON_PERMISSION_DENIED\x10 \x12\x18\n" +
-	"\x14REASON_FEATURE_LEVEL\x10!B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
+	"\x14REASON_FEATURE_LEVEL\x10!\x12\x17\n" +
+	"\x13REASON_BOOTSTRAPPED\x10\"B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_errors_proto_rawDescOnce sync.Once

@@ -42,6 +42,8 @@ const (
 	CutReason_CUT_REASON_RESTORED CutReason = 5
 	// One revision changed more than fits into a message.
 	CutReason_CUT_REASON_LARGE_REVISION CutReason = 6
+	// What the client may see has changed.
+	CutReason_CUT_REASON_ACCESS_CHANGED CutReason = 7
 )
 
 // Enum value maps for CutReason.
@@ -54,6 +56,7 @@ var (
 		4: "CUT_REASON_SNAPSHOT_INSTALLED",
 		5: "CUT_REASON_RESTORED",
 		6: "CUT_REASON_LARGE_REVISION",
+		7: "CUT_REASON_ACCESS_CHANGED",
 	}
 	CutReason_value = map[string]int32{
 		"CUT_REASON_UNSPECIFIED":        0,
@@ -63,6 +66,7 @@ var (
 		"CUT_REASON_SNAPSHOT_INSTALLED": 4,
 		"CUT_REASON_RESTORED":           5,
 		"CUT_REASON_LARGE_REVISION":     6,
+		"CUT_REASON_ACCESS_CHANGED":     7,
 	}
 )
 
@@ -3193,7 +3197,7 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\bprogress\x18\x04 \x01(\v2\x15.regd.api.v1.ProgressH\x00R\bprogress\x126\n" +
 	"\x05ended\x18\x05 \x01(\v2\x1e.regd.api.v1.SubscriptionEndedH\x00R\x05ended\x12=\n" +
 	"\fgo_elsewhere\x18\x06 \x01(\v2\x18.regd.api.v1.GoElsewhereH\x00R\vgoElsewhereB\t\n" +
-	"\apayload*\xd3\x01\n" +
+	"\apayload*\xf2\x01\n" +
 	"\tCutReason\x12\x1a\n" +
 	"\x16CUT_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12CUT_REASON_INITIAL\x10\x01\x12\x1b\n" +
@@ -3201,7 +3205,8 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\x16CUT_REASON_SLOW_READER\x10\x03\x12!\n" +
 	"\x1dCUT_REASON_SNAPSHOT_INSTALLED\x10\x04\x12\x17\n" +
 	"\x13CUT_REASON_RESTORED\x10\x05\x12\x1d\n" +
-	"\x19CUT_REASON_LARGE_REVISION\x10\x062\xc2\a\n" +
+	"\x19CUT_REASON_LARGE_REVISION\x10\x06\x12\x1d\n" +
+	"\x19CUT_REASON_ACCESS_CHANGED\x10\a2\xc2\a\n" +
 	"\x0fRegistryService\x12G\n" +
 	"\bRegister\x12\x1c.regd.api.v1.RegisterRequest\x1a\x1d.regd.api.v1.RegisterResponse\x12M\n" +
 	"\n" +

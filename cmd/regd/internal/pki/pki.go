@@ -21,7 +21,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/regd-io/regd/certs"
+	"github.com/regd-io/regd/cluster/certs"
 )
 
 // Lifetimes. 398 days are what browsers allow a certificate at most: long enough for a yearly renewal, with a month to

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/regd-io/regd/certs"
+	"github.com/regd-io/regd/cluster/certs"
 	"github.com/regd-io/regd/cmd/regd/internal/pki"
 )
 

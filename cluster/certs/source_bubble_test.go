@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,8 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
-	"github.com/regd-io/regd/certs"
-	"github.com/regd-io/regd/certs/certstest"
+	"github.com/regd-io/regd/cluster/certs"
+	"github.com/regd-io/regd/cluster/certs/certstest"
 )
 
 // open opens the files of a node n1, looked at each second, until the test ends.
@@ -257,11 +258,29 @@ func TestAConnectionThatEndedIsForgotten(t *testing.T) {
 	})
 }
 
+// journal is a log that tests can read.
+type journal struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
+}
+
 func TestACertificateThatIsAboutToExpireIsLoggedOnceADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := certstest.NewAuthority(t)
 		p := ca.Peer("n1", certstest.Between(time.Now(), time.Now().Add(100*24*time.Hour)))
-		var log bytes.Buffer
+		var log journal
 		s, err := certs.Open(certs.Config{
 			Files: certstest.Write(t, t.TempDir(), p, ca.PEM()), Port: "client", Every: time.Hour, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		})

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/regd-io/regd/certs"
+	"github.com/regd-io/regd/cluster/certs"
 )
 
 // Domain is the trust domain of the certificates.

@@ -12,8 +12,8 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/regd-io/regd/certs"
-	"github.com/regd-io/regd/certs/certstest"
+	"github.com/regd-io/regd/cluster/certs"
+	"github.com/regd-io/regd/cluster/certs/certstest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
