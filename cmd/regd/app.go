@@ -109,7 +109,10 @@ func (a *app) addCommands(root *cobra.Command) {
 			newServicesCmd(a), newInstancesCmd(a), newResolveCmd(a), newCallCmd(a), newWatchCmd(a), newRegisterCmd(a),
 			newDeregisterCmd(a), newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
 		},
-		groupOperate: {newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a)},
+		groupOperate: {
+			newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a),
+			newConfigCmd(a), newHealthCmd(a),
+		},
 		groupTools:   {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},
 	}
 	for group, commands := range groups {

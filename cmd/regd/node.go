@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/regd-io/regd/cluster"
@@ -169,6 +170,7 @@ type server struct {
 	tls     security
 	api     *rpc.Server
 	fatal   chan error // capacity 1
+	manager *supervisor
 }
 
 // servedNode is the node as its clients see it: not ready from the moment on at which it is asked to stop.
@@ -198,7 +200,7 @@ func serve(ctx context.Context, cfg serveConfig) error {
 	}
 	defer holdHeapFloor()()
 	cfg.Logger.Info("starting", "version", cfg.Build.Version, "commit", cfg.Build.Commit, "command", strings.Join(os.Args, " "))
-	s := &server{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1)}
+	s := &server{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1), manager: newSupervisor(cfg.Logger)}
 	if err := s.open(ctx); err != nil {
 		return serveExit(errors.Join(err, s.close(ctx)))
 	}
@@ -291,6 +293,7 @@ func (s *server) run(ctx context.Context) error {
 	})
 	ready, cancel := context.WithCancel(ctx)
 	serving.Go(func() error { s.announce(ready); return nil })
+	serving.Go(func() error { s.manager.attend(ready, servedNode{s.node, &s.ops.stopping}); return nil })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -318,6 +321,7 @@ const (
 // leave takes the node out of service while it still works. ctx has ended: that is why.
 func (s *server) leave(ctx context.Context) {
 	s.ops.stopping.Store(true)
+	s.manager.say(daemon.SdNotifyStopping)
 	time.Sleep(s.cfg.ShutdownDelay) // A second signal ends the process, so nothing has to end this.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()

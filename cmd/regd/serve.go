@@ -20,8 +20,7 @@ const (
 )
 
 func newServeCmd(a *app) *cobra.Command {
-	cfg := serveConfig{Build: a.build}
-	var file, logLevel, logFormat string
+	settings := serveSettings{serveConfig: serveConfig{Build: a.build}}
 	cmd := &cobra.Command{
 		Use:   "serve [flags]",
 		Short: "Run a node of a cluster.",
@@ -52,33 +51,49 @@ Exit codes: 0 stopped as asked, 70 data folder in use, 71 of another cluster, 72
 75 disk failed, 78 wrong configuration. None of these is healed by starting again.`},
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if file != "" {
-				if err := applyFile(cmd.Flags(), file); err != nil {
-					return err
-				}
+			if err := settings.read(cmd.Flags()); err != nil {
+				return err
 			}
-			logger, err := a.newLogger(a.stderr, logLevel, logFormat)
+			logger, err := a.newLogger(a.stderr, settings.logLevel, settings.logFormat)
 			if err != nil {
 				return &exitError{code: exitConfig, err: err}
 			}
-			cfg.Logger = logger
-			return serve(cmd.Context(), cfg)
+			settings.Logger = logger
+			return serve(cmd.Context(), settings.serveConfig)
 		},
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
-	fs.StringVar(&file, "config", "", "YAML `file` with settings")
-	cfg.addFlags(fs)
-	enumVar(fs, &logLevel, "log-level", "least level of what is logged", "debug", "info", "warn", "error")
-	enumVar(fs, &logFormat, "log-format", "format of the log; auto is text on a terminal", logAuto, logText, logJSON)
-	setDefault(fs, "log-level", "info")
-	setDefault(fs, "log-format", logAuto)
-	fs.VisitAll(func(f *pflag.Flag) { bindEnv(fs, f.Name, envName(f.Name)) })
-	fs.BoolVar(&cfg.DevChild, "dev-child", false, "obey the signals of regd dev")
+	settings.addFlags(fs)
+	fs.BoolVar(&settings.DevChild, "dev-child", false, "obey the signals of regd dev")
 	if err := fs.MarkHidden("dev-child"); err != nil {
 		panic(err) // Only a misspelt name.
 	}
 	return cmd
+}
+
+// serveSettings are all that a node can be told: its configuration, the file with it, and how it logs.
+type serveSettings struct {
+	serveConfig
+	file, logLevel, logFormat string
+}
+
+func (s *serveSettings) addFlags(fs *pflag.FlagSet) {
+	fs.SortFlags = false
+	fs.StringVar(&s.file, "config", "", "YAML `file` with settings")
+	s.serveConfig.addFlags(fs)
+	enumVar(fs, &s.logLevel, "log-level", "least level of what is logged", "debug", "info", "warn", "error")
+	enumVar(fs, &s.logFormat, "log-format", "format of the log; auto is text on a terminal", logAuto, logText, logJSON)
+	setDefault(fs, "log-level", "info")
+	setDefault(fs, "log-format", logAuto)
+	fs.VisitAll(func(f *pflag.Flag) { bindEnv(fs, f.Name, envName(f.Name)) })
+}
+
+// read adds what the file says to what flags and environment have said.
+func (s *serveSettings) read(fs *pflag.FlagSet) error {
+	if s.file == "" {
+		return nil
+	}
+	return applyFile(fs, s.file)
 }
 
 // setDefault sets the default of a flag that was defined without one.

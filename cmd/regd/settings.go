@@ -30,6 +30,7 @@ func applyEnv(fs *pflag.FlagSet, getenv func(string) string) error {
 		if err := setFlag(fs, f, value); err != nil {
 			faults = append(faults, fmt.Errorf("environment variable %s=%q: %w", variable[0], value, err))
 		}
+		setSource(f, "environment")
 	})
 	if len(faults) > 0 {
 		return &exitError{code: exitUsage, err: errors.Join(faults...)}
@@ -59,6 +60,25 @@ func valueError(f *pflag.Flag, err *pflag.InvalidValueError) error {
 		return errors.New("must be a whole number")
 	}
 	return cmp.Or(err.Unwrap(), error(err))
+}
+
+// sourceAnnotation says where the value of a flag is from that was not given as one.
+const sourceAnnotation = "regd_source"
+
+func setSource(f *pflag.Flag, source string) {
+	f.Annotations[sourceAnnotation] = []string{source} // It has annotations: only a setting is set from elsewhere.
+}
+
+// sourceOf says where the value of a setting is from.
+func sourceOf(f *pflag.Flag) string {
+	switch source := f.Annotations[sourceAnnotation]; {
+	case len(source) > 0:
+		return source[0]
+	case f.Changed:
+		return "flag"
+	default:
+		return "default"
+	}
 }
 
 // applyFile sets the flags that were not set yet from a YAML file whose keys are names of flags. Only flags with a
@@ -133,6 +153,7 @@ func applyKey(fs *pflag.FlagSet, place placer, e *ast.MappingValueNode) error {
 	if err := setFlag(fs, f, value); err != nil {
 		return place.errorf(at, "%s: %w", key.Value, err)
 	}
+	setSource(f, fmt.Sprintf("%s:%d", place.path, key.Position.Line))
 	return nil
 }
 
