@@ -323,7 +323,10 @@ func (n *Node) Info() Info {
 
 // Collectors returns the node's metrics, to be registered once.
 func (n *Node) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{n.fsm.took, n.proposer.took}
+	return []prometheus.Collector{n.fsm.took, n.proposer.took, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "regd_snapshot_index",
+		Help: "Raft index up to which the newest snapshot of this node reaches. 0: it has none.",
+	}, n.snapshotIndex)}
 }
 
 // serving returns nil when the node can take part in reads and writes: else ErrClosed, ErrRemoved or ErrStarting.

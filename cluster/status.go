@@ -56,6 +56,16 @@ func (n *Node) localStatus() *peerv1.NodeStatusResponse {
 	return s
 }
 
+// snapshotIndex is the Raft index up to which the newest snapshot reaches; 0 when there is none.
+func (n *Node) snapshotIndex() float64 {
+	r := n.raft.Load()
+	if r == nil {
+		return 0
+	}
+	index, _ := strconv.ParseUint(r.Stats()["last_snapshot_index"], 10, 64) // Raft prints what it has here.
+	return float64(index)
+}
+
 // knownSelf is this node as the cluster knows it, or as it will announce itself.
 func (n *Node) knownSelf() *registryv1.Member {
 	if m := n.feed.State().Member(n.id); m != nil {

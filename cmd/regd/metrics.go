@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,6 +44,15 @@ func clusterMetrics() []clusterMetric {
 	return []clusterMetric{
 		{"regd_has_leader", "1 when this node knows a leader.", func(s sample) float64 { return one(s.info.LeaderID != "") }},
 		{"regd_is_leader", "1 when this node leads.", func(s sample) float64 { return one(s.info.Leading) }},
+		{"regd_is_voter", "1 when this node votes.", func(s sample) float64 {
+			return one(s.self.GetSuffrage() == apiv1.Suffrage_SUFFRAGE_VOTER)
+		}},
+		{"regd_staleness_seconds", "Age of this node's state at most. +Inf: not known, as it has not heard of a leader.", func(s sample) float64 {
+			if s.self.GetStaleness() == nil {
+				return math.Inf(1)
+			}
+			return s.self.GetStaleness().AsDuration().Seconds()
+		}},
 		{"regd_term", "Raft term that this node knows.", func(s sample) float64 { return float64(s.self.GetTerm()) }},
 		{"regd_applied_index", "Raft index that this node has applied.", func(s sample) float64 { return float64(s.self.GetAppliedIndex()) }},
 		{"regd_revision", "Revision of this node's state.", func(s sample) float64 { return float64(s.self.GetRevision()) }},

@@ -166,7 +166,7 @@ func TestOpsPortTellsHowTheNodeIs(t *testing.T) {
 		}
 	}
 	for _, line := range []string{
-		"\nregd_has_leader 1\n", "\nregd_is_leader 1\n", "\nregd_voters 1\n", "\nregd_log_append_seconds{quantile=\"0.99\"} ",
+		"\nregd_has_leader 1\n", "\nregd_is_leader 1\n", "\nregd_is_voter 1\n", "\nregd_voters 1\n", "\nregd_snapshot_index 0\n", "\nregd_log_append_seconds{quantile=\"0.99\"} ",
 		"\nregd_log_store_info{log_store=\"boltdb\"} 1\n",
 		"\nregd_build_info{commit=\"abc\",go_version=\"go1\",version=\"v1.2.3\"} 1\n", "\ngo_goroutines ", "\nprocess_open_fds ",
 		"\ngrpc_server_handled_total{", "\nregd_expirations_total", "\nregd_watchers ",
