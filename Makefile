@@ -12,6 +12,7 @@ BENCH     ?= .
 BENCHFLAGS ?=
 COUNT     ?= 5
 SEED      ?=
+IMAGE     ?= regd:devel
 MUTANT    ?= 1
 FUZZ      ?=
 FUZZTIME  ?= 20s
@@ -27,13 +28,16 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help build run test race e2e bench microbench fuzz chaos chaos-mutants lint fmt generate check \
-	check-generated check-breaking check-format check-tidy check-bench vet clean
+	check-generated check-breaking check-format check-tidy check-bench check-deploy image vet clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the static binary bin/regd
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/regd ./cmd/regd
+
+image: build ## Build the container image IMAGE (regd:devel) with Docker: the static binary and nothing else
+	docker build --build-arg VERSION='$(VERSION)' -t '$(IMAGE)' .
 
 run: build ## Run a local cluster of three processes with demo services, data in .regd-dev
 	bin/regd dev --demo --data-dir .regd-dev
@@ -99,7 +103,7 @@ generate: ## Rewrite the generated code from proto/
 	@find proto -name '*.pb.go' -exec rm -f {} +
 	@cp -R .gen/proto/. proto/ && rm -rf .gen
 
-check: check-generated check-breaking check-tidy check-format lint vet check-bench build ## Verify what CI verifies, apart from the tests
+check: check-generated check-breaking check-tidy check-format lint vet check-bench check-deploy build ## Verify what CI verifies, apart from the tests
 
 check-generated: generate
 	@git diff --exit-code --stat -- 'proto/*.pb.go' && \
@@ -126,6 +130,10 @@ vet:
 # A module of its own: what it needs of etcd stays out of regd's.
 check-bench:
 	cd test/bench && $(GO) mod tidy -diff && $(GO) vet ./... && $(LINT) run && $(LINT) fmt --diff && $(GO) test ./...
+
+# Manifests are rendered and held against the types of Kubernetes and the binary, alerts are tried. A module of its own too.
+check-deploy:
+	cd test/deploy && $(GO) mod tidy -diff && $(GO) vet ./... && $(LINT) run && $(LINT) fmt --diff && $(GO) test ./...
 
 clean: ## Remove what the other targets made, the .regd-dev cluster included
 	rm -rf bin .gen .regd-dev .chaos .bench

@@ -1,0 +1,127 @@
+package deploy
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// root is the folder of the repository.
+const root = "../.."
+
+// What all tests share.
+var (
+	regd    string // path of the binary under test
+	waiting *node  // waits for another node, for ever
+	alone   *node  // a cluster of one
+)
+
+func TestMain(m *testing.M) {
+	code, err := testMain(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
+func testMain(m *testing.M) (code int, err error) {
+	dir, err := os.MkdirTemp("", "regd-deploy")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // Nothing depends on it.
+	regd = filepath.Join(dir, "regd")
+	const limit = 5 * time.Minute
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if _, err = run(ctx, nil, "go", "build", "-o", regd, "./cmd/regd"); err != nil {
+		return 1, err
+	}
+	if waiting, err = startNode(ctx, filepath.Join(dir, "waiting"), "127.0.0.1:1"); err != nil {
+		return 1, err
+	}
+	defer waiting.stop()
+	if alone, err = startNode(ctx, filepath.Join(dir, "alone")); err != nil {
+		return 1, err
+	}
+	defer alone.stop()
+	if err = alone.checksItself(ctx); err != nil {
+		return 1, err
+	}
+	return m.Run(), nil
+}
+
+// statusOf is what a node that waits for others answers on its port for operations.
+func statusOf(t *testing.T, path string) int {
+	t.Helper()
+	code, _, err := waiting.get(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return code
+}
+
+// run runs a command in the folder of the repository and returns its stdout.
+func run(ctx context.Context, env []string, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), env...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s %s: %w\n%s%s", name, strings.Join(args, " "), err, stdout.String(), stderr.String())
+	}
+	return stdout.String(), nil
+}
+
+// tool runs a tool from its modfile in tools.
+func tool(t *testing.T, modfile string, args ...string) (string, error) {
+	t.Helper()
+	return run(t.Context(), []string{"GOWORK=off"}, "go", append([]string{"tool", "-modfile=tools/" + modfile}, args...)...)
+}
+
+// kustomize renders a folder of deploy/kubernetes.
+func kustomize(t *testing.T, folder string) []object {
+	t.Helper()
+	out, err := tool(t, "kustomize.mod", "kustomize", "build", "deploy/kubernetes/"+folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decode(t, out)
+}
+
+// helm renders the chart in the namespace regd.
+func helm(t *testing.T, args ...string) []object {
+	t.Helper()
+	out, err := helmTemplate(t, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decode(t, out)
+}
+
+func helmTemplate(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	return tool(t, "helm.mod", append([]string{"helm", "template", "regd", "deploy/helm/regd", "--namespace", "regd"}, args...)...)
+}
+
+// renderings are all ways to get manifests that the documentation names.
+func renderings() map[string]func(t *testing.T) []object {
+	kustomized := func(folder string) func(*testing.T) []object {
+		return func(t *testing.T) []object { t.Helper(); return kustomize(t, folder) }
+	}
+	charted := func(args ...string) func(*testing.T) []object {
+		return func(t *testing.T) []object { t.Helper(); return helm(t, args...) }
+	}
+	return map[string]func(t *testing.T) []object{
+		"kustomize insecure": kustomized("overlays/insecure"),
+		"kustomize dev":      kustomized("overlays/dev"),
+		"helm insecure":      charted("--set", "insecure=true"),
+	}
+}

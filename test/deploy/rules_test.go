@@ -1,0 +1,162 @@
+package deploy
+
+import (
+	"testing"
+	"time"
+
+	"github.com/prometheus/prometheus/promql"
+	"github.com/prometheus/prometheus/promql/promqltest"
+)
+
+// three are the series of three healthy nodes, for an hour; load of promqltest, a sample a minute.
+const three = `load 1m
+  regd_build_info{job="regd", instance="n1", version="v1"} 1x90
+  regd_build_info{job="regd", instance="n2", version="v1"} 1x90
+  regd_build_info{job="regd", instance="n3", version="v1"} 1x90
+  regd_has_leader{job="regd", instance="n1"} 1x90
+  regd_has_leader{job="regd", instance="n2"} 1x90
+  regd_is_voter{job="regd", instance="n1"} 1x90
+  regd_is_voter{job="regd", instance="n2"} 1x90
+  regd_voters{job="regd", instance="n1"} 3x90
+  regd_voters{job="regd", instance="n2"} 3x90
+  regd_term{job="regd", instance="n1"} 7x90
+  regd_staleness_seconds{job="regd", instance="n1"} 0.01x90
+  regd_disk_free_bytes{job="regd", instance="n1"} 50e9x90
+  regd_log_append_seconds{job="regd", instance="n1", quantile="0.99"} 0.02x90
+  regd_applied_index{job="regd", instance="n1"} 1000+100x90
+  regd_snapshot_index{job="regd", instance="n1"} 0+100x90
+  regd_admission_rejected_total{job="regd", instance="n1", class="list"} 5x90
+  regd_resyncs_total{job="regd", instance="n1", reason="slow_reader"} 5x90
+  regd_suppressed_expirations_total{job="regd", instance="n1"} 5x90
+  regd_check_abstentions_total{job="regd", instance="n1"} 5x90
+  grpc_server_handled_total{job="regd", instance="n1", grpc_service="regd.api.v1.RegistryService", grpc_method="Get", grpc_code="OK"} 0+600x90
+  grpc_server_handled_total{job="regd", instance="n1", grpc_service="regd.api.v1.RegistryService", grpc_method="Get", grpc_code="Internal"} 0x90
+  regd_commit_seconds_bucket{job="regd", instance="n1", le="0.05"} 0+600x90
+  regd_commit_seconds_bucket{job="regd", instance="n1", le="1"} 0+600x90
+  regd_commit_seconds_bucket{job="regd", instance="n1", le="+Inf"} 0+600x90
+  regd_apply_seconds_bucket{job="regd", instance="n1", le="0.01"} 0+600x90
+  regd_apply_seconds_bucket{job="regd", instance="n1", le="0.25"} 0+600x90
+  regd_apply_seconds_bucket{job="regd", instance="n1", le="+Inf"} 0+600x90
+`
+
+// third are the series that the third node has too.
+const third = `  regd_has_leader{job="regd", instance="n3"} 1x90
+  regd_is_voter{job="regd", instance="n3"} 1x90
+  regd_voters{job="regd", instance="n3"} 3x90
+`
+
+func TestAlertsFireWhenTheyShould(t *testing.T) {
+	t.Parallel()
+	tests := map[string]string{ // By alert, what is scraped; together with nothing else.
+		"RegdAbsent": `load 1m
+  up{job="other"} 1x90`,
+		"RegdNoLeader": `load 1m
+  regd_has_leader{job="regd", instance="n1"} 0x90
+  regd_has_leader{job="regd", instance="n2"} 0x90`,
+		"RegdQuorumAtRisk": three,
+		"RegdNodeMissing":  three,
+		"RegdLeaderFlapping": `load 1m
+  regd_term{job="regd", instance="n1"} 7x50 8+1x40
+  regd_term{job="regd", instance="n2"} 7x50 8+1x40`,
+		"RegdNodeBehind": `load 1m
+  regd_has_leader{job="regd", instance="n1"} 1x90
+  regd_staleness_seconds{job="regd", instance="n2"} 1e9x90`,
+		"RegdDiskFull": `load 1m
+  regd_disk_free_bytes{job="regd", instance="n1"} 1e9x90`,
+		"RegdDiskWillFill": `load 1m
+  regd_disk_free_bytes{job="regd", instance="n1"} 20e9-100e6x90`,
+		"RegdDiskSlow": `load 1m
+  regd_log_append_seconds{job="regd", instance="n1", quantile="0.99"} 0.5x90`,
+		"RegdWritesSlow": `load 1m
+  regd_commit_seconds_bucket{job="regd", instance="n1", le="0.05"} 0+100x90
+  regd_commit_seconds_bucket{job="regd", instance="n1", le="1"} 0+600x90
+  regd_commit_seconds_bucket{job="regd", instance="n1", le="+Inf"} 0+600x90`,
+		"RegdApplySlow": `load 1m
+  regd_apply_seconds_bucket{job="regd", instance="n1", le="0.01"} 0+100x90
+  regd_apply_seconds_bucket{job="regd", instance="n1", le="0.25"} 0+600x90
+  regd_apply_seconds_bucket{job="regd", instance="n1", le="+Inf"} 0+600x90`,
+		"RegdRefusingCalls": `load 1m
+  regd_admission_rejected_total{job="regd", instance="n1", class="list"} 0+600x90`,
+		"RegdInternalErrors": `load 1m
+  grpc_server_handled_total{job="regd", instance="n1", grpc_service="regd.api.v1.RegistryService", grpc_method="Get", grpc_code="Internal"} 0x80 1x10`,
+		"RegdWatchersSlow": `load 1m
+  regd_resyncs_total{job="regd", instance="n1", reason="slow_reader"} 0+60x90`,
+		"RegdPaused": `load 1m
+  regd_suppressed_expirations_total{job="regd", instance="n1"} 0x85 3x5`,
+		"RegdChecksAbstain": `load 1m
+  regd_check_abstentions_total{job="regd", instance="n1"} 0x85 1x5`,
+		"RegdSnapshotOld": `load 1m
+  regd_applied_index{job="regd", instance="n1"} 60000+100x90
+  regd_snapshot_index{job="regd", instance="n1"} 8000x90`,
+		"RegdVersionsDiffer": `load 1m
+  regd_build_info{job="regd", instance="n1", version="v1"} 1x90
+  regd_build_info{job="regd", instance="n2", version="v2"} 1x90`,
+	}
+	engine := promqltest.NewTestEngine(t, false, 0, 1e6)
+	for _, r := range rules(t) {
+		series, ok := tests[r.Alert]
+		if !ok {
+			t.Errorf("%s: no test makes it fire", r.Alert)
+			continue
+		}
+		t.Run(r.Alert, func(t *testing.T) {
+			t.Parallel()
+			if !fires(t, engine, series, r.Expr, time.Duration(r.For)) {
+				t.Error("it does not fire")
+			}
+			if fires(t, engine, three+third, r.Expr, time.Duration(r.For)) {
+				t.Error("it fires while all is well")
+			}
+		})
+	}
+}
+
+// Without a leader, and with a cluster of one, no quorum is at risk: other alerts tell.
+func TestTheQuorumIsAtRiskOnlyWhileThereIsOne(t *testing.T) {
+	t.Parallel()
+	engine := promqltest.NewTestEngine(t, false, 0, 1e6)
+	for _, r := range rules(t) {
+		if r.Alert != "RegdQuorumAtRisk" {
+			continue
+		}
+		for name, series := range map[string]string{
+			"no leader": `load 1m
+  regd_has_leader{job="regd", instance="n1"} 0x90
+  regd_is_voter{job="regd", instance="n1"} 1x90
+  regd_voters{job="regd", instance="n1"} 3x90`,
+			"a cluster of one": `load 1m
+  regd_has_leader{job="regd", instance="n1"} 1x90
+  regd_is_voter{job="regd", instance="n1"} 1x90
+  regd_voters{job="regd", instance="n1"} 1x90`,
+		} {
+			if fires(t, engine, series, r.Expr, time.Duration(r.For)) {
+				t.Errorf("%s: it fires", name)
+			}
+		}
+	}
+}
+
+// fires tells whether an alert fires at the end of the series: it held for so long.
+func fires(t *testing.T, engine *promql.Engine, series, expr string, long time.Duration) bool {
+	t.Helper()
+	storage := promqltest.LoadedStorage(t, series)
+	defer storage.Close()
+	const last, step = 89 * time.Minute, 30 * time.Second
+	for at := last - long; at <= last; at += step {
+		query, err := engine.NewInstantQuery(t.Context(), storage, nil, expr, time.Unix(0, 0).Add(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		result := query.Exec(t.Context())
+		vector, err := result.Vector()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := len(vector)
+		query.Close()
+		if n == 0 {
+			return false
+		}
+	}
+	return true
+}
