@@ -19,7 +19,7 @@ const root = "../.."
 var (
 	regd    string // path of the binary under test
 	waiting *node  // waits for another node, for ever
-	alone   *node  // a cluster of one
+	alone   *node  // a cluster of one, with TLS between nodes
 )
 
 func TestMain(m *testing.M) {
@@ -43,11 +43,16 @@ func testMain(m *testing.M) (code int, err error) {
 	if _, err = run(ctx, nil, "go", "build", "-o", regd, "./cmd/regd"); err != nil {
 		return 1, err
 	}
-	if waiting, err = startNode(ctx, filepath.Join(dir, "waiting"), "127.0.0.1:1"); err != nil {
+	if waiting, err = startNode(ctx, filepath.Join(dir, "waiting"), "--join", "127.0.0.1:1"); err != nil {
 		return 1, err
 	}
 	defer waiting.stop()
-	if alone, err = startNode(ctx, filepath.Join(dir, "alone")); err != nil {
+	tls := filepath.Join(dir, "tls")
+	if _, err = run(ctx, nil, regd, "tls", "init", "--out", tls, "--trust-domain", "test.example", "--node", "n1=127.0.0.1"); err != nil {
+		return 1, err
+	}
+	if alone, err = startNode(ctx, filepath.Join(dir, "alone"), "--peer-tls-cert", filepath.Join(tls, "n1.crt"),
+		"--peer-tls-key", filepath.Join(tls, "n1.key"), "--peer-tls-ca", filepath.Join(tls, "ca.crt")); err != nil {
 		return 1, err
 	}
 	defer alone.stop()
@@ -120,8 +125,11 @@ func renderings() map[string]func(t *testing.T) []object {
 		return func(t *testing.T) []object { t.Helper(); return helm(t, args...) }
 	}
 	return map[string]func(t *testing.T) []object{
-		"kustomize insecure": kustomized("overlays/insecure"),
-		"kustomize dev":      kustomized("overlays/dev"),
-		"helm insecure":      charted("--set", "insecure=true"),
+		"kustomize insecure":   kustomized("overlays/insecure"),
+		"kustomize dev":        kustomized("overlays/dev"),
+		"kustomize production": kustomized("overlays/production"),
+		"helm insecure":        charted("--set", "insecure=true"),
+		"helm production":      charted("-f", "deploy/helm/regd/ci/production.yaml"),
+		"helm everything":      charted("-f", "deploy/helm/regd/ci/everything.yaml"),
 	}
 }

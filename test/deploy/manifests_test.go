@@ -198,6 +198,7 @@ func TestKustomizeAndHelmMakeTheSame(t *testing.T) {
 		args   []string
 	}{
 		{"overlays/insecure", []string{"--set", "insecure=true"}},
+		{"overlays/production", []string{"-f", "deploy/helm/regd/ci/production.yaml"}},
 	} {
 		t.Run(tt.folder, func(t *testing.T) {
 			t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 )
@@ -18,8 +19,8 @@ type node struct {
 	stop func()
 }
 
-// startNode starts a node that founds a cluster with others, if there are any, and waits until it answers.
-func startNode(ctx context.Context, dir string, others ...string) (*node, error) {
+// startNode starts a node that founds a cluster of its own, unless further flags tell it to join one, and waits until it answers.
+func startNode(ctx context.Context, dir string, flags ...string) (*node, error) {
 	var lc net.ListenConfig
 	free := func() string {
 		lis, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
@@ -31,8 +32,13 @@ func startNode(ctx context.Context, dir string, others ...string) (*node, error)
 	}
 	n := &node{ops: free(), grpc: free()}
 	peers := free()
-	cmd := exec.CommandContext(ctx, regd, "serve", "--name", "n1", "--data-dir", dir, "--grpc-listen", n.grpc,
-		"--peer-listen", peers, "--http-listen", n.ops, "--initial-peers", strings.Join(append(others, peers), ","))
+	args := append([]string{
+		"serve", "--name", "n1", "--data-dir", dir, "--grpc-listen", n.grpc, "--peer-listen", peers, "--http-listen", n.ops,
+	}, flags...)
+	if !slices.Contains(flags, "--join") {
+		args = append(args, "--initial-peers", peers)
+	}
+	cmd := exec.CommandContext(ctx, regd, args...)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}

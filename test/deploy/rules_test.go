@@ -27,6 +27,8 @@ const three = `load 1m
   regd_snapshot_index{job="regd", instance="n1"} 0+100x90
   regd_admission_rejected_total{job="regd", instance="n1", class="list"} 5x90
   regd_resyncs_total{job="regd", instance="n1", reason="slow_reader"} 5x90
+  regd_tls_certificate_expiry_seconds{job="regd", instance="n1", port="peer", kind="certificate"} 1e9x90
+  regd_tls_reload_failures_total{job="regd", instance="n1", port="peer"} 1x90
   regd_suppressed_expirations_total{job="regd", instance="n1"} 5x90
   regd_check_abstentions_total{job="regd", instance="n1"} 5x90
   grpc_server_handled_total{job="regd", instance="n1", grpc_service="regd.api.v1.RegistryService", grpc_method="Get", grpc_code="OK"} 0+600x90
@@ -85,6 +87,10 @@ func TestAlertsFireWhenTheyShould(t *testing.T) {
   regd_suppressed_expirations_total{job="regd", instance="n1"} 0x85 3x5`,
 		"RegdChecksAbstain": `load 1m
   regd_check_abstentions_total{job="regd", instance="n1"} 0x85 1x5`,
+		"RegdCertificateExpires": `load 1m
+  regd_tls_certificate_expiry_seconds{job="regd", instance="n1", port="peer", kind="certificate"} 500000x90`,
+		"RegdCertificateNotRead": `load 1m
+  regd_tls_reload_failures_total{job="regd", instance="n1", port="peer"} 0+1x90`,
 		"RegdSnapshotOld": `load 1m
   regd_applied_index{job="regd", instance="n1"} 60000+100x90
   regd_snapshot_index{job="regd", instance="n1"} 8000x90`,
