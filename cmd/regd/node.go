@@ -30,6 +30,7 @@ import (
 type serveConfig struct {
 	Name, DataDir, LogStore                     string
 	GRPCListen, PeerListen, HTTPListen          string
+	AuditLog                                    string
 	AdvertiseGRPC, AdvertisePeer, AdvertiseHTTP string
 	InitialPeers, Join                          []string
 	NonVoter, Insecure                          bool
@@ -169,6 +170,7 @@ type server struct {
 	monitor *health.Monitor
 	tls     security
 	api     *rpc.Server
+	audit   auditLog
 	fatal   chan error // capacity 1
 	manager *supervisor
 }
@@ -229,9 +231,13 @@ func (s *server) open(ctx context.Context) error {
 	if err = s.openNode(ctx); err != nil {
 		return err
 	}
+	if s.audit, err = openAudit(s.cfg.AuditLog, os.Stdout); err != nil {
+		return err
+	}
 	served := servedNode{s.node, &s.ops.stopping}
 	if s.api, err = rpc.NewServer(rpc.Config{
-		Logger: s.log, TLS: s.tls.api(s.cfg.TLS), AccessResetFile: filepath.Join(s.cfg.DataDir, "access-reset"),
+		Logger: s.log, TLS: s.tls.api(s.cfg.TLS), Audit: s.audit.log,
+		AccessResetFile: filepath.Join(s.cfg.DataDir, "access-reset"),
 	}, served); err != nil {
 		return err
 	}
@@ -347,6 +353,7 @@ func (s *server) close(ctx context.Context) error {
 		errs = append(errs, s.node.Close())
 	}
 	s.tls.close()
+	errs = append(errs, s.audit.close())
 	if s.ops != nil {
 		errs = append(errs, s.ops.close(ctx))
 	}
