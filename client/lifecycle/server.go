@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -21,8 +22,18 @@ type Server struct {
 	ready    func(ready bool)
 }
 
-// HTTP serves on the listener, with TLS if the server has a TLSConfig. The name is that of the port at the registry.
+// HTTP serves on the listener, with TLS if the server has a TLSConfig. The name is that of the port at the registry. The server's
+// ConnState is wrapped.
 func HTTP(name string, server *http.Server, listener net.Listener) Server {
+	idle := &unused{conns: make(map[net.Conn]struct{})}
+	told := server.ConnState
+	server.ConnState = func(c net.Conn, state http.ConnState) {
+		idle.note(c, state)
+		if told != nil {
+			told(c, state)
+		}
+	}
+	server.RegisterOnShutdown(idle.close)
 	return Server{
 		name: name, listener: listener, ready: func(bool) {},
 		serve: func() error {
@@ -41,6 +52,33 @@ func HTTP(name string, server *http.Server, listener net.Listener) Server {
 			}
 			return errors.Join(fmt.Errorf("requests were cut off: %w", context.Cause(ctx)), server.Close())
 		},
+	}
+}
+
+// unused are the connections of an HTTP server on which no request has begun. Clients open some in advance, for requests that
+// are then sent on others. http.Server.Shutdown waits 5 s for them, though it would not answer a request that came on one.
+// Safe for concurrent use.
+type unused struct {
+	mu    sync.Mutex // guards conns
+	conns map[net.Conn]struct{}
+}
+
+func (u *unused) note(c net.Conn, state http.ConnState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if state == http.StateNew {
+		u.conns[c] = struct{}{}
+	} else {
+		delete(u.conns, c)
+	}
+}
+
+// close closes them.
+func (u *unused) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for c := range u.conns {
+		c.Close() //nolint:errcheck // It was of no use.
 	}
 }
 
