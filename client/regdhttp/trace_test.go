@@ -88,7 +88,7 @@ func TestTracer(t *testing.T) {
 	want := []string{
 		"call GET default/payment",
 		fmt.Sprintf("attempt 1 on %s at %s for payment.service, breaker closed, in call", strings.TrimSuffix(first, ".test:80"), first),
-		fmt.Sprintf("ended with 0, %v: outcome 1, breaker open", refused()),
+		fmt.Sprintf("ended with 0, %v: outcome 3, breaker open", refused()),
 		fmt.Sprintf("attempt 2 on %s at %s for payment.service, breaker closed, in call", strings.TrimSuffix(second, ".test:80"), second),
 		"ended with 200, <nil>: outcome 0, breaker closed", "done: <nil>",
 	}

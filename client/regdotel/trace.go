@@ -143,6 +143,8 @@ func outcome(o balance.Outcome) string {
 		return "success"
 	case balance.Failure:
 		return "failure"
+	case balance.Unreachable:
+		return "unreachable"
 	default:
 		return "neutral"
 	}

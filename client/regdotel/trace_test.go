@@ -72,7 +72,7 @@ func TestCallsAreTraced(t *testing.T) {
 			"url.full=http://payment.service/charges}",
 	}
 	for n, x := range []struct{ status, errorType, resend, code, outcome, event string }{
-		{"Error", "error.type=*net.OpError", "", "", "failure", " [breaker changed {breaker.state=open}]"},
+		{"Error", "error.type=*net.OpError", "", "", "unreachable", " [breaker changed {breaker.state=open}]"},
 		{
 			"Error", "error.type=503", ",http.request.resend_count=1", ",http.response.status_code=503", "failure",
 			" [breaker changed {breaker.state=open}]",
