@@ -5,9 +5,9 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/cluster/certs"
 	"github.com/regd-io/regd/cluster/certs/certstest"
-	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/cluster/clustertest"
 	"github.com/regd-io/regd/cluster/peer"
 )

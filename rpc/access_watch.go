@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/regd-io/regd/cluster/feed"
@@ -15,21 +16,34 @@ import (
 // accessWatch has all watch streams check again what they may see whenever policies, grants or tokens have changed. It is a
 // job, as a wake of the feed must not block.
 type accessWatch struct {
-	core    *core
-	job     job
+	core *core
+	job  job
+
+	mu      sync.Mutex // guards watcher, which may wake the job before it is here
 	watcher *feed.Watcher
 }
 
 func watchAccess(c *core) *accessWatch {
 	a := &accessWatch{core: c}
 	a.job.doer = a
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.watcher = c.node.Feed().WatchFunc(func() { c.workers.wake(&a.job, newsEvents) }, feed.Topic{Kind: fsm.EventAccess})
 	return a
 }
 
+// close ends it.
+func (a *accessWatch) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.watcher.Close()
+}
+
 // do wakes all streams.
 func (a *accessWatch) do(uint32) {
+	a.mu.Lock()
 	a.watcher.Take() // What has changed doesn't matter.
+	a.mu.Unlock()
 	for _, w := range a.core.deliveries.all() {
 		w.wake(newsAccess)
 	}

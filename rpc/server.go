@@ -209,7 +209,7 @@ func (s *Server) shutdown(ctx context.Context) error {
 		err = fmt.Errorf("finish calls: %w", context.Cause(ctx))
 	}
 	s.core.tasks.Wait()
-	s.access.watcher.Close()
+	s.access.close()
 	s.core.workers.ended.Wait()
 	return err
 }

@@ -78,7 +78,7 @@ func (u *unused) close() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for c := range u.conns {
-		c.Close() //nolint:errcheck // It was of no use.
+		c.Close() // It was of no use.
 	}
 }
 

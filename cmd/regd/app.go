@@ -113,7 +113,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a),
 			newConfigCmd(a), newHealthCmd(a),
 		},
-		groupTools:   {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},
+		groupTools: {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},
 	}
 	for group, commands := range groups {
 		for _, cmd := range commands {

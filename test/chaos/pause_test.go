@@ -82,7 +82,7 @@ func TestAPausedLeaderAnswersNoStaleRead(t *testing.T) {
 				callCtx, cancel := context.WithTimeout(background, time.Second)
 				p.read(callCtx, client)
 				cancel()
-				time.Sleep(10 * time.Millisecond) // Else they keep all processors busy.
+				time.Sleep(3 * time.Millisecond) // Else they keep all processors busy.
 			}
 		})
 	}
