@@ -144,7 +144,8 @@ func TestCallFailsWithACodeAndSaysWhatToDo(t *testing.T) {
 		"web -X nope/nope":                              {exitUsage, "invalid method"},
 		"web --policy least":                            {exitUsage, `did you mean "least-requests"?`},
 		"web --count 3 --fail /missing":                 {exitBadAnswer, "3 of 3 calls went wrong; the last: call web"},
-		"web --endpoint 127.0.0.1:1 --timeout 300ms":    {exitUnreachable, "connection refused"},
+
+		"web --endpoint 127.0.0.1:1 --timeout 300ms": {exitUnreachable, "connection refused"},
 	} {
 		r := s.run(append([]string{"call"}, strings.Fields(args)...)...)
 		if r.code != want.code || !strings.Contains(r.stderr, want.says) {
