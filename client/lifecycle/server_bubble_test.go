@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,10 +19,10 @@ func TestUnusedConnectionsDoNotHoldUpTheEnd(t *testing.T) {
 		const request = 10 * time.Second
 		for name, used := range map[string]bool{"never used": false, "in use": true} {
 			lis := bufconn.Listen(1 << 10)
-			states := 0
+			var states atomic.Int64
 			server := &http.Server{
 				Handler:           http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(request) }),
-				ConnState:         func(net.Conn, http.ConnState) { states++ },
+				ConnState:         func(net.Conn, http.ConnState) { states.Add(1) },
 				ReadHeaderTimeout: time.Minute,
 			}
 			s := HTTP("http", server, lis)
@@ -65,7 +66,7 @@ func TestUnusedConnectionsDoNotHoldUpTheEnd(t *testing.T) {
 			if err := <-served; err != nil {
 				t.Errorf("%s: serve: %v", name, err)
 			}
-			if states == 0 {
+			if states.Load() == 0 {
 				t.Errorf("%s: the server's own ConnState is not told any more", name)
 			}
 			_ = conn.Close()
