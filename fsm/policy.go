@@ -92,7 +92,10 @@ func BuiltInPolicy(name string) bool {
 
 // builtInPolicy returns a policy that is built in as a message.
 func builtInPolicy(name string, everywhere actions) *registryv1.Policy {
-	p := &registryv1.Policy{Name: name, Rules: []*registryv1.Rule{{Namespace: "*", Name: "*"}}}
+	p := &registryv1.Policy{Name: name, Rules: []*registryv1.Rule{{}}}
+	if everywhere&^clusterWide&^1 != 0 {
+		p.Rules[0].Namespace, p.Rules[0].Name = "*", "*" // As whoever puts a policy must say it.
+	}
 	switch name {
 	case operatorPolicy:
 		p.Description = "Everything."

@@ -641,3 +641,20 @@ func TestCallsAreAudited(t *testing.T) {
 		t.Errorf("a secret is in the log:\n%s", log.String())
 	}
 }
+
+// What is shown of a policy can be put again under another name, that of the built-in ones too.
+func TestPoliciesAreShownAsTheyAreTaken(t *testing.T) {
+	r := newRig(t)
+	r.node.enforce(t)
+	access, root := apiv1.NewAccessServiceClient(r.conn), showing(t.Context(), "root")
+	list, err := access.ListPolicies(root, &apiv1.ListPoliciesRequest{})
+	if err != nil || len(list.GetPolicies()) != 4 {
+		t.Fatalf("%v, %v, want the four that are built in", list, err)
+	}
+	for _, p := range list.GetPolicies() {
+		p.Name = "copy-of-" + p.GetName()
+		if _, err := access.PutPolicy(root, &apiv1.PutPolicyRequest{Policy: p}); err != nil {
+			t.Errorf("%s: %v", p.GetName(), err)
+		}
+	}
+}

@@ -196,7 +196,7 @@ func (s *devSession) describe() {
 		}
 		row(title, line)
 	}
-	row("Tokens", "off (dev only)")
+	row("Tokens", "off (dev only); regd access bootstrap turns them on")
 	if s.tls != nil {
 		fmt.Fprintf(&b, "\n%s\n", bold("Programs that are no command of regd need:"))
 		for _, line := range s.tls.env(s.state().grpcAddresses()) {
