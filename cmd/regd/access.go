@@ -358,7 +358,9 @@ func newGrantsCmd(a *app) *cobra.Command {
 		Use:     "put IDENTITY POLICY... [flags]",
 		Short:   "Give an identity these policies, in place of those it had.",
 		Example: "  regd access grants put payment service\n  regd access grants put anonymous reader",
-		Args:    cobra.MinimumNArgs(2),
+		Args: func(cmd *cobra.Command, args []string) error {
+			return arguments("IDENTITY", "POLICY")(cmd, args[:min(2, len(args))]) // And more policies.
+		},
 	}
 	out := a.addOutput(put, formatText, formatJSON, formatYAML, formatName)
 	conn := a.addConnection(put)

@@ -48,6 +48,7 @@ func TestAccessIsAdministeredByCommands(t *testing.T) {
 	s.expect("policy/payment unchanged\n", s.ok("access", "policies", "put", "payment", "--rule", "register:default/payment", "--rule", "discover:*/*"))
 	fails(exitUsage, `unknown action "registr"; did you mean "register"?`, "access", "policies", "put", "p", "--rule", "registr:a/b")
 	fails(exitUsage, "NAMESPACE/NAME", "access", "policies", "put", "p", "--rule", "register:a")
+	fails(exitUsage, "regd access grants put: missing POLICY", "access", "grants", "put", "shop")
 	fails(exitUsage, "needs a --rule", "access", "policies", "put", "p")
 	fails(exitUsage, "is required", "access", "policies", "put", "p", "--rule", "register")
 	s.expect("grant/shop put\n", s.ok("access", "grants", "put", "shop", "payment"))

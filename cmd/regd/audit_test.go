@@ -3,11 +3,31 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
+
+// A node whose audit log can't be written has neither made nor joined anything when it says so.
+func TestANodeDoesNotStartWithoutItsAuditLog(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "n1")
+	peerAddress := freeAddress(t)
+	err := serve(t.Context(), serveConfig{
+		Name: "n1", DataDir: folder, AuditLog: filepath.Join(t.TempDir(), "none", "audit.log"), GRPCListen: "127.0.0.1:0",
+		HTTPListen: "127.0.0.1:0", PeerListen: peerAddress, InitialPeers: []string{peerAddress}, HeartbeatTimeout: time.Second,
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if codeOf(err) != exitConfig || !strings.Contains(err.Error(), "--audit-log") {
+		t.Errorf("%v, want that it names the setting", err)
+	}
+	if _, err = os.Stat(folder); err == nil {
+		t.Error("its data folder was made")
+	}
+}
 
 func TestAuditLogIsAddedTo(t *testing.T) {
 	t.Parallel()

@@ -218,6 +218,9 @@ func (s *server) open(ctx context.Context) error {
 	if s.tls, err = openSecurity(s.cfg); err != nil {
 		return &exitError{code: exitConfig, err: err}
 	}
+	if s.audit, err = openAudit(s.cfg.AuditLog, os.Stdout); err != nil {
+		return err
+	}
 	var lc net.ListenConfig
 	if s.lis, err = lc.Listen(ctx, "tcp", s.cfg.GRPCListen); err != nil {
 		return fmt.Errorf("listen for clients: %w", err)
@@ -229,9 +232,6 @@ func (s *server) open(ctx context.Context) error {
 		s.cfg.AdvertiseGRPC = s.lis.Addr().String()
 	}
 	if err = s.openNode(ctx); err != nil {
-		return err
-	}
-	if s.audit, err = openAudit(s.cfg.AuditLog, os.Stdout); err != nil {
 		return err
 	}
 	served := servedNode{s.node, &s.ops.stopping}
