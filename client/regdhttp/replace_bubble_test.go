@@ -2,6 +2,7 @@ package regdhttp_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -28,11 +29,12 @@ type plant struct {
 
 	work sync.WaitGroup // has what serves
 
-	mu      sync.Mutex         // guards the fields below
-	running map[string]*worker // by address
-	conns   map[*conn]string   // that are open, with the address that was dialled
-	dialled int
-	refused int // dials to instances that are gone
+	mu        sync.Mutex         // guards the fields below
+	running   map[string]*worker // by address
+	conns     map[*conn]string   // that are open, with the address that was dialled
+	dialled   int
+	refused   int // dials to instances that are gone
+	brokenOff int // calls that must not be repeated, by a crash
 }
 
 // worker is an instance.
@@ -173,6 +175,14 @@ func (p *plant) call(rt http.RoundTripper, method, text string) {
 		return
 	}
 	resp, err := rt.RoundTrip(req)
+	if method == http.MethodPost && errors.Is(err, io.EOF) {
+		// The connection ended after the request was sent on it, as its instance crashed. Whether it was done nobody can tell, so
+		// no other instance may do it.
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.brokenOff++
+		return
+	}
 	if err != nil {
 		p.t.Errorf("%s %s: %v", method, text, err)
 		return
@@ -241,6 +251,9 @@ func TestAThousandInstancesAreReplacedInAMinute(t *testing.T) {
 		sent := stop()
 		stats := tr.Stats()[0]
 		t.Logf("%d calls, %d dials to an instance that had crashed, %d crashes", sent, p.refused, crashes)
+		if p.brokenOff > crashes {
+			t.Errorf("%d calls were broken off by %d crashes", p.brokenOff, crashes)
+		}
 		if sent < 200*60 || crashes < replaced/100 || p.refused == 0 {
 			t.Error("too few to prove anything")
 		}
