@@ -1,11 +1,15 @@
 package rpc
 
 import (
+	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
@@ -30,6 +34,7 @@ func TestWhatWillBeRefusedIsNotRead(t *testing.T) {
 		} {
 			a.inFlight.Store(tt.inFlight)
 			stream := c.open(tt.method) // Without its message.
+			time.Sleep(maxHold)         // Those before it were refused.
 			if refused, reset, goAway := c.said(stream); refused != tt.refused || reset != 0 || goAway != "" {
 				t.Errorf("%s with %d in flight: refused %v, reset %v, go away %q", tt.method, tt.inFlight, refused, reset, goAway)
 			}
@@ -58,6 +63,7 @@ func TestARefusalIsNotKeptForLong(t *testing.T) {
 				extra = append(extra, hpack.HeaderField{Name: "grpc-timeout", Value: timeout})
 			}
 			stream := c.open(apiv1.LockService_Acquire_FullMethodName, extra...)
+			time.Sleep(maxHold)
 			if refused, reset, goAway := c.said(stream); refused != unread || reset != 0 || goAway != "" {
 				t.Errorf("timeout %q: refused unread %v, want %v; reset %v, go away %q", timeout, refused, unread, reset, goAway)
 			}
@@ -88,3 +94,84 @@ func TestARefusalNamesTheLeaderOfNow(t *testing.T) {
 		}
 	})
 }
+
+func TestWhoIsRefusedOftenIsHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, dial := started(t)
+		a := server.core.admission
+		a.inFlight.Store(a.limit)
+		defer a.inFlight.Store(0)
+		register := apiv1.RegistryService_Register_FullMethodName
+		answered := func(c *rawClient) int {
+			synctest.Wait()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return len(c.answers)
+		}
+		for _, tt := range []struct {
+			refusals int
+			held     time.Duration
+		}{{1, refusalHold}, {20, 20 * refusalHold}, {200, maxHold}} {
+			c, other := raw(t, dial()), raw(t, dial())
+			// In one piece: what is read together is refused together.
+			c.together(func() {
+				for range tt.refusals {
+					c.open(register)
+				}
+			})
+			if n := answered(c); n != tt.refusals {
+				t.Fatalf("%d of %d calls were refused", n, tt.refusals)
+			}
+			began, before := time.Now(), a.held.Load()
+			c.open(register)
+			for answered(c) == tt.refusals {
+				time.Sleep(time.Millisecond)
+			}
+			if held := time.Since(began); held != tt.held {
+				t.Errorf("after %d refusals held back for %v, want %v", tt.refusals, held, tt.held)
+			}
+			if n := a.held.Load() - before; tt.held > 0 && n > 1 {
+				t.Errorf("%d holds were counted, not 1", n)
+			}
+			other.open(register)
+			if answered(other) != 1 {
+				t.Error("another connection is held back, too")
+			}
+		}
+	})
+}
+
+// A connection that is closed while it is held back ends at once.
+func TestClosingEndsAHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		lis := newLimitListener(&oneListener{conn: ours}, 1, 1, new(atomic.Uint64))
+		conn, err := lis.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := peer.NewContext(bg, &peer.Peer{Addr: conn.RemoteAddr()})
+		for range 100 {
+			holdBack(ctx)
+		}
+		began, read := time.Now(), make(chan error, 1)
+		go func() {
+			_, err := conn.Read(make([]byte, 1))
+			read <- err
+		}()
+		synctest.Wait()
+		_ = conn.Close()
+		if err := <-read; err == nil || time.Since(began) != 0 {
+			t.Errorf("read %v after %v", err, time.Since(began))
+		}
+	})
+}
+
+// oneListener accepts one connection.
+type oneListener struct {
+	net.Listener
+	conn net.Conn
+}
+
+func (l *oneListener) Accept() (net.Conn, error) { return l.conn, nil }

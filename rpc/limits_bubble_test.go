@@ -55,7 +55,8 @@ func started(t *testing.T) (*Server, func() net.Conn) {
 type rawClient struct {
 	t      *testing.T
 	conn   net.Conn
-	framer *http2.Framer
+	framer *http2.Framer // reads, and answers pings
+	out    *http2.Framer
 	fields bytes.Buffer
 	hpack  *hpack.Encoder
 	next   uint32
@@ -71,14 +72,14 @@ type rawClient struct {
 func raw(t *testing.T, conn net.Conn) *rawClient {
 	t.Helper()
 	c := &rawClient{
-		t: t, conn: conn, framer: http2.NewFramer(conn, conn), next: 1,
+		t: t, conn: conn, framer: http2.NewFramer(conn, conn), out: http2.NewFramer(conn, nil), next: 1,
 		answers: map[uint32]http2.FrameHeader{}, resets: map[uint32]http2.ErrCode{}, ended: make(chan struct{}),
 	}
 	c.hpack = hpack.NewEncoder(&c.fields)
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		t.Fatal(err)
 	}
-	c.write(func() error { return c.framer.WriteSettings() })
+	c.write(func() error { return c.out.WriteSettings() })
 	go c.read()
 	t.Cleanup(func() { conn.Close(); <-c.ended })
 	synctest.Wait()
@@ -146,19 +147,32 @@ func (c *rawClient) open(method string, extra ...hpack.HeaderField) uint32 {
 		if len(first) > most {
 			first, rest = first[:most], first[most:]
 		}
-		err := c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: first, EndHeaders: rest == nil})
+		err := c.out.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: first, EndHeaders: rest == nil})
 		if err == nil && rest != nil {
-			err = c.framer.WriteContinuation(id, true, rest)
+			err = c.out.WriteContinuation(id, true, rest)
 		}
 		return err
 	})
 	return id
 }
 
+// together has what is written meanwhile arrive in one piece.
+func (c *rawClient) together(write func()) {
+	c.t.Helper()
+	var piece bytes.Buffer
+	c.out = http2.NewFramer(&piece, nil)
+	write()
+	c.out = http2.NewFramer(c.conn, nil)
+	c.write(func() error {
+		_, err := c.conn.Write(piece.Bytes())
+		return err
+	})
+}
+
 // send sends the empty message as the request of a call.
 func (c *rawClient) send(stream uint32) {
 	c.t.Helper()
-	c.write(func() error { return c.framer.WriteData(stream, true, make([]byte, 5)) })
+	c.write(func() error { return c.out.WriteData(stream, true, make([]byte, 5)) })
 }
 
 // said is what the server has answered to a call so far.

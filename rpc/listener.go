@@ -1,9 +1,24 @@
 package rpc
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/peer"
+)
+
+const (
+	// refusalHold is how much longer a connection is not read from for each of its calls that is refused: it gets no more
+	// than 100 refusals a second. What a client sends beyond them waits on its side of the connection, where it costs
+	// nothing. A client that is refused now and then does not feel it.
+	refusalHold = 10 * time.Millisecond
+	// maxHold is how long a connection is not read from at most. A session on it with the least time to live, renewed three
+	// times in that, is not lost by it.
+	maxHold = 500 * time.Millisecond
 )
 
 // limitListener closes connections beyond a number in all and a number from one address, before a byte is read from
@@ -11,14 +26,15 @@ import (
 type limitListener struct {
 	net.Listener
 	total, perIP int
+	held         *atomic.Uint64 // reads that were held back
 
 	mu   sync.Mutex // guards what is below
 	open int
 	byIP map[netip.Addr]int
 }
 
-func newLimitListener(lis net.Listener, total, perIP int) *limitListener {
-	return &limitListener{Listener: lis, total: total, perIP: perIP, byIP: make(map[netip.Addr]int)}
+func newLimitListener(lis net.Listener, total, perIP int, held *atomic.Uint64) *limitListener {
+	return &limitListener{Listener: lis, total: total, perIP: perIP, held: held, byIP: make(map[netip.Addr]int)}
 }
 
 // Accept returns the next connection that is within the limits.
@@ -30,7 +46,11 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		}
 		ip := addrOf(conn)
 		if l.take(ip) {
-			return &limitedConn{Conn: conn, free: sync.OnceFunc(func() { l.give(ip) })}, nil
+			closed := make(chan struct{})
+			return &limitedConn{Conn: conn, held: l.held, closed: closed, free: sync.OnceFunc(func() {
+				close(closed)
+				l.give(ip)
+			})}, nil
 		}
 		_ = conn.Close()
 	}
@@ -66,9 +86,66 @@ func addrOf(conn net.Conn) netip.Addr {
 	return ap.Addr().Unmap()
 }
 
+// limitedConn is a connection that has a place, and is not read from for a while when its calls are refused. Kafka's brokers do
+// the like to clients beyond their quota (KIP-219).
 type limitedConn struct {
 	net.Conn
-	free func()
+	free   func()
+	closed <-chan struct{}
+	held   *atomic.Uint64
+
+	mu     sync.Mutex // guards what is below
+	resume time.Time  // when it is read from again
+}
+
+// limitedAddr is the address of the other side, by which holdBack finds the connection of a call.
+type limitedAddr struct {
+	net.Addr
+	conn *limitedConn
+}
+
+// holdBack has the connection of a call that is refused wait before more is read from it. To refuse is most of what an
+// overloaded node does, and a client whose calls end at once sends the next ones at once. All else on the connection goes on:
+// what was read is answered, and streams are sent to.
+func holdBack(ctx context.Context) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return
+	}
+	a, ok := p.Addr.(limitedAddr)
+	if !ok {
+		return
+	}
+	c := a.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if c.resume.Before(now) {
+		c.resume = now
+	}
+	if c.resume = c.resume.Add(refusalHold); c.resume.After(now.Add(maxHold)) {
+		c.resume = now.Add(maxHold)
+	}
+}
+
+// RemoteAddr is the address of the other side.
+func (c *limitedConn) RemoteAddr() net.Addr { return limitedAddr{c.Conn.RemoteAddr(), c} }
+
+// Read reads, once the connection is not held back. Closing it ends the wait.
+func (c *limitedConn) Read(b []byte) (int, error) {
+	c.mu.Lock()
+	wait := time.Until(c.resume)
+	c.mu.Unlock()
+	if wait > 0 {
+		c.held.Add(1)
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-c.closed:
+		}
+	}
+	return c.Conn.Read(b)
 }
 
 // Close closes the connection and frees its place.

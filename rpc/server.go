@@ -178,7 +178,7 @@ func (s *Server) Collectors() []prometheus.Collector {
 // Serve answers calls that come in on the listener until Shutdown; then it returns nil. It closes the listener, and may
 // be called for several.
 func (s *Server) Serve(lis net.Listener) error {
-	err := s.grpc.Serve(newLimitListener(lis, s.cfg.MaxConns, s.cfg.MaxConnsPerIP))
+	err := s.grpc.Serve(newLimitListener(lis, s.cfg.MaxConns, s.cfg.MaxConnsPerIP, &s.core.admission.held))
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve API on %s: %w", lis.Addr(), err)
 	}

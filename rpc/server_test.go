@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -181,7 +182,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			lis := newLimitListener(inner, limits[0], limits[1])
+			lis := newLimitListener(inner, limits[0], limits[1], new(atomic.Uint64))
 			accepted := make(chan net.Conn, 10)
 			var wg sync.WaitGroup
 			wg.Go(func() {
