@@ -3,12 +3,14 @@ package rpc
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -25,6 +27,7 @@ import (
 //	/startupz      200 once the node has been ready for the first time
 //	/metrics       metrics in the Prometheus format
 //	/debug/pprof/  profiles of the process
+//	/              this list
 //
 // It can answer before the node is open: NewOps needs none, Attach hands it in. All else is 404.
 //
@@ -33,14 +36,13 @@ import (
 type Ops struct {
 	mux     *http.ServeMux
 	node    atomic.Pointer[Node]
-	leaving atomic.Bool
 	started atomic.Bool
 }
 
-// NewOps returns the handler; gatherer supplies the metrics.
-func NewOps(gatherer prometheus.Gatherer) *Ops {
+// NewOps returns the handler; gatherer supplies the metrics, and what it can't is logged.
+func NewOps(gatherer prometheus.Gatherer, log *slog.Logger) *Ops {
 	o := &Ops{mux: http.NewServeMux()}
-	for _, r := range o.routes(gatherer) {
+	for _, r := range o.routes(gatherer, log) {
 		o.mux.HandleFunc(r.pattern, func(w http.ResponseWriter, req *http.Request) {
 			if o.allow(w, req, r.action) {
 				r.serve(w, req)
@@ -57,14 +59,16 @@ type opsRoute struct {
 	serve   http.HandlerFunc
 }
 
-func (o *Ops) routes(gatherer prometheus.Gatherer) []opsRoute {
+func (o *Ops) routes(gatherer prometheus.Gatherer, log *slog.Logger) []opsRoute {
 	const anybody, observer, operator = 0, registryv1.Action_ACTION_OBSERVE, registryv1.Action_ACTION_OPERATE
 	return []opsRoute{
+		{"GET /{$}", anybody, o.index},
 		{"GET /livez", anybody, o.livez},
 		{"GET /readyz", anybody, o.readyz},
 		{"GET /startupz", anybody, o.startupz},
 		{"GET /metrics", observer, promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
-			ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true,
+			ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true, MaxRequestsInFlight: 4, Timeout: 10 * time.Second,
+			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		}).ServeHTTP},
 		{"GET /debug/pprof/", operator, pprof.Index},
 		{"GET /debug/pprof/cmdline", operator, pprof.Cmdline},
@@ -118,9 +122,6 @@ func local(r *http.Request) bool {
 // Attach hands in the node once it is open. Before that the handler says that the node is starting.
 func (o *Ops) Attach(node Node) { o.node.Store(&node) }
 
-// Leave makes the node not ready, before it begins to shut down.
-func (o *Ops) Leave() { o.leaving.Store(true) }
-
 // ServeHTTP answers one request.
 func (o *Ops) ServeHTTP(w http.ResponseWriter, r *http.Request) { o.mux.ServeHTTP(w, r) }
 
@@ -128,6 +129,10 @@ func (o *Ops) ServeHTTP(w http.ResponseWriter, r *http.Request) { o.mux.ServeHTT
 type opsCheck struct {
 	name string
 	err  error
+}
+
+func (o *Ops) index(w http.ResponseWriter, _ *http.Request) {
+	_, _ = fmt.Fprintln(w, "regd: /livez /readyz?verbose /startupz /metrics /debug/pprof/")
 }
 
 func (o *Ops) livez(w http.ResponseWriter, r *http.Request) {
@@ -166,7 +171,7 @@ func (o *Ops) readiness() []opsCheck {
 	if info.Removed {
 		set("member", cluster.ErrRemoved)
 	}
-	if info.Stopping || o.leaving.Load() {
+	if info.Stopping {
 		set("serving", cluster.ErrClosed)
 	}
 	if info.LeaderID == "" {

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -22,8 +23,8 @@ func opsGet(tb testing.TB, o *Ops, target string) (int, string) {
 }
 
 func TestOpsAnswersBeforeTheNodeIsOpen(t *testing.T) {
-	o := NewOps(prometheus.NewRegistry())
-	for target, want := range map[string]int{"/livez": 200, "/readyz": 503, "/startupz": 503, "/metrics": 200, "/": 404} {
+	o := NewOps(prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	for target, want := range map[string]int{"/livez": 200, "/readyz": 503, "/startupz": 503, "/metrics": 200, "/": 200, "/nothing": 404} {
 		if code, body := opsGet(t, o, target); code != want {
 			t.Errorf("%s: %d %q, want %d", target, code, body, want)
 		}
@@ -50,6 +51,9 @@ func TestOpsFollowsTheNode(t *testing.T) {
 		{"another one excluded", func(n *fakeNode) { n.ready = cluster.ErrNoLeader }, "/readyz?exclude=state", 503, "[-]leader: "},
 		{"behind", func(n *fakeNode) { n.ready = cluster.ErrTooStale }, "/readyz", 503, "[-]state: "},
 		{"stopping", func(n *fakeNode) { n.info.Stopping = true }, "/readyz", 503, "[-]serving: "},
+		{"about to stop", func(n *fakeNode) { n.ready = cluster.ErrClosed }, "/readyz", 503, "[-]serving: the node is stopping\n"},
+		{"about to stop, excluded", func(n *fakeNode) { n.ready = cluster.ErrClosed }, "/readyz?exclude=serving", 200, "ok\n"},
+		{"stopping is no reason to kill", func(n *fakeNode) { n.ready = cluster.ErrClosed }, "/livez", 200, "ok\n"},
 		{"removed", func(n *fakeNode) { n.info.Removed = true }, "/readyz", 503, "[-]member: "},
 		{"starting", func(n *fakeNode) { n.ready = cluster.ErrStarting }, "/startupz", 503, "[-]started: "},
 		{"no leader is no reason to restart", func(n *fakeNode) { n.info.LeaderID, n.ready = "", cluster.ErrNoLeader }, "/livez", 200, "ok\n"},
@@ -58,7 +62,7 @@ func TestOpsFollowsTheNode(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			node := newFakeNode(t)
 			node.set(func() { tt.change(node) })
-			o := NewOps(prometheus.NewRegistry())
+			o := NewOps(prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 			o.Attach(node)
 			code, body := opsGet(t, o, tt.target)
 			if code != tt.code || !strings.Contains(body, tt.mention) {
@@ -70,7 +74,7 @@ func TestOpsFollowsTheNode(t *testing.T) {
 
 func TestStartupIsOverOnce(t *testing.T) {
 	node := newFakeNode(t)
-	o := NewOps(prometheus.NewRegistry())
+	o := NewOps(prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	o.Attach(node)
 	if code, body := opsGet(t, o, "/startupz"); code != 200 {
 		t.Fatalf("%d %q", code, body)
@@ -81,31 +85,19 @@ func TestStartupIsOverOnce(t *testing.T) {
 	}
 }
 
-func TestLeavingNodeIsNotReadyButAlive(t *testing.T) {
-	o := NewOps(prometheus.NewRegistry())
-	o.Attach(newFakeNode(t))
-	o.Leave()
-	if code, _ := opsGet(t, o, "/readyz"); code != 503 {
-		t.Errorf("/readyz: %d", code)
-	}
-	if code, _ := opsGet(t, o, "/livez"); code != 200 {
-		t.Errorf("/livez: %d", code)
-	}
-}
-
 func TestOpsServesMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "regd_test", Help: "A test."})
 	g.Set(42)
 	reg.MustRegister(g)
-	if code, body := opsGet(t, NewOps(reg), "/metrics"); code != 200 || !strings.Contains(body, "regd_test 42") {
+	if code, body := opsGet(t, NewOps(reg, slog.New(slog.DiscardHandler)), "/metrics"); code != 200 || !strings.Contains(body, "regd_test 42") {
 		t.Errorf("%d %q", code, body)
 	}
 }
 
 func TestOpsOnlyReads(t *testing.T) {
 	w := httptest.NewRecorder()
-	NewOps(prometheus.NewRegistry()).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/livez", nil))
+	NewOps(prometheus.NewRegistry(), slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/livez", nil))
 	if w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("POST /livez: %d", w.Code)
 	}
@@ -128,10 +120,10 @@ func askFrom(tb testing.TB, o *Ops, target, from, authorization string) (int, st
 func TestOpsAsksWhoMay(t *testing.T) {
 	const near, far = "127.0.0.1:5000", "192.0.2.1:5000"
 	node := newFakeNode(t)
-	o := NewOps(prometheus.NewRegistry())
+	o := NewOps(prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	o.Attach(node)
-	forAll := []string{"GET /livez", "GET /readyz", "GET /startupz"}
-	for _, r := range o.routes(prometheus.NewRegistry()) {
+	forAll := []string{"GET /{$}", "GET /livez", "GET /readyz", "GET /startupz"}
+	for _, r := range o.routes(prometheus.NewRegistry(), slog.New(slog.DiscardHandler)) {
 		if (r.action == 0) != slices.Contains(forAll, r.pattern) {
 			t.Errorf("%s takes %v", r.pattern, r.action)
 		}

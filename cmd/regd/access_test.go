@@ -136,3 +136,30 @@ func TestRulesAreReadAsTheyAreShown(t *testing.T) {
 		}
 	}
 }
+
+func TestOpsPortAsksWhoMay(t *testing.T) {
+	t.Parallel()
+	s, address := startNode(t)
+	check := func(when, token string, want map[string]int) {
+		t.Helper()
+		for path, code := range want {
+			if got, body := getAs(t, token, "http://"+address+path); got != code {
+				t.Errorf("%s: %s is %d, want %d: %s", when, path, got, code, body)
+			}
+		}
+	}
+	check("while access control is off", "", map[string]int{"/readyz": 200, "/metrics": 200, "/debug/pprof/heap": 200})
+	root := filepath.Join(t.TempDir(), "root")
+	s.ok("access", "bootstrap", "--out", root)
+	token, err := os.ReadFile(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.env["REGD_TOKEN_FILE"] = root
+	s.ok("access", "grants", "put", "prometheus", "observer")
+	scraper := strings.TrimSpace(s.ok("access", "tokens", "create", "prometheus"))
+	check("nobody", "", map[string]int{"/livez": 200, "/readyz": 200, "/metrics": 403, "/debug/pprof/heap": 403})
+	check("with a wrong token", "regd_x_y", map[string]int{"/readyz": 200, "/metrics": 401})
+	check("the scraper", scraper, map[string]int{"/metrics": 200, "/debug/pprof/heap": 403})
+	check("the operator", strings.TrimSpace(string(token)), map[string]int{"/metrics": 200, "/debug/pprof/heap": 200})
+}

@@ -712,11 +712,20 @@ func TestVersionCheckComparesWithTheNodes(t *testing.T) {
 // get asks the port for operations.
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
+	return getAs(t, "", url)
+}
+
+// getAs is get with a token.
+func getAs(t *testing.T, token, url string) (int, string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := oneShot().Do(req)
 	if err != nil {

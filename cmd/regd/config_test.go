@@ -65,7 +65,7 @@ func TestConfigShowTellsWhereEachSettingIsFrom(t *testing.T) {
 func TestHealthAsksTheNode(t *testing.T) {
 	t.Parallel()
 	s, address := startNode(t)
-	if got := s.ok("health", "--http", address); !strings.Contains(got, "[+]cluster ok") {
+	if got := s.ok("health", "--http", address); !strings.Contains(got, "[+]leader ok") {
 		t.Errorf("ready: %s", got)
 	}
 	if got := s.ok("health", "live", "--http", address); !strings.Contains(got, "[+]node ok") {
@@ -97,7 +97,7 @@ func TestANodeThatWaitsIsLiveAndNotReady(t *testing.T) {
 		}
 		return "not started:\n" + run.stderr.String()
 	})
-	if r := s.run("health", "--http", ops); r.code != exitFailed || !strings.Contains(r.stdout, "[-]cluster") {
+	if r := s.run("health", "--http", ops); r.code != exitFailed || !strings.Contains(r.stdout, "[-]leader") {
 		t.Errorf("ready: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 	s.ok("health", "live", "--http", ops)

@@ -154,12 +154,6 @@ func serveErrors() []struct {
 	}
 }
 
-// errNotReady is why a node that works is not ready.
-var (
-	errOpening  = errors.New("the node is starting: it is checking its data folder")
-	errStopping = errors.New("the node is stopping")
-)
-
 // server is a running node with all that it serves.
 type server struct {
 	cfg     serveConfig
@@ -172,7 +166,9 @@ type server struct {
 	api     *rpc.Server
 	audit   auditLog
 	fatal   chan error // capacity 1
-	manager *supervisor
+
+	stopping atomic.Bool
+	manager  *supervisor
 }
 
 // servedNode is the node as its clients see it: not ready from the moment on at which it is asked to stop.
@@ -184,7 +180,7 @@ type servedNode struct {
 // Ready implements rpc.Node.
 func (n servedNode) Ready() error {
 	if n.stopping.Load() {
-		return errStopping
+		return cluster.ErrClosed
 	}
 	return n.Node.Ready()
 }
@@ -234,7 +230,7 @@ func (s *server) open(ctx context.Context) error {
 	if err = s.openNode(ctx); err != nil {
 		return err
 	}
-	served := servedNode{s.node, &s.ops.stopping}
+	served := servedNode{s.node, &s.stopping}
 	if s.api, err = rpc.NewServer(rpc.Config{
 		Logger: s.log, TLS: s.tls.api(s.cfg.TLS), Audit: s.audit.log,
 		AccessResetFile: filepath.Join(s.cfg.DataDir, "access-reset"),
@@ -299,7 +295,7 @@ func (s *server) run(ctx context.Context) error {
 	})
 	ready, cancel := context.WithCancel(ctx)
 	serving.Go(func() error { s.announce(ready); return nil })
-	serving.Go(func() error { s.manager.attend(ready, servedNode{s.node, &s.ops.stopping}); return nil })
+	serving.Go(func() error { s.manager.attend(ready, servedNode{s.node, &s.stopping}); return nil })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -326,7 +322,7 @@ const (
 
 // leave takes the node out of service while it still works. ctx has ended: that is why.
 func (s *server) leave(ctx context.Context) {
-	s.ops.stopping.Store(true)
+	s.stopping.Store(true)
 	s.manager.say(daemon.SdNotifyStopping)
 	time.Sleep(s.cfg.ShutdownDelay) // A second signal ends the process, so nothing has to end this.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
@@ -337,9 +333,7 @@ func (s *server) leave(ctx context.Context) {
 // close stops what was started, in reverse, and waits for it, also when ctx has ended.
 func (s *server) close(ctx context.Context) error {
 	var errs []error
-	if s.ops != nil {
-		s.ops.stopping.Store(true)
-	}
+	s.stopping.Store(true)
 	if s.api != nil {
 		finishing, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
 		defer cancel()

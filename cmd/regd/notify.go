@@ -36,10 +36,16 @@ func (s *supervisor) say(states string) {
 	}
 }
 
+// lively tells how a node does.
+type lively interface {
+	Ready() error
+	Live() error
+}
+
 // attend says that the node has started, then how it does, until ctx ends. Started is not ready: that may take other
 // nodes, and who starts them one by one must not wait here for the first. The watchdog is fed while the node is live,
 // which it is without a leader or a quorum too: a restart would bring neither.
-func (s *supervisor) attend(ctx context.Context, node opsNode) {
+func (s *supervisor) attend(ctx context.Context, node lively) {
 	every := time.Second
 	if s.watchdog > 0 {
 		every = min(every, s.watchdog/3)
@@ -66,7 +72,7 @@ func (s *supervisor) attend(ctx context.Context, node opsNode) {
 }
 
 // condition tells people in a line whether a node is ready, or why not.
-func condition(node opsNode) string {
+func condition(node lively) string {
 	if err := node.Live(); err != nil {
 		return "failed: " + clean(err.Error())
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -12,9 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/cluster/peer"
 )
 
@@ -152,8 +148,8 @@ func TestOpsPortTellsHowTheNodeIs(t *testing.T) {
 	_, address := startNode(t)
 	for path, want := range map[string]string{
 		"/livez": "ok\n", "/readyz": "ok\n", "/startupz": "ok\n",
-		"/readyz?verbose": "[+]not-stopping ok\n[+]store ok\n[+]cluster ok\n",
-		"/livez?verbose":  "[+]process ok\n[+]node ok\n",
+		"/readyz?verbose": "[+]started ok\n[+]member ok\n[+]serving ok\n[+]leader ok\n[+]state ok\nok\n",
+		"/livez?verbose":  "[+]process ok\n[+]node ok\nok\n",
 	} {
 		if code, body := get(t, "http://"+address+path); code != http.StatusOK || body != want {
 			t.Errorf("%s: %d %q, want %q", path, code, body, want)
@@ -174,59 +170,6 @@ func TestOpsPortTellsHowTheNodeIs(t *testing.T) {
 		if !strings.Contains(body, line) {
 			t.Errorf("/metrics lacks %q", line)
 		}
-	}
-}
-
-// fakeNode is ready and alive as told.
-type fakeNode struct{ ready, live error }
-
-func (n fakeNode) Ready() error { return n.ready }
-func (n fakeNode) Live() error  { return n.live }
-
-func TestProbesTellStartingFromStoppingFromBroken(t *testing.T) {
-	t.Parallel()
-	s, err := startOps(t.Context(), "127.0.0.1:0", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := s.close(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}()
-	url := "http://" + s.addr().String()
-	expect := func(when string, want map[string]int) {
-		t.Helper()
-		for path, code := range want {
-			if got, body := get(t, url+path); got != code {
-				t.Errorf("%s: %s is %d, want %d: %s", when, path, got, code, body)
-			}
-		}
-	}
-	node := func(n fakeNode) {
-		t.Helper()
-		if err := s.serveNode(n, []prometheus.Collector{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	const ok, not = http.StatusOK, http.StatusServiceUnavailable
-	expect("before there is a node", map[string]int{"/livez": ok, "/readyz": not, "/startupz": not, "/readyz?exclude=store": ok})
-	node(fakeNode{ready: cluster.ErrStarting})
-	expect("catching up", map[string]int{"/livez": ok, "/readyz": not, "/startupz": not})
-	node(fakeNode{})
-	expect("ready", map[string]int{"/livez": ok, "/readyz": ok, "/startupz": ok})
-	node(fakeNode{ready: cluster.ErrNoLeader})
-	expect("without a leader", map[string]int{"/livez": ok, "/readyz": not, "/startupz": ok})
-	node(fakeNode{live: errors.New("stuck")})
-	expect("stuck", map[string]int{"/livez": not})
-	s.stopping.Store(true)
-	node(fakeNode{ready: errStopping})
-	expect("stopping", map[string]int{"/livez": ok, "/readyz": not, "/readyz?exclude=not-stopping": ok})
-	if code, body := get(t, url+"/readyz"); code != not || body != errStopping.Error()+"\n" {
-		t.Errorf("stopping: %q", body)
-	}
-	if code, _ := get(t, url+"/nothing"); code != http.StatusNotFound {
-		t.Errorf("an unknown path is %d", code)
 	}
 }
 
