@@ -59,6 +59,9 @@ func credentialOf(ctx context.Context) string {
 	return fsm.Anonymous
 }
 
+// Credential returns what the caller of a call or request has shown, as fsm.State.Allowed takes it.
+func Credential(ctx context.Context) string { return credentialOf(ctx) }
+
 // authenticate finds out who makes an RPC. The context that it returns knows.
 func (g guard) authenticate(ctx context.Context) (context.Context, error) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,16 +44,23 @@ type Ops struct {
 func NewOps(gatherer prometheus.Gatherer, log *slog.Logger) *Ops {
 	o := &Ops{mux: http.NewServeMux()}
 	for _, r := range o.routes(gatherer, log) {
-		o.mux.HandleFunc(r.pattern, func(w http.ResponseWriter, req *http.Request) {
-			if o.allow(w, req, r.action) {
-				r.serve(w, req)
-			}
-		})
+		o.Handle(r.pattern, r.action, r.serve)
 	}
 	return o
 }
 
-// opsRoute is a pattern of http.ServeMux, the permission that it takes (0: none), and what serves it.
+// Handle adds a route, such as one of a front door: a pattern of [http.ServeMux], the permission that it takes (0: none), and
+// what serves it. To discover or register anything at all will do; [Credential] tells the handler who asks, so that it can look
+// closer. It panics when the pattern is taken.
+func (o *Ops) Handle(pattern string, action registryv1.Action, serve http.HandlerFunc) {
+	o.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if ctx, ok := o.allow(w, r, action); ok {
+			serve(w, r.WithContext(ctx)) //nolint:contextcheck // It is the request's, and knows who asks.
+		}
+	})
+}
+
+// opsRoute is what Handle takes.
 type opsRoute struct {
 	pattern string
 	action  registryv1.Action
@@ -78,30 +86,31 @@ func (o *Ops) routes(gatherer prometheus.Gatherer, log *slog.Logger) []opsRoute 
 	}
 }
 
-// allow tells whether a request may go on, and answers it if not.
-func (o *Ops) allow(w http.ResponseWriter, r *http.Request, action registryv1.Action) bool {
+// allow tells whether a request may go on, and answers it if not. The context that it returns knows who asks.
+func (o *Ops) allow(w http.ResponseWriter, r *http.Request, action registryv1.Action) (context.Context, bool) {
+	ctx := r.Context()
 	if action == 0 {
-		return true
+		return ctx, true
 	}
 	node := o.node.Load()
 	if node == nil || !(*node).Feed().State().Enforced() {
 		if action == registryv1.Action_ACTION_OPERATE && !local(r) {
 			http.Error(w, "profiles are for this machine alone while access control is off", http.StatusForbidden)
-			return false
+			return ctx, false
 		}
-		return true
+		return ctx, true
 	}
-	g := guard{*node}
-	ctx, err := r.Context(), error(nil)
+	g, err := guard{*node}, error(nil)
 	if shown := r.Header.Get("Authorization"); shown != "" {
 		ctx, err = g.identify(ctx, shown)
 	}
 	if err == nil {
-		err = g.authorize(ctx, need{action: action})
+		somewhere := action == registryv1.Action_ACTION_DISCOVER || action == registryv1.Action_ACTION_REGISTER
+		err = g.authorize(ctx, need{action: action, somewhere: somewhere})
 	}
 	switch {
 	case err == nil:
-		return true
+		return ctx, true
 	case errors.Is(err, ErrUnauthenticated):
 		w.Header().Set("WWW-Authenticate", `Bearer realm="regd"`)
 		http.Error(w, err.Error(), http.StatusUnauthorized)
@@ -110,7 +119,7 @@ func (o *Ops) allow(w http.ResponseWriter, r *http.Request, action registryv1.Ac
 	default:
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
-	return false
+	return ctx, false
 }
 
 // local tells whether a request comes from this machine.

@@ -237,7 +237,10 @@ func (s *server) open(ctx context.Context) error {
 	}, served); err != nil {
 		return err
 	}
-	return s.ops.serveNode(served, s.collectors())
+	if err = s.ops.serveNode(served, s.collectors()); err != nil {
+		return err
+	}
+	return s.openSD()
 }
 
 // openNode opens the node and the monitor that works while it leads. The monitor needs the node to exist, and the node
