@@ -35,6 +35,7 @@ type choice struct {
 	address string
 	body    io.ReadCloser
 	ended   func(Ended) // who traces the attempt, nil: nobody
+	cancel  func()      // ends the attempt's context, nil: it has none of its own
 }
 
 // run tries instances until there is a response to return, or no sense in going on.
@@ -99,16 +100,29 @@ func (c *call) send(to *choice) (*http.Response, error) {
 	case out.Host == "":
 		out.Host = c.req.URL.Host
 	}
-	if c.trace == nil {
-		return c.s.inner.RoundTrip(&out)
+	sent, ctx := &out, c.req.Context()
+	if c.trace != nil {
+		if out.Header = out.Header.Clone(); out.Header == nil {
+			out.Header = http.Header{}
+		}
+		c.sent++
+		ctx, to.ended = c.trace.Attempt(Sent{Request: &out, Instance: to.pick.Instance(), Number: c.sent, Breaker: to.pick.Breaker()})
+		sent = out.WithContext(ctx)
 	}
-	if out.Header = out.Header.Clone(); out.Header == nil {
-		out.Header = http.Header{}
+	if c.t.cfg.attempt == 0 {
+		return c.s.inner.RoundTrip(sent)
 	}
-	c.sent++
-	var ctx context.Context
-	ctx, to.ended = c.trace.Attempt(Sent{Request: &out, Instance: to.pick.Instance(), Number: c.sent, Breaker: to.pick.Breaker()})
-	return c.s.inner.RoundTrip(out.WithContext(ctx))
+	ctx, to.cancel = context.WithCancel(ctx)
+	timer := time.AfterFunc(c.t.cfg.attempt, to.cancel)
+	resp, err := c.s.inner.RoundTrip(out.WithContext(ctx))
+	if timer.Stop() || c.req.Context().Err() != nil {
+		return resp, err
+	}
+	// What has come after all has a body that can't be read any more.
+	if err == nil {
+		_ = resp.Body.Close()
+	}
+	return nil, ErrAttemptTimeout
 }
 
 // next chooses where to try again after what has come of an attempt. It tells whether to.
@@ -168,6 +182,9 @@ func (c *call) finish(to choice, resp *http.Response, err error) (*http.Response
 func (c *call) done(to choice, resp *http.Response, err error) {
 	outcome := c.judge(resp, err)
 	to.pick.Done(outcome)
+	if to.cancel != nil {
+		to.cancel()
+	}
 	if to.ended != nil {
 		to.ended(Ended{Response: resp, Err: err, Outcome: outcome, Breaker: to.pick.Breaker()})
 	}

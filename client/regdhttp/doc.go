@@ -24,7 +24,8 @@
 // A request is tried again on another instance, never on one that it was tried on, when that is safe:
 //
 //   - no connection came about, so nothing was sent: every request;
-//   - the connection broke, or the answer is 502, 503 or 504: requests that are idempotent, see IsIdempotent.
+//   - the connection broke, the answer is 502, 503 or 504, or none began in time (WithAttemptTimeout): requests that are
+//     idempotent, see IsIdempotent.
 //
 // A body is sent again only if Request.GetBody can bring it, as it can for what http.NewRequest knows. After a Retry-After
 // the next attempt waits, if that is short and the context's time allows. There are at most three attempts, and retries add
@@ -34,7 +35,7 @@
 // # Errors
 //
 // An *Error names the service and what every instance that was tried said. It matches discovery.ErrNoSuchService,
-// discovery.ErrStale, balance.ErrNoneHealthy, balance.ErrNoPort, client.ErrClosed, ErrBadURL, ErrTooManyServices and the
+// discovery.ErrStale, balance.ErrNoneHealthy, balance.ErrNoPort, client.ErrClosed, ErrBadURL, ErrTooManyServices, ErrAttemptTimeout and the
 // context's error with errors.Is, through http.Client's *url.Error too. (When http.Client.Timeout strikes, the client keeps
 // only the text. A deadline of the request's context doesn't have that flaw.)
 //

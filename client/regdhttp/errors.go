@@ -14,7 +14,17 @@ var (
 	ErrBadURL = errors.New("bad URL of a service")
 	// ErrTooManyServices says that WithMaxServices are in use, each with a request under way.
 	ErrTooManyServices = errors.New("too many services")
+	// ErrAttemptTimeout says that an instance did not begin its answer within WithAttemptTimeout. It is a timeout for
+	// net.Error too.
+	ErrAttemptTimeout error = attemptTimeoutError{}
 )
+
+// attemptTimeoutError is the error ErrAttemptTimeout.
+type attemptTimeoutError struct{}
+
+func (attemptTimeoutError) Error() string   { return "no answer within the time of an attempt" }
+func (attemptTimeoutError) Timeout() bool   { return true }
+func (attemptTimeoutError) Temporary() bool { return true }
 
 // Error says why a request to a service got no response. errors.Is and errors.As see Err and the errors of all attempts:
 // the sentinels of the packages discovery and balance, client.ErrClosed, the error of the request's context, and what the

@@ -37,6 +37,7 @@ type config struct {
 	failure      func(*http.Response, error) bool
 	idempotent   func(*http.Request) bool
 	attempts     int
+	attempt      time.Duration // 0: as long as the request
 	share        float64
 	perSecond    float64
 	maxPause     time.Duration
@@ -175,6 +176,20 @@ func WithAttempts(n int) Option {
 			return fmt.Errorf("attempts %d: need 1 to %d", n, maxAttempts)
 		}
 		c.attempts = n
+		return nil
+	}
+}
+
+// WithAttemptTimeout bounds how long an instance has to begin its answer: after that the attempt fails with ErrAttemptTimeout,
+// which counts against the instance, and calls for another one as a broken connection does. It does not bound how long the
+// body takes. Without it an instance that hangs costs a request all the time that its context has. Set it above what the
+// slowest sound answer takes. Default: none.
+func WithAttemptTimeout(timeout time.Duration) Option {
+	return func(c *config) error {
+		if timeout <= 0 {
+			return fmt.Errorf("attempt timeout %s: need more than 0", timeout)
+		}
+		c.attempt = timeout
 		return nil
 	}
 }
