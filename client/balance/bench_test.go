@@ -58,32 +58,48 @@ func guarded(tb testing.TB, policy Policy, instances []*registryv1.Instance) *Ba
 	return b
 }
 
-// BenchmarkPick measures Pick alone with breakers, ejection, mixed weights and three zones. The picks are given back outside
-// the measured time in blocks, so that calls are in flight as in life.
+// BenchmarkPick measures Pick alone with breakers, ejection, mixed weights and three zones. No key comes twice. The picks are
+// given back outside the measured time in blocks, so that calls are in flight as in life.
 func BenchmarkPick(b *testing.B) {
 	for name, policy := range policies() {
 		for _, n := range []int{100, 10_000} {
 			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
-				balancer := guarded(b, policy, fleet(n, true))
-				picks := make([]Pick, 0, 1024)
-				key := uint64(0)
-				b.ReportAllocs()
-				for b.Loop() {
-					key += golden
-					p, err := balancer.Pick(Request{Hash: key})
-					if err != nil {
-						b.Fatal(err)
-					}
-					if picks = append(picks, p); len(picks) == cap(picks) {
-						b.StopTimer()
-						for i := range picks {
-							picks[i].Done(Success)
-						}
-						picks = picks[:0]
-						b.StartTimer()
-					}
-				}
+				benchmarkPick(b, policy, n, func(turn uint64) uint64 { return (turn + 1) * golden })
 			})
+		}
+	}
+}
+
+// BenchmarkPickKnownKeys measures as BenchmarkPick does with 500 keys that come again and again.
+func BenchmarkPickKnownKeys(b *testing.B) {
+	for name, policy := range map[string]Policy{"rendezvous": Rendezvous(), "ring": Ring(), "bounded_ring": BoundedRing(1.25)} {
+		for _, n := range []int{100, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				benchmarkPick(b, policy, n, func(turn uint64) uint64 { return (turn%500 + 1) * golden })
+			})
+		}
+	}
+}
+
+// benchmarkPick measures picks among n instances with the keys that a function gives.
+func benchmarkPick(b *testing.B, policy Policy, n int, key func(turn uint64) uint64) {
+	balancer := guarded(b, policy, fleet(n, true))
+	picks := make([]Pick, 0, 1024)
+	turn := uint64(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		p, err := balancer.Pick(Request{Hash: key(turn)})
+		turn++
+		if err != nil {
+			b.Fatal(err)
+		}
+		if picks = append(picks, p); len(picks) == cap(picks) {
+			b.StopTimer()
+			for i := range picks {
+				picks[i].Done(Success)
+			}
+			picks = picks[:0]
+			b.StartTimer()
 		}
 	}
 }

@@ -27,6 +27,9 @@ func mix(x uint64) uint64 {
 // high bits depend on all of the input.
 func pair(a, b uint64) uint64 { return (a ^ b) * 0xa0761d6478bd642f }
 
+// unpair returns the b of which pair made d with a: the factor is the inverse of pair's, modulo 2^64.
+func unpair(a, d uint64) uint64 { return a ^ d*0x939c72e4af1e62cf }
+
 // below turns 64 random bits into a number below n, without the bias or the cost of a division.
 func below(x uint64, n int) int {
 	hi, _ := bits.Mul64(x, uint64(n))
