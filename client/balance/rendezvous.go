@@ -35,7 +35,7 @@ func (rendezvousPolicy) build(e *env, s set, _ picker) picker {
 	}
 	for start, end := 0, 0; start < len(r.members); start = end {
 		rate := r.rates[start]
-		for end < len(r.members) && (r.rates[end] == rate || end < start+4 && r.rates[end] >= rate/8*7) {
+		for end < len(r.members) && (r.rates[end] == rate || end < start+mixed && r.rates[end] >= rate/8*7) {
 			end++
 		}
 		r.rows = append(r.rows, newRow(r.members[start:end], start, r.rates[end-1]))
@@ -52,7 +52,10 @@ type rendezvous struct {
 	memo    atomic.Pointer[memo] // nil before the first key
 }
 
-// row is members in a row: all of one weight, or up to four whose weights differ by about an eighth at most.
+// mixed is how many members of several weights make a row at most.
+const mixed = 8
+
+// row is members in a row: all of one weight, or a few whose weights differ by about an eighth at most.
 type row struct {
 	quads      [][4]uint64 // their hashes, filled up with the last one's
 	rate       uint64      // the least of theirs
@@ -102,10 +105,10 @@ func (r *rendezvous) recall(key uint64) (i int, sure bool) {
 }
 
 // first returns the index of the member of the least cost for a key, if that can be told without logarithms. In a row of one
-// weight it is the one of the least d. In one of several weights the least d times the row's rate bounds the cost of all four
+// weight it is the one of the least d. In one of several weights the least d times the row's rate bounds the cost of all
 // from below, and they are looked at one by one if that bound is the least. If the cost of the best there is less than the
-// next bound, it is the one. That fails for one key in a thousand with 100 members of two weights, and for one in twenty if
-// their weights all differ.
+// next bound, it is the one. That fails for one key in 500 with 100 members of two weights, and for one in 40 if their weights
+// all differ.
 //
 // It is most of the time of a pick, and has no branch that depends on the key but the search for a hash that is known: one
 // that is mispredicted costs as much as ten members.
@@ -119,7 +122,7 @@ func (r *rendezvous) first(key uint64) (i int, sure bool) {
 	} else {
 		l.cost = math.MaxUint64
 		for m := w.start; m < w.end; m++ {
-			l = l.race(pair(key, w.quads[0][m-w.start]), r.rates[m], m)
+			l = l.race(pair(key, w.quads[(m-w.start)/4][(m-w.start)%4]), r.rates[m], m)
 		}
 	}
 	if l.next == math.MaxUint64 {
