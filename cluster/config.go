@@ -11,6 +11,7 @@ import (
 	"github.com/regd-io/regd/cluster/feed"
 	"github.com/regd-io/regd/cluster/peer"
 	"github.com/regd-io/regd/cluster/storage"
+	"github.com/regd-io/regd/fsm"
 	peerv1 "github.com/regd-io/regd/proto/peer/v1"
 )
 
@@ -97,6 +98,8 @@ type Config struct {
 
 	// disk wraps the node's disk, for tests.
 	disk func(disk) disk
+	// level is the highest feature level that the node takes part in. Default fsm.FeatureLevel; lower is for tests.
+	level uint32
 }
 
 // DefaultHeartbeatTimeout is the default of Config.HeartbeatTimeout: measured as the shortest without false elections on
@@ -116,6 +119,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxPending, 4096)
 	setDefault(&c.PromoteAfter, 2*time.Second)
 	setDefault(&c.MinQuorum, 3)
+	setDefault(&c.level, fsm.FeatureLevel)
 	if c.Network == nil {
 		c.Network = peer.TCP()
 	}

@@ -36,6 +36,8 @@ var (
 	ErrMemberNotFound = errors.New("no such member")
 	// ErrFeatureLevel: a member of the cluster is too old for the command.
 	ErrFeatureLevel = errors.New("a member of the cluster is too old")
+	// ErrTooOld: this version of regd can't apply what the log of its cluster has, or may have. Only a newer one helps.
+	ErrTooOld = errors.New("this version of regd is too old for its cluster")
 	// ErrBadSnapshot: the snapshot can't be read.
 	ErrBadSnapshot = errors.New("the snapshot can't be read")
 )

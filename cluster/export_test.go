@@ -8,5 +8,8 @@ type Disk = disk
 // WithDisk makes a node store through what wrap returns.
 func WithDisk(cfg *Config, wrap func(Disk) Disk) { cfg.disk = wrap }
 
+// WithLevel makes a node as old as the versions that knew of no later feature level.
+func WithLevel(cfg *Config, level uint32) { cfg.level = level }
+
 // Raft is the Raft of a node, nil until it has a cluster.
 func (n *Node) Raft() *raft.Raft { return n.raft.Load() }

@@ -10,7 +10,6 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/regd-io/regd/fsm"
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
@@ -191,17 +190,33 @@ func (n *Node) announce(ctx context.Context) {
 			sleep(ctx, n.cfg.HeartbeatTimeout/10) // Not a member yet, or the first to be one.
 			continue
 		}
-		want := n.member()
-		if have := n.feed.State().Member(n.id); have != nil {
-			want.NonVoter = have.GetNonVoter() // The operator's to change.
-		}
 		callCtx, cancel := context.WithTimeout(ctx, announceEvery)
-		if err := n.setMember(callCtx, want); err != nil && ctx.Err() == nil {
+		err := n.announceOnce(callCtx)
+		cancel()
+		if errors.Is(err, ErrTooOld) {
+			n.fatal(err)
+			return
+		}
+		if err != nil && ctx.Err() == nil {
 			n.log.Debug("announcing this node waits", "err", err)
 		}
-		cancel()
 		sleep(ctx, n.cfg.HeartbeatTimeout/10)
 	}
+}
+
+func (n *Node) announceOnce(ctx context.Context) error {
+	v, err := n.View(ctx, Freshness{}) // What the cluster has reached, not what this node has heard of.
+	if err != nil {
+		return err
+	}
+	if err = tooOldToStay(v.State, n.cfg.level); err != nil {
+		return err
+	}
+	want := n.member()
+	if have := v.State.Member(n.id); have != nil {
+		want.NonVoter = have.GetNonVoter() // The operator's to change.
+	}
+	return n.setMember(ctx, want)
 }
 
 // announced tells whether the cluster's record of this node is true.
@@ -226,7 +241,7 @@ func (n *Node) setMember(ctx context.Context, m *registryv1.Member) error {
 // member describes this node.
 func (n *Node) member() *registryv1.Member {
 	return &registryv1.Member{
-		Id: n.id, Name: n.cfg.Name, Version: n.cfg.Version, FeatureLevel: fsm.FeatureLevel,
+		Id: n.id, Name: n.cfg.Name, Version: n.cfg.Version, FeatureLevel: n.cfg.level,
 		PeerAddress: n.cfg.PeerAdvertise, GrpcAddress: n.cfg.GRPCAdvertise, HttpAddress: n.cfg.HTTPAdvertise,
 		NonVoter: n.cfg.NonVoter,
 	}

@@ -51,7 +51,7 @@ func (m *machine) Apply(l *raft.Log) any {
 	defer m.since.Store(0)
 	next, result, err := m.feed.State().Apply(fsm.Entry{Index: l.Index, Term: l.Term, Data: l.Data})
 	if err != nil {
-		m.broken = fmt.Errorf("apply log entry %d of term %d: %w", l.Index, l.Term, err)
+		m.broken = tooOldToApply(fmt.Errorf("apply log entry %d of term %d: %w", l.Index, l.Term, err))
 		m.fatal(m.broken)
 		return m.broken
 	}

@@ -180,6 +180,10 @@ func (n *Node) joinHere(ctx context.Context, address string, nonVoter bool) (*re
 	if _, is := n.server(m.GetId()); is {
 		return m, false, n.adoptAt(ctx, client, ours)
 	}
+	if err = tooOldToJoin(n.feed.State(), m); err != nil {
+		n.pilot.refuses(m.GetId(), err)
+		return nil, false, err
+	}
 	former, err := n.formerSelf(ctx, m)
 	if err != nil {
 		return nil, false, err

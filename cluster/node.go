@@ -82,7 +82,7 @@ type port struct {
 // Open starts a node. It returns once the data folder is found sound and peers are answered; whether the node has a
 // cluster and has caught up is told by Ready. The caller must Close it.
 //
-// Errors are those of storage.Open and of listening on the peer port.
+// Errors are those of storage.Open, ErrTooOld, and those of listening on the peer port.
 func Open(cfg Config) (*Node, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -106,6 +106,9 @@ func Open(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n.disk = cfg.disk(n.store)
+	if err := tooOldToStart(n.store, cfg.level); err != nil {
+		return nil, errors.Join(err, n.store.Close())
+	}
 	n.id = n.store.Identity().NodeID
 	n.feed = feed.New(fsm.New(), cfg.FeedLimits)
 	if err := n.listen(); err != nil {

@@ -19,6 +19,8 @@ type pilot struct {
 	node *Node
 	raft *awaited
 	turn chan struct{} // capacity 1: one operator's change at a time
+	// refused is the node that was told last that it can't join: it asks again and again. Who has the turn uses it.
+	refused string
 
 	mu   sync.Mutex
 	seen map[raft.ServerID]time.Time // when a member last answered, since this node leads
@@ -54,6 +56,14 @@ func (p *pilot) lock(ctx context.Context) error {
 }
 
 func (p *pilot) unlock() { <-p.turn }
+
+// refuses tells the operator, once, that a node can't join.
+func (p *pilot) refuses(node string, err error) {
+	if p.refused != node {
+		p.refused = node
+		p.node.log.Warn("a node was not taken in", "id", node, "err", err)
+	}
+}
 
 // AutopilotConfig implements autopilot.ApplicationIntegration.
 func (p *pilot) AutopilotConfig() *autopilot.Config {

@@ -295,21 +295,6 @@ func (n *Node) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome
 	return a.outcome, err
 }
 
-// levelError returns ErrFeatureLevel for a command of a level that not all members can apply.
-func levelError(st *fsm.State, level uint32) error {
-	highest := st.FeatureLevel()
-	if level <= highest {
-		return nil
-	}
-	err := fmt.Errorf("%w: the command needs feature level %d, the cluster has %d", ErrFeatureLevel, level, highest)
-	for _, m := range st.Members() {
-		if max(m.GetFeatureLevel(), 1) == highest {
-			return fmt.Errorf("%w, by its member %s of version %q: upgrade it", err, m.GetName(), m.GetVersion())
-		}
-	}
-	return err
-}
-
 // proposeOnce tries the leader once.
 func (n *Node) proposeOnce(ctx context.Context, data []byte, urgent bool) (answer, error) {
 	if n.leads() {

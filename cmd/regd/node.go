@@ -146,6 +146,7 @@ func serveErrors() []struct {
 		{storage.ErrLocked, exitDataLocked, "stop the other process, or give this node a --data-dir of its own"},
 		{storage.ErrForeignCluster, exitDataForeign, "check --data-dir, --initial-peers and --join: they name different clusters"},
 		{storage.ErrNewerFormat, exitDataNewer, "run the version that wrote it, or a newer one"},
+		{cluster.ErrTooOld, exitDataNewer, "run the version that the other nodes have, or a newer one"},
 		{storage.ErrCorrupt, exitDataCorrupt, ""},
 		{storage.ErrLogStore, exitConfig, "start the node with the --log-store that its folder has; for another one it has to come back empty, as a new member"},
 		{storage.ErrNotWritable, exitDataDenied, "the folder must belong to the user that runs regd"},
