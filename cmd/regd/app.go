@@ -18,6 +18,7 @@ type app struct {
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	build          buildInfo
+	doors          func() []door // nil: none
 
 	color string
 
@@ -121,6 +122,14 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(cmd)
 		}
 	}
+}
+
+// openings returns the doors that the program has, each with settings of its own.
+func (a *app) openings() []door {
+	if a.doors == nil {
+		return nil
+	}
+	return a.doors()
 }
 
 // walk calls fn for a command and all below it.

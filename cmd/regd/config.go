@@ -23,7 +23,7 @@ func newConfigCmd(a *app) *cobra.Command {
 }
 
 func newConfigCheckCmd(a *app) *cobra.Command {
-	var settings serveSettings
+	settings := serveSettings{serveConfig: serveConfig{Doors: a.openings()}}
 	cmd := &cobra.Command{
 		Use:   "check [flags]",
 		Short: "Tell all that is wrong with the settings of a node.",
@@ -60,7 +60,7 @@ type settingView struct {
 }
 
 func newConfigShowCmd(a *app) *cobra.Command {
-	var settings serveSettings
+	settings := serveSettings{serveConfig: serveConfig{Doors: a.openings()}}
 	cmd := &cobra.Command{
 		Use:   "show [flags]",
 		Short: "Show the settings that a node would have, and where each is from.",

@@ -31,8 +31,8 @@ func newDevCmd(a *app) *cobra.Command {
   regd dev kill leader
   regd status
   regd dev restart n1`,
-		Long: `Each node is a process of its own:  regd serve --name n1 ...  Node i has the ports 7400+10*(i-1) for gRPC, then one for
-its peers and one for HTTP. Commands in other terminals find the cluster by themselves.
+		Long: `Each node is a process of its own:  regd serve --name n1 ...  Node i has the ports 7400+10*(i-1) for gRPC, then one each for
+its peers, HTTP and foreign protocols. Commands in other terminals find the cluster by themselves.
 
 All listens on this machine only. Without --tls there is no TLS; with it an authority is made in the data folder, nodes know
 each other by their certificates, and clients are asked for one. There are no tokens. Ctrl-C stops everything.`,
@@ -173,6 +173,14 @@ func (s *devSession) describe() {
 			title = ""
 		}
 		row(title, fmt.Sprintf("%s  gRPC %s  metrics http://%s/metrics", n.Name, n.GRPC, n.HTTP))
+	}
+	doors := s.openings(s.nodes[0].devAddresses)
+	for i, door := range doors {
+		var at []string
+		for _, n := range s.nodes {
+			at = append(at, s.openings(n.devAddresses)[i].address)
+		}
+		row(door.title, strings.Join(at, "  "))
 	}
 	if s.demo != nil {
 		for i, text := range s.demo.describe() {

@@ -85,6 +85,9 @@ func newDevCluster(a *app, plan devPlan) (*devCluster, error) {
 	for _, at := range addresses {
 		n := newDevNode(exe, d.dir, at, peers)
 		n.args = append(n.args, d.tls.nodeArgs(at.Name)...)
+		for _, open := range d.openings(at) {
+			n.args = append(n.args, "--"+open.name+"-listen", open.address)
+		}
 		n.died = d.onDeath
 		d.nodes = append(d.nodes, n)
 	}
@@ -103,14 +106,14 @@ func (d *devCluster) place(plan devPlan) ([]devAddresses, error) {
 			"stop it by Ctrl-C, or give this one a --data-dir of its own")
 	}
 	if len(before.Nodes) == 0 {
-		return freeAddresses(plan, d.app.note)
+		return d.freeAddresses(plan)
 	}
 	if plan.chosen && plan.count != len(before.Nodes) {
 		return nil, withHint(usageErrorf("%s holds a cluster of %d, not %d", d.dir, len(before.Nodes), plan.count),
 			"leave out --nodes, or give another --data-dir")
 	}
 	for _, n := range before.Nodes {
-		for _, address := range []string{n.GRPC, n.Peer, n.HTTP} {
+		for _, address := range d.listens(n) {
 			if !portFree(address) {
 				return nil, withHint(fmt.Errorf("%s is in use, and the cluster in %s knows node %s by it", address, d.dir, n.Name),
 					"stop what listens there, or give another --data-dir")
@@ -121,7 +124,7 @@ func (d *devCluster) place(plan devPlan) ([]devAddresses, error) {
 }
 
 // freeAddresses finds a block of ports of which none is taken that a node needs.
-func freeAddresses(plan devPlan, note func(string, ...any)) ([]devAddresses, error) {
+func (d *devCluster) freeAddresses(plan devPlan) ([]devAddresses, error) {
 	for first := plan.firstPort; first+devBlock <= 65536; first += devBlock {
 		var nodes []devAddresses
 		taken := ""
@@ -131,7 +134,7 @@ func freeAddresses(plan devPlan, note func(string, ...any)) ([]devAddresses, err
 				Name: "n" + strconv.Itoa(i+1), GRPC: localPort(port), Peer: localPort(port + 1), HTTP: localPort(port + 2),
 			}
 			nodes = append(nodes, at)
-			for _, address := range []string{at.GRPC, at.Peer, at.HTTP} {
+			for _, address := range d.listens(at) {
 				if taken == "" && !portFree(address) {
 					taken = address
 				}
@@ -140,9 +143,32 @@ func freeAddresses(plan devPlan, note func(string, ...any)) ([]devAddresses, err
 		if taken == "" {
 			return nodes, nil
 		}
-		note("%s is in use: taking the ports from %d on", taken, first+devBlock)
+		d.app.note("%s is in use: taking the ports from %d on", taken, first+devBlock)
 	}
 	return nil, fmt.Errorf("there are not enough free ports above %d", plan.firstPort)
+}
+
+// devOpening is a door of a node: what it is called, and where it listens.
+type devOpening struct{ name, title, address string }
+
+// openings are the doors of a node. Their ports come after that for HTTP.
+func (d *devCluster) openings(at devAddresses) []devOpening {
+	var all []devOpening
+	_, first, _ := net.SplitHostPort(at.HTTP) // It is what localPort made.
+	port, _ := strconv.Atoi(first)
+	for i, door := range d.app.openings() {
+		all = append(all, devOpening{door.name(), door.title(), localPort(port + 1 + i)})
+	}
+	return all
+}
+
+// listens are all addresses on which a node listens.
+func (d *devCluster) listens(at devAddresses) []string {
+	all := []string{at.GRPC, at.Peer, at.HTTP}
+	for _, open := range d.openings(at) {
+		all = append(all, open.address)
+	}
+	return all
 }
 
 func localPort(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

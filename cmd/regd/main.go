@@ -23,7 +23,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // A second signal finds no handler: it ends the process at once.
 	a := &app{
-		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, doors: doors,
 		build: buildInfo{Version: version, Commit: commit, Date: date}.complete(),
 	}
 	os.Exit(a.run(ctx, os.Args[1:]))

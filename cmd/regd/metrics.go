@@ -18,6 +18,9 @@ func (s *server) collectors() []prometheus.Collector {
 	all = append(all, s.node.Feed().Collectors()...)
 	all = append(all, s.monitor.Collectors()...)
 	all = append(all, s.tls.collectors()...)
+	for _, d := range s.doors {
+		all = append(all, d.Collectors()...)
+	}
 	return append(all, s.api.Collectors()...)
 }
 

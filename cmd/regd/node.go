@@ -36,6 +36,7 @@ type serveConfig struct {
 	NonVoter, Insecure                          bool
 	HeartbeatTimeout, ShutdownDelay             time.Duration
 	TLS                                         tlsSettings
+	Doors                                       []door
 
 	Build  buildInfo
 	Logger *slog.Logger
@@ -86,6 +87,9 @@ func (c serveConfig) validate() error {
 	}
 	c.validatePeers(bad)
 	c.validateAddresses(bad)
+	for _, d := range c.Doors {
+		d.validate(bad)
+	}
 	return errors.Join(faults...)
 }
 
@@ -165,6 +169,7 @@ type server struct {
 	monitor *health.Monitor
 	tls     security
 	api     *rpc.Server
+	doors   []doorServer
 	audit   auditLog
 	fatal   chan error // capacity 1
 
@@ -238,6 +243,9 @@ func (s *server) open(ctx context.Context) error {
 	}, served); err != nil {
 		return err
 	}
+	if err = s.openDoors(ctx, served); err != nil {
+		return err
+	}
 	if err = s.ops.serveNode(served, s.collectors()); err != nil {
 		return err
 	}
@@ -289,14 +297,19 @@ func (s *server) openNode(ctx context.Context) error {
 // run serves until ctx ends or the node can't go on.
 func (s *server) run(ctx context.Context) error {
 	var serving errgroup.Group
-	failed := make(chan error, 1)
-	serving.Go(func() error {
-		err := s.api.Serve(s.lis)
-		if err != nil {
-			failed <- err
-		}
-		return nil
-	})
+	failed := make(chan error, 1+len(s.doors))
+	keep := func(serve func() error) {
+		serving.Go(func() error {
+			if err := serve(); err != nil {
+				failed <- err
+			}
+			return nil
+		})
+	}
+	keep(func() error { return s.api.Serve(s.lis) })
+	for _, d := range s.doors {
+		keep(d.Serve)
+	}
 	ready, cancel := context.WithCancel(ctx)
 	serving.Go(func() error { s.announce(ready); return nil })
 	serving.Go(func() error { s.manager.attend(ready, servedNode{s.node, &s.stopping}); return nil })
@@ -346,6 +359,13 @@ func (s *server) close(ctx context.Context) error {
 		}
 	} else if s.lis != nil {
 		errs = append(errs, s.lis.Close())
+	}
+	for _, d := range s.doors {
+		finishing, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+		defer cancel()
+		if err := d.Shutdown(finishing); err != nil {
+			s.log.Warn("queries were cut off", "err", err)
+		}
 	}
 	if s.node != nil {
 		errs = append(errs, s.node.Close())

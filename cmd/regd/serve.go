@@ -20,7 +20,7 @@ const (
 )
 
 func newServeCmd(a *app) *cobra.Command {
-	settings := serveSettings{serveConfig: serveConfig{Build: a.build}}
+	settings := serveSettings{serveConfig: serveConfig{Build: a.build, Doors: a.openings()}}
 	cmd := &cobra.Command{
 		Use:   "serve [flags]",
 		Short: "Run a node of a cluster.",
@@ -128,6 +128,9 @@ func (c *serveConfig) addFlags(fs *pflag.FlagSet) {
 	c.TLS.addFlags(fs)
 	fs.StringVar(&c.AuditLog, "audit-log", "", "`file` that gets a line of JSON for each write and whatever was refused; - for stdout")
 	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond this machine without TLS")
+	for _, d := range c.Doors {
+		d.addFlags(fs)
+	}
 }
 
 // serveExit gives an error of serve its exit code and, where there is one, what to do.

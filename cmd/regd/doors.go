@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+)
+
+// A door lets clients of a foreign protocol in. It is a package under rpc, a file door*.go here with its settings, and a line in
+// doors: without these three there is nothing of it. It is closed unless the flag --NAME-listen says where it listens.
+type door interface {
+	// name begins the names of its flags, such as "dns".
+	name() string
+	// title is what people call it.
+	title() string
+	addFlags(fs *pflag.FlagSet)
+	// validate reports what is wrong with its settings, as serveConfig.validate does.
+	validate(bad func(format string, args ...any))
+	// open listens and returns what serves the node, nil if the door is to stay closed.
+	open(ctx context.Context, node servedNode, log *slog.Logger) (doorServer, error)
+}
+
+// doorServer serves a foreign protocol.
+type doorServer interface {
+	// Serve answers until Shutdown; then it returns nil.
+	Serve() error
+	// Shutdown finishes what is under way, until ctx ends, and waits for the end of everything.
+	Shutdown(ctx context.Context) error
+	Collectors() []prometheus.Collector
+}
+
+// doors are those that this binary has.
+func doors() []door {
+	return []door{
+		new(dnsDoor),
+	}
+}
+
+// openDoors opens the doors that are to be open.
+func (s *server) openDoors(ctx context.Context, node servedNode) error {
+	for _, d := range s.cfg.Doors {
+		opened, err := d.open(ctx, node, s.log)
+		if err != nil {
+			return err
+		}
+		if opened != nil {
+			s.doors = append(s.doors, opened)
+		}
+	}
+	return nil
+}
