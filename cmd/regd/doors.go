@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +37,13 @@ func doors() []door {
 	return []door{
 		new(dnsDoor),
 	}
+}
+
+// openRoutes opens the doors that are at the port for operations: they have no settings, only a package, a file and a line.
+func (s *server) openRoutes() error {
+	return errors.Join(
+		s.openSD(),
+	)
 }
 
 // openDoors opens the doors that are to be open.

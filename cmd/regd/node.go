@@ -249,7 +249,7 @@ func (s *server) open(ctx context.Context) error {
 	if err = s.ops.serveNode(served, s.collectors()); err != nil {
 		return err
 	}
-	return s.openSD()
+	return s.openRoutes()
 }
 
 // openNode opens the node and the monitor that works while it leads. The monitor needs the node to exist, and the node
