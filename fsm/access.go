@@ -274,7 +274,8 @@ func needed(kind protowire.Number) registryv1.Action {
 	switch kind {
 	case kindExpire, kindSetMember, kindRemoveMember, kindInitCluster:
 		return registryv1.Action_ACTION_OPERATE
-	case kindPutPolicy, kindDeletePolicy, kindCreateToken, kindDeleteToken, kindPutGrant, kindDeleteGrant, kindSetEnforcement:
+	case kindPutPolicy, kindDeletePolicy, kindCreateToken, kindDeleteToken, kindPutGrant, kindDeleteGrant, kindSetEnforcement,
+		kindPutNamespace, kindDeleteNamespace:
 		return registryv1.Action_ACTION_ADMINISTER
 	default:
 		return registryv1.Action_ACTION_UNSPECIFIED

@@ -30,7 +30,11 @@ func (g *generator) on(c *raftlogv1.Command) *raftlogv1.Command {
 	case g.chance(45):
 		c.Actor = g.credential()
 	}
-	if c.Level = fsm.AccessLevel; c.GetActor() != "" && g.chance(3) {
+	c.Level = pick[uint32](g.t, "level", fsm.AccessLevel, fsm.HistoryLevel)
+	if needsLevel3 := c.GetPutNamespace() != nil || c.GetDeleteNamespace() != nil; needsLevel3 && g.chance(95) {
+		c.Level = fsm.HistoryLevel
+	}
+	if c.GetActor() != "" && g.chance(3) {
 		c.Level = 1
 	}
 	return c
@@ -193,7 +197,7 @@ func TestWithoutRightsNothingChanges(t *testing.T) {
 		}})
 		g := &generator{t: t, term: m.term, m: model.New()}
 		c := g.command()
-		c.Actor, c.Level = pick(t, "who", fsm.Anonymous, "certificate:stranger", "token:gone"), fsm.AccessLevel
+		c.Actor, c.Level = pick(t, "who", fsm.Anonymous, "certificate:stranger", "token:gone"), fsm.HistoryLevel
 		if c.GetBootstrapAccess() != nil {
 			return
 		}
@@ -220,7 +224,7 @@ func TestADeletedTokenDoesNothing(t *testing.T) {
 		m.must(as("token:first", openSession("own")))
 		g := &generator{t: t, term: m.term, m: model.New()}
 		c := g.command()
-		c.Actor, c.Level = "token:first", fsm.AccessLevel
+		c.Actor, c.Level = "token:first", fsm.HistoryLevel
 		if c.GetBootstrapAccess() != nil {
 			return
 		}
@@ -288,7 +292,7 @@ func headerOf(t failer, s *fsm.State) *raftlogv1.SnapshotHeader {
 
 func as(credential string, c *raftlogv1.Command) *raftlogv1.Command {
 	c = proto.CloneOf(c)
-	c.Actor, c.Level = credential, fsm.AccessLevel
+	c.Actor, c.Level = credential, max(c.GetLevel(), fsm.AccessLevel)
 	return c
 }
 

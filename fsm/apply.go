@@ -44,11 +44,14 @@ type txn struct {
 	mark   *mark
 	events []Event
 
-	changed     bool   // the command under way has had an effect
-	incarnation uint64 // given by the command under way, 0: none yet
-	actor       []byte // of the command under way
-	judged      bool   // the actor must be allowed what it does
-	identity    string // of the actor, when it is judged
+	changed     bool     // the command under way has had an effect
+	incarnation uint64   // given by the command under way, 0: none yet
+	actor       []byte   // of the command under way
+	judged      bool     // the actor must be allowed what it does
+	identity    string   // of the actor, when it is judged
+	reason      reason   // of what the command under way does to instances
+	batch       bool     // it is one
+	overfull    []string // namespaces in which a batch has put more instances than there may be
 
 	// Space that is used again and again.
 	scratch           []byte
@@ -113,6 +116,9 @@ func (t *txn) apply(encoded []byte) (Outcome, error) {
 	if outcome, nobody := t.identify(&cmd); nobody {
 		return t.finish(outcome), nil
 	}
+	if cmd.level >= HistoryLevel {
+		t.st.beginHistory()
+	}
 	switch {
 	case cmd.request != nil:
 		return t.once(&cmd), nil
@@ -125,6 +131,7 @@ func (t *txn) apply(encoded []byte) (Outcome, error) {
 func (t *txn) execute(cmd *command) Outcome {
 	t.changed = false
 	t.incarnation = 0
+	t.reason = reason{}
 	if outcome, denied := t.deniedKind(cmd.kind); denied {
 		return t.finish(outcome)
 	}
@@ -190,6 +197,10 @@ func (t *txn) dispatch(cmd *command) Outcome {
 		return with(cmd.body, &raftlogv1.SetEnforcement{}, t.setEnforcement)
 	case kindBootstrap:
 		return with(cmd.body, &raftlogv1.BootstrapAccess{}, t.bootstrapAccess)
+	case kindPutNamespace:
+		return with(cmd.body, &raftlogv1.PutNamespace{}, t.putNamespace)
+	case kindDeleteNamespace:
+		return with(cmd.body, &raftlogv1.DeleteNamespace{}, t.deleteNamespace)
 	default:
 		return refuse(raftlogv1.Code_CODE_INVALID, "command")
 	}

@@ -14,7 +14,12 @@ func (t *txn) applyBatch(body []byte) Outcome {
 	}
 	before, events := *t.st, len(t.events)
 	t.mark = new(mark)
+	t.batch = true
 	outcome := t.applyBatchItems(body)
+	if refused, over := t.overfilled(&before); over && outcome.Code == raftlogv1.Code_CODE_UNSPECIFIED {
+		outcome = refused
+	}
+	t.batch, t.overfull = false, nil
 	if outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
 		clear(t.events[events:])
 		*t.st, t.events = before, t.events[:events]

@@ -106,8 +106,11 @@ func benchReplacements(tb testing.TB, entries, length int, request bool) [2][][]
 	return out
 }
 
-func benchmarkApply(b *testing.B, length int, request bool) {
+func benchmarkApply(b *testing.B, length int, request bool, before ...*raftlogv1.Command) {
 	base := benchState(b, benchInstances)
+	for _, c := range before {
+		base = benchApply(b, base, fsm.AppendEntry(nil, 1_700_000_000_000, [][]byte{encode(b, c)}))
+	}
 	entries := max(1, 4096/length)
 	data := benchReplacements(b, entries, length, request)
 	s := base
@@ -134,6 +137,50 @@ func BenchmarkApplyReplaceOne(b *testing.B)          { benchmarkApply(b, 1, fals
 func BenchmarkApplyReplaceOneWithDedup(b *testing.B) { benchmarkApply(b, 1, true) }
 func BenchmarkApplyReplace512(b *testing.B)          { benchmarkApply(b, benchEntryLength, false) }
 func BenchmarkApplyReplace512WithDedup(b *testing.B) { benchmarkApply(b, benchEntryLength, true) }
+
+// With a history each replacement is a transition. With a quota of the namespace it is counted against it, too.
+func BenchmarkApplyReplaceOneWithHistory(b *testing.B) {
+	benchmarkApply(b, 1, false, deleteNamespace("none"))
+}
+
+func BenchmarkApplyReplace512WithHistory(b *testing.B) {
+	benchmarkApply(b, benchEntryLength, false, deleteNamespace("none"))
+}
+
+func BenchmarkApplyAddAndRemove(b *testing.B) {
+	benchmarkAddAndRemove(b, benchState(b, benchInstances))
+}
+
+func BenchmarkApplyAddAndRemoveWithQuota(b *testing.B) {
+	base := benchState(b, benchInstances)
+	c := putNamespace(&registryv1.Namespace{Name: "default", Quota: &registryv1.Quota{MaxInstances: 1 << 30}})
+	benchmarkAddAndRemove(b, benchApply(b, base, fsm.AppendEntry(nil, 1_700_000_000_000, [][]byte{encode(b, c)})))
+}
+
+// benchmarkAddAndRemove measures entries of a command each that add an instance or remove it again.
+func benchmarkAddAndRemove(b *testing.B, s *fsm.State) {
+	in := benchInstance(5, 0)
+	in.Id = "another"
+	key := &raftlogv1.Key{Namespace: in.GetNamespace(), Service: in.GetService(), Id: in.GetId()}
+	data := [2][]byte{
+		fsm.AppendEntry(nil, 1_700_000_000_000, [][]byte{encode(b, register(b, in))}),
+		fsm.AppendEntry(nil, 1_700_000_000_000, [][]byte{encode(b, deregister(&raftlogv1.Deregister{Key: key}))}),
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		s = benchApplyFast(b, s, data[i%2], uint64(i))
+	}
+}
+
+// BenchmarkTransitions reads the whole of a full history for an instance that is not in it.
+func BenchmarkTransitions(b *testing.B) {
+	s := fsm.WithTransitions(200_000)
+	b.ResetTimer()
+	for range b.N {
+		s.Transitions("default", "service-00001", "nobody", 100)
+	}
+}
 
 func BenchmarkApplySetCheck(b *testing.B) {
 	s := benchState(b, benchInstances)

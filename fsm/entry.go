@@ -88,30 +88,32 @@ func nextCommand(b []byte) (command, rest []byte) {
 
 // The kinds of commands, by their field numbers in raftlogv1.Command.
 const (
-	kindRegister       = 10
-	kindDeregister     = 11
-	kindSetCheck       = 12
-	kindSetDraining    = 13
-	kindSetMaintenance = 14
-	kindOpenSession    = 15
-	kindCloseSession   = 16
-	kindGrantLease     = 17
-	kindRevokeLease    = 18
-	kindExpire         = 19
-	kindAcquireLock    = 20
-	kindReleaseLock    = 21
-	kindSetMember      = 22
-	kindRemoveMember   = 23
-	kindInitCluster    = 24
-	kindBatch          = 25
-	kindPutPolicy      = 26
-	kindDeletePolicy   = 27
-	kindCreateToken    = 28
-	kindDeleteToken    = 29
-	kindPutGrant       = 30
-	kindDeleteGrant    = 31
-	kindSetEnforcement = 32
-	kindBootstrap      = 33
+	kindRegister        = 10
+	kindDeregister      = 11
+	kindSetCheck        = 12
+	kindSetDraining     = 13
+	kindSetMaintenance  = 14
+	kindOpenSession     = 15
+	kindCloseSession    = 16
+	kindGrantLease      = 17
+	kindRevokeLease     = 18
+	kindExpire          = 19
+	kindAcquireLock     = 20
+	kindReleaseLock     = 21
+	kindSetMember       = 22
+	kindRemoveMember    = 23
+	kindInitCluster     = 24
+	kindBatch           = 25
+	kindPutPolicy       = 26
+	kindDeletePolicy    = 27
+	kindCreateToken     = 28
+	kindDeleteToken     = 29
+	kindPutGrant        = 30
+	kindDeleteGrant     = 31
+	kindSetEnforcement  = 32
+	kindBootstrap       = 33
+	kindPutNamespace    = 34
+	kindDeleteNamespace = 35
 )
 
 // command is the envelope of a raftlogv1.Command. Its slices alias the entry.
@@ -166,13 +168,20 @@ func (c *command) decode(b []byte, req *request) bool {
 
 // known reports whether this version can apply the command.
 func (c *command) known() bool {
-	return c.level <= FeatureLevel && c.kind <= kindBootstrap
+	return c.level <= FeatureLevel && c.kind <= kindDeleteNamespace
 }
 
 // levelled reports whether a known command says the level that it needs: what does not is the same to all versions, which
 // know nothing of actors.
 func (c *command) levelled() bool {
-	return c.level >= AccessLevel || len(c.actor) == 0 && c.kind <= kindBatch
+	switch {
+	case c.kind > kindBootstrap:
+		return c.level >= HistoryLevel
+	case c.kind > kindBatch || len(c.actor) > 0:
+		return c.level >= AccessLevel
+	default:
+		return true
+	}
 }
 
 func (r *request) decode(b []byte) bool {

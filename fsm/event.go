@@ -24,6 +24,8 @@ const (
 	// enforcement that was switched on; or the end of it. Name is "policy:NAME", "token:ID", "grant:IDENTITY" or
 	// "enforcement".
 	EventAccess
+	// EventNamespace is what was said about a namespace, or that it was taken back; Name is its name.
+	EventNamespace
 )
 
 // String returns the name of the kind.
@@ -41,6 +43,8 @@ func (k EventKind) String() string {
 		return "member"
 	case EventAccess:
 		return "access"
+	case EventNamespace:
+		return "namespace"
 	default:
 		return "unknown"
 	}

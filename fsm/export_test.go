@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
@@ -23,6 +25,7 @@ func Audit(s *State) error {
 		return true
 	})
 	a.access()
+	a.history()
 	switch {
 	case a.err != nil:
 		return a.err
@@ -149,6 +152,73 @@ func (a *audit) access() {
 	}
 }
 
+func (a *audit) history() {
+	h := &a.s.history
+	a.want.history = *h
+	if !h.begun {
+		return
+	}
+	a.s.Namespaces("", func(n *Namespace) bool {
+		a.want.sums[tableNamespaces].add(hashRecord(tableNamespaces, appendNamespace(nil, n.message)))
+		var use NamespaceUse
+		a.s.Services("", "", func(svc *Service) bool {
+			if svc.Namespace() == n.message.GetName() {
+				use.Instances += uint64(svc.Len())
+			}
+			return true
+		})
+		a.s.Locks("", "", func(l *Lock) bool {
+			if l.Namespace == n.message.GetName() {
+				use.Locks += uint64(1 + len(l.Others) + len(l.Waiters))
+			}
+			return true
+		})
+		if use != n.Use() {
+			a.failf("namespace %s counts %+v, has %+v", n.message.GetName(), n.Use(), use)
+		}
+		return true
+	})
+	a.want.sums[tableHistory].add(hashRecord(tableHistory, h.record.append(nil)))
+	var count uint64
+	for _, b := range slices.Concat(h.closed, openChunk(h)) {
+		whole := eachTransition(b, func(encoded []byte) bool {
+			scratch := append(make([]byte, 8), encoded...)
+			a.want.sums[tableTransitions].add(hashTransition(h.record.dropped+count, scratch))
+			count++
+			return true
+		})
+		if !whole || len(b) == 0 {
+			a.failf("a chunk of the history is malformed")
+		}
+	}
+	if count != h.count || h.len() > HistoryChunks || h.record.after > a.s.revision {
+		a.failf("%d transitions, counted %d, in %d chunks, after revision %d", count, h.count, h.len(), h.record.after)
+	}
+}
+
+func openChunk(h *history) [][]byte {
+	if h.open == nil {
+		return nil
+	}
+	return [][]byte{h.open.bytes[:h.used]}
+}
+
+// AllTransitions returns the whole history, oldest first, as messages.
+func AllTransitions(s *State) []*registryv1.Transition {
+	var all []*registryv1.Transition
+	for _, b := range slices.Concat(s.history.closed, openChunk(&s.history)) {
+		eachTransition(b, func(encoded []byte) bool {
+			m := new(registryv1.Transition)
+			if err := proto.Unmarshal(encoded, m); err != nil {
+				panic(err)
+			}
+			all = append(all, m)
+			return true
+		})
+	}
+	return all
+}
+
 func (a *audit) clients() {
 	a.s.clients.ascend("", func(_ string, c *client) bool {
 		a.want.sums[tableClients].add(hashRecord(tableClients, c.appendHead(nil)))
@@ -198,6 +268,24 @@ func WithClients(n int, last int64) *State {
 		l.st.idle.load(l.mark, c.idleKey(), struct{}{})
 	}
 	return l.st
+}
+
+// WithTransitions returns a state in whose history so many transitions were noted, one a revision.
+func WithTransitions(n int) *State {
+	s := New()
+	s.beginHistory()
+	var scratch []byte
+	for i := range n {
+		s.revision++
+		s.time += 10
+		at := &ident{in: newPair("default", fmt.Sprintf("service-%05d", i%1000)), id: fmt.Sprintf("instance-%07d", i%50_000)}
+		scratch = s.note(&transition{
+			at: at, revision: s.revision, timeMs: s.time, cause: registryv1.Cause_CAUSE_CHECK,
+			health: registryv1.Health_HEALTH_PASSING, incarnation: uint64(i), actor: "payments",
+			reason: reason{check: "ttl", status: registryv1.CheckStatus_CHECK_STATUS_PASSING},
+		}, scratch)
+	}
+	return s
 }
 
 // Leaps returns how much of the log time does not count as silence.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
@@ -41,6 +42,30 @@ func (s *State) claim(payload []byte) {
 	s.index, s.term, s.revision, s.epoch = h.GetIndex(), h.GetTerm(), h.GetRevision(), h.GetEpoch()
 	s.number, s.time, s.clusterID = h.GetLastNumber(), h.GetTimeUnixMs(), h.GetClusterId()
 	s.leaps = h.GetLeapsMs()
+}
+
+// ChangeRecords returns the snapshot with what change makes of each of its records.
+func ChangeRecords(snapshot []byte, change func(table byte, record []byte) [][]byte) []byte {
+	var out []byte
+	for rest := snapshot; len(rest) >= blockHeadBytes; {
+		size := binary.LittleEndian.Uint32(rest)
+		payload := rest[blockHeadBytes : blockHeadBytes+size]
+		if len(out) == 0 {
+			out = appendBlock(nil, payload)
+		} else {
+			next := payload[:1:1]
+			for records := payload[1:]; len(records) > 0; {
+				record, n := protowire.ConsumeBytes(records)
+				records = records[n:]
+				for _, b := range change(payload[0], record) {
+					next = protowire.AppendBytes(next, b)
+				}
+			}
+			out = appendBlock(out, next)
+		}
+		rest = rest[blockHeadBytes+size:]
+	}
+	return out
 }
 
 func appendBlock(b, payload []byte) []byte {

@@ -27,11 +27,13 @@ func FuzzApply(f *testing.F) {
 		}
 	}
 	f.Add([]byte{})
-	open, closed := populated(f), guarded(f)
+	open, closed, noted := populated(f), guarded(f), recorded(f)
 	openToo, closedToo := restored(f, snapshotOf(f, open)), restored(f, snapshotOf(f, closed))
+	notedToo := restored(f, snapshotOf(f, noted))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		fuzzApply(t, open, openToo, data)
 		fuzzApply(t, closed, closedToo, data)
+		fuzzApply(t, noted, notedToo, data)
 	})
 }
 

@@ -58,7 +58,7 @@ func writeGolden(t *testing.T, g golden) {
 	})
 	var log []fsm.Entry
 	var s *fsm.State
-	for seed, changed := 0, map[string]int{}; len(changed) < g.kinds || !s.Enforced() || s.Policy("p1") == nil; seed++ {
+	for seed, changed := 0, map[string]int{}; len(changed) < g.kinds || !s.Enforced() || s.Policy("p1") == nil || len(namespacesOf(s)) == 0; seed++ {
 		log, s = histories.Example(seed), fsm.New()
 		clear(changed)
 		for _, e := range log {

@@ -25,17 +25,22 @@ const (
 	tableTokens
 	tableGrants
 	tableAccess
+	// From here on tables of HistoryLevel. They are left out until the history begins, for the same reason.
+	tableNamespaces
+	tableHistory
+	tableTransitions
 	tableCount
 )
 
 // Domains that separate hashes of equal bytes in different roles.
 const (
-	seedTable   = 0x7265676474616200 // + table
-	seedOutcome = 0x7265676472656d00
-	seedPlace   = 0x72656764706c6300
-	seedState   = 0x7265676473746100
-	seedContent = 0x7265676463746e00
-	seedChain   = 0x7265676463686e00
+	seedTable      = 0x7265676474616200 // + table
+	seedOutcome    = 0x7265676472656d00
+	seedPlace      = 0x72656764706c6300
+	seedTransition = 0x72656764686973_00
+	seedState      = 0x7265676473746100
+	seedContent    = 0x7265676463746e00
+	seedChain      = 0x7265676463686e00
 )
 
 // sum is a sum modulo 2^128 of hashes of records: the hash of a table in which the order of changes leaves no trace,
@@ -76,19 +81,24 @@ func hashRecord(id tableID, encoded []byte) sum {
 }
 
 // tablesInUse returns how many tables hash and snapshot have. Whatever changes one of those of access control leaves a
-// record in the last, so they are all in use or none.
+// record in the last, and the history begins before anything of its level, so they are all in use or none; those of access
+// control are, though empty, if those behind them are.
 func (s *State) tablesInUse() int {
-	if s.access == nil {
+	switch {
+	case s.history.begun:
+		return int(tableCount)
+	case s.access != nil:
+		return int(tableNamespaces)
+	default:
 		return int(tablePolicies)
 	}
-	return int(tableCount)
 }
 
 // Hash is the hash of the whole state but for the index that it stands at and the chain that led to it: all tables,
 // revision, epoch, numbers, time, leaps and cluster id. States that are equal have equal hashes; it finds divergence and
 // damage, not forgery.
 func (s *State) Hash() [16]byte {
-	b := make([]byte, 0, 256)
+	b := make([]byte, 0, 320)
 	for i := range s.tablesInUse() {
 		b = s.sums[i].append(b)
 	}

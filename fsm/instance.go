@@ -41,6 +41,11 @@ func (t *txn) applyRegister(body []byte) Outcome {
 	if outcome = checkConditions(&cmd, sp, old); outcome.Code != raftlogv1.Code_CODE_UNSPECIFIED {
 		return outcome
 	}
+	if old == nil {
+		if refused, full := t.fullOfInstances(sp.namespace); full {
+			return refused
+		}
+	}
 	if opening != nil {
 		t.addSession(opening)
 		outcome.ID = opening.ID()
@@ -179,7 +184,7 @@ func (t *txn) deregister(cmd *raftlogv1.Deregister) Outcome {
 	case cause == registryv1.Cause_CAUSE_REGISTERED || cause < 0 || cause > registryv1.Cause_CAUSE_CRITICAL_TOO_LONG:
 		return refuse(raftlogv1.Code_CODE_INVALID, "cause")
 	}
-	if cmd.GetTerm() != 0 && cmd.GetTerm() != t.st.term {
+	if t.staleTerm(cmd.GetTerm()) {
 		return refuse(raftlogv1.Code_CODE_STALE, "term")
 	}
 	svc, old := t.lookup(cmd.GetKey())
@@ -193,9 +198,15 @@ func (t *txn) deregister(cmd *raftlogv1.Deregister) Outcome {
 	case cause == registryv1.Cause_CAUSE_CRITICAL_TOO_LONG && old.health != registryv1.Health_HEALTH_CRITICAL:
 		return refuse(raftlogv1.Code_CODE_STALE, "health")
 	}
+	if t.reason = judged(cmd.GetNode(), cmd.GetTerm()); cause == registryv1.Cause_CAUSE_CRITICAL_TOO_LONG {
+		t.reason.silenceMs = uint64(max(0, t.st.time-old.CriticalSince()))
+	}
 	t.remove(svc, old, cause)
 	return Outcome{}
 }
+
+// staleTerm reports whether a leader of another term gave the order. 0 is that of a client.
+func (t *txn) staleTerm(term uint64) bool { return term != 0 && term != t.st.term }
 
 // setCheck records the verdict of a check. Only a change of the verdict is a change.
 func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
@@ -205,7 +216,7 @@ func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
 	if !validVerdict(cmd.GetStatus()) {
 		return refuse(raftlogv1.Code_CODE_INVALID, "status")
 	}
-	if cmd.GetTerm() != 0 && cmd.GetTerm() != t.st.term {
+	if t.staleTerm(cmd.GetTerm()) {
 		return refuse(raftlogv1.Code_CODE_STALE, "term")
 	}
 	svc, old, outcome := t.find(cmd.GetKey(), cmd.GetIncarnation())
@@ -222,7 +233,9 @@ func (t *txn) setCheck(cmd *raftlogv1.SetCheck) Outcome {
 		return Outcome{}
 	}
 	check.status = cmd.GetStatus()
-	check.output = []byte(cut(cmd.GetOutput(), MaxOutputBytes))
+	t.reason = judged(cmd.GetNode(), cmd.GetTerm())
+	t.reason.check, t.reason.status, t.reason.output = cmd.GetCheck(), cmd.GetStatus(), cut(cmd.GetOutput(), MaxOutputBytes)
+	check.output = []byte(t.reason.output)
 	check.changedRevision = t.change()
 	check.changedMs = t.st.time
 	t.replaceStatus(svc, old, st, registryv1.Cause_CAUSE_CHECK)
@@ -244,6 +257,7 @@ func (t *txn) setDraining(cmd *raftlogv1.SetDraining) Outcome {
 	st := &t.status
 	st.decode(old.status())
 	st.draining = cmd.GetDraining()
+	t.reason = reason{set: st.draining}
 	t.replaceStatus(svc, old, st, registryv1.Cause_CAUSE_DRAIN)
 	return Outcome{}
 }
@@ -263,6 +277,7 @@ func (t *txn) setMaintenance(cmd *raftlogv1.SetMaintenance) Outcome {
 	st := &t.status
 	st.decode(old.status())
 	st.maintenance = cmd.GetMaintenance()
+	t.reason = reason{set: st.maintenance}
 	if !st.maintenance {
 		st.restartCritical(t.st.time)
 	}
@@ -316,6 +331,7 @@ func (t *txn) put(svc *Service, next, old *Record, cause registryv1.Cause) {
 	} else {
 		svc.counts.Instances++
 		t.st.instances++
+		t.countInstances(svc.Namespace(), 1)
 	}
 	t.touchService(svc)
 	if old == nil || old.session != next.session || old.lease != next.lease {
@@ -326,6 +342,7 @@ func (t *txn) put(svc *Service, next, old *Record, cause registryv1.Cause) {
 		Kind: EventInstance, Created: old == nil, Cause: cause, Revision: t.st.revision,
 		New: next, Old: old, Namespace: svc.Namespace(), Name: svc.Name(),
 	})
+	t.noteChange(next, old, cause)
 }
 
 // remove takes a record out of its service, and the service out when it was the last.
@@ -336,6 +353,7 @@ func (t *txn) remove(svc *Service, old *Record, cause registryv1.Cause) {
 	svc.counts.Instances--
 	*svc.counts.of(old.health)--
 	t.st.instances--
+	t.countInstances(svc.Namespace(), -1)
 	t.subSum(tableInstances, old.encoded)
 	if svc.Len() > 0 {
 		t.touchService(svc)
@@ -347,6 +365,7 @@ func (t *txn) remove(svc *Service, old *Record, cause registryv1.Cause) {
 		Kind: EventInstance, Cause: cause, Revision: revision,
 		Old: old, Namespace: svc.Namespace(), Name: svc.Name(),
 	})
+	t.noteChange(nil, old, cause)
 }
 
 // removeAll takes out the instances of these identities.

@@ -106,6 +106,7 @@ func (t *txn) revokeLease(cmd *raftlogv1.RevokeLease) Outcome {
 // endLease ends a lease and the instances that hang on it, under one revision.
 func (t *txn) endLease(l *Lease, cause registryv1.Cause) {
 	revision := t.change()
+	t.reason.lease = l.ID()
 	t.st.leases.delete(t.mark, l.ID())
 	t.st.sessionLeases.remove(t.mark, l.session, &l.at)
 	t.scratch = l.append(t.scratch[:0])

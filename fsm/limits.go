@@ -4,9 +4,12 @@ package fsm
 // meaning of the log: changing one needs a new feature level, else an old log replays to another state.
 const (
 	// FeatureLevel is the highest Command.level that this state machine applies.
-	FeatureLevel = 2
+	FeatureLevel = 3
 	// AccessLevel is the level of commands that have an actor and of those that change who may do what.
 	AccessLevel = 2
+	// HistoryLevel is the level of commands about namespaces. From the first command of this level on a history of the
+	// instances is kept, whatever the level of those that follow.
+	HistoryLevel = 3
 	// MaxNameBytes bounds every identifier: namespaces, services, ids, sessions, leases, locks, checks, members.
 	MaxNameBytes = 256
 	// MaxClientIDBytes bounds the client id of a request.
@@ -29,6 +32,10 @@ const (
 	MaxMemberBytes = 1 << 10
 	// MaxDescriptionBytes bounds the description of a policy or a token.
 	MaxDescriptionBytes = 256
+	// MaxNamespaces bounds the namespaces about which something was said.
+	MaxNamespaces = 1000
+	// HistoryChunks bounds the chunks of 16 KiB that the history of instances takes: 8 MiB in all, some 90,000 changes.
+	HistoryChunks = 512
 	// MaxPolicies bounds the policies, those that are built in not counted.
 	MaxPolicies = 1000
 	// MaxRules bounds the rules of a policy.

@@ -153,6 +153,14 @@ func (l *Lock) appendPlace(b []byte, i int) []byte {
 	return protowire.AppendBytes(b, l.Waiters[i].Value)
 }
 
+// places returns how many sessions own a slot of the lock or wait for one. nil: nobody.
+func (l *Lock) places() uint64 {
+	if l == nil {
+		return 0
+	}
+	return uint64(1 + len(l.Others) + len(l.Waiters))
+}
+
 // waiter returns the place of a session in the queue, negative if it has none.
 func (l *Lock) waiter(session string) int {
 	return slices.IndexFunc(l.Waiters, func(w Waiter) bool { return w.SessionID == session })
@@ -180,27 +188,21 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 	if outcome, denied := t.deniedSession(cmd.GetSessionId()); denied {
 		return outcome
 	}
+	return t.takePlace(cmd, session)
+}
+
+// takePlace makes a session an owner of a lock, or gives it a place in the queue, unless it has either.
+func (t *txn) takePlace(cmd *raftlogv1.AcquireLock, session *Session) Outcome {
 	slots := max(cmd.GetSlots(), 1)
 	want := Waiter{SessionID: cmd.GetSessionId(), Value: cmd.GetValue()}
 	old, ok := t.st.locks.get(pairKey(cmd.GetNamespace(), cmd.GetName()))
+	free := !ok || 1+len(old.Others) < int(old.Slots)
 	switch {
-	case !ok:
-		at := &ident{in: newPair(cmd.GetNamespace(), cmd.GetName())}
-		next := &Lock{Namespace: at.in.namespace(), Name: at.in.name(), Slots: slots, at: at}
-		token := t.own(next, want)
-		t.setLock(next, nil)
-		t.joinLock(next, &session.at)
-		return Outcome{Number: token}
-	case old.Slots != slots:
+	case ok && old.Slots != slots:
 		return refuse(raftlogv1.Code_CODE_SLOTS_MISMATCH, strconv.FormatUint(uint64(old.Slots), 10))
-	case old.OwnedBy(want.SessionID) != nil:
+	case ok && old.OwnedBy(want.SessionID) != nil:
 		return Outcome{Number: old.OwnedBy(want.SessionID).Token}
-	case 1+len(old.Others) < int(old.Slots):
-		next := *old
-		token := t.own(&next, want)
-		t.setLock(&next, old)
-		t.joinLock(&next, &session.at)
-		return Outcome{Number: token}
+	case free:
 	case !cmd.GetWait():
 		return refuse(raftlogv1.Code_CODE_LOCK_HELD, old.SessionID)
 	case old.waiter(want.SessionID) >= 0:
@@ -208,11 +210,25 @@ func (t *txn) acquireLock(cmd *raftlogv1.AcquireLock) Outcome {
 	case len(old.Waiters) >= MaxLockWaiters:
 		return refuse(raftlogv1.Code_CODE_LIMIT, "lock waiters")
 	}
-	next := *old
-	next.Waiters = append(slices.Clip(old.Waiters), want)
+	if outcome, full := t.fullOfLocks(cmd.GetNamespace()); full {
+		return outcome
+	}
+	var next Lock
+	if ok {
+		next = *old
+	} else {
+		at := &ident{in: newPair(cmd.GetNamespace(), cmd.GetName())}
+		next = Lock{Namespace: at.in.namespace(), Name: at.in.name(), Slots: slots, at: at}
+	}
+	var token uint64
+	if free {
+		token = t.own(&next, want)
+	} else {
+		next.Waiters = append(slices.Clip(next.Waiters), want)
+	}
 	t.setLock(&next, old)
 	t.joinLock(&next, &session.at)
-	return Outcome{}
+	return Outcome{Number: token}
 }
 
 // releaseLock gives a lock, or a place in its queue, back.
@@ -307,6 +323,7 @@ func (t *txn) setLock(next, old *Lock) {
 		named = old
 		t.st.locks.delete(t.mark, old.at.in.key)
 	}
+	t.countLocks(named.Namespace, int(next.places())-int(old.places()))
 	t.events = append(t.events, Event{
 		Kind: EventLock, Created: next != nil, Revision: revision, Namespace: named.Namespace, Name: named.Name,
 	})

@@ -49,6 +49,8 @@ var (
 	ErrLimit = errors.New("limit reached")
 	// ErrDenied is CODE_DENIED.
 	ErrDenied = errors.New("denied")
+	// ErrQuota is CODE_QUOTA; see [Error.Quota].
+	ErrQuota = errors.New("quota exceeded")
 	// ErrUnknownCode is what a code of a newer version turns into.
 	ErrUnknownCode = errors.New("unknown outcome code")
 )
@@ -163,6 +165,8 @@ func (e *Error) Unwrap() error {
 		return ErrLimit
 	case raftlogv1.Code_CODE_DENIED:
 		return ErrDenied
+	case raftlogv1.Code_CODE_QUOTA:
+		return ErrQuota
 	default:
 		return ErrUnknownCode
 	}

@@ -139,7 +139,7 @@ func (g *generator) register() *raftlogv1.Register {
 
 func (g *generator) deregister() *raftlogv1.Deregister {
 	k := g.key()
-	d := &raftlogv1.Deregister{Key: k, Incarnation: g.incarnation(k)}
+	d := &raftlogv1.Deregister{Key: k, Incarnation: g.incarnation(k), Node: g.node()}
 	if g.chance(15) {
 		d.SessionId = g.session()
 	}
@@ -155,7 +155,7 @@ func (g *generator) deregister() *raftlogv1.Deregister {
 func (g *generator) setCheck() *raftlogv1.Command {
 	k := g.key()
 	return setCheck(&raftlogv1.SetCheck{
-		Key: k, Incarnation: g.incarnation(k), Check: pick(g.t, "check", "one", "one", "two", "three"),
+		Key: k, Incarnation: g.incarnation(k), Check: pick(g.t, "check", "one", "one", "two", "three"), Node: g.node(),
 		Status: registryv1.CheckStatus(upTo(g.t, "status", 6)),
 		Output: pick(g.t, "output", "", "boom", strings.Repeat("ä", 200), strings.Repeat("x", 257)), Term: g.fence(),
 	})
@@ -210,7 +210,7 @@ func (g *generator) admin() *raftlogv1.Command {
 
 func (g *generator) command() *raftlogv1.Command {
 	var c *raftlogv1.Command
-	switch n := upTo(g.t, "kind", 110); {
+	switch n := upTo(g.t, "kind", 111); {
 	case n < 30:
 		c = &raftlogv1.Command{Kind: &raftlogv1.Command_Register{Register: g.register()}}
 	case n < 40:
@@ -232,13 +232,15 @@ func (g *generator) command() *raftlogv1.Command {
 	case n < 78:
 		c = &raftlogv1.Command{Kind: &raftlogv1.Command_RevokeLease{RevokeLease: &raftlogv1.RevokeLease{Id: g.lease()}}}
 	case n < 82:
-		c = expire(g.fence(), []string{g.session(), g.session()}, []string{g.lease()})
+		c = g.expire()
 	case n < 92:
 		c = g.lock()
 	case n < 95:
 		c = g.admin()
-	case n < 105:
+	case n < 103:
 		c = g.access()
+	case n < 106:
+		c = g.namespace()
 	default:
 		b := &raftlogv1.Batch{}
 		for range upTo(g.t, "registers", 5) {
@@ -315,6 +317,7 @@ type visible struct {
 	Members                              []*registryv1.Member
 	Clients                              []string
 	Access                               []string
+	Namespaces, History                  []string
 }
 
 func visibleOf(t failer, s *fsm.State) *visible {
@@ -322,7 +325,7 @@ func visibleOf(t failer, s *fsm.State) *visible {
 	v := &visible{
 		Index: s.Index(), Term: s.Term(), Revision: s.Revision(), Epoch: s.Epoch(), Number: fsm.LastNumber(s),
 		Time: s.Time(), Leaps: fsm.Leaps(s), ClusterID: s.ClusterID(), Members: s.Members(),
-		Access: accessOf(s),
+		Access: accessOf(s), Namespaces: namespacesOf(s), History: historyText(s),
 	}
 	s.Services("", "", func(svc *fsm.Service) bool {
 		v.Services = append(v.Services, fmt.Sprintf("%s/%s@%d", svc.Namespace(), svc.Name(), svc.Revision()))
@@ -356,7 +359,7 @@ func visibleOfModel(m *model.Registry) *visible {
 	v := &visible{
 		Index: m.Index, Term: m.Term, Revision: m.Revision, Epoch: m.Epoch, Number: m.Number,
 		Time: m.Time, Leaps: m.Leaps, ClusterID: m.ClusterID,
-		Access: accessOfModel(m),
+		Access: accessOfModel(m), Namespaces: namespacesOfModel(m), History: historyTextOfModel(m),
 	}
 	for name, revision := range m.Services {
 		v.Services = append(v.Services, fmt.Sprintf("%s/%s@%d", name.Namespace, name.Name, revision))
@@ -642,7 +645,7 @@ func TestRetryChangesNothing(t *testing.T) {
 			cmd.Actor = "certificate:svc" // A token may be gone when it comes again: then it is denied.
 		}
 		if cmd.GetActor() != "" {
-			cmd.Level = fsm.AccessLevel // What is no command is not remembered.
+			cmd.Level = fsm.HistoryLevel // What is no command is not remembered.
 		}
 		first := m.one(cmd)
 		between := rapid.IntRange(0, 3).Draw(t, "between")
@@ -673,6 +676,7 @@ func TestOrdersOfThePastChangeNothing(t *testing.T) {
 		}})
 		g := &generator{t: t, term: m.term, m: model.New()}
 		k := g.key()
+		m.one(deleteNamespace(k.GetNamespace()))
 		m.one(register(t, &registryv1.Instance{
 			Namespace: k.GetNamespace(), Service: k.GetService(), Id: k.GetId(), Address: "first",
 			Checks: []*registryv1.Check{{Name: "one", Initial: registryv1.CheckStatus_CHECK_STATUS_CRITICAL}},

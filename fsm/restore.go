@@ -110,8 +110,14 @@ func (l *loader) record(b []byte) error {
 		return loadMessage(b, &raftlogv1.TokenRecord{}, l.token)
 	case tableGrants:
 		return loadMessage(b, &registryv1.Grant{}, l.grant)
-	default:
+	case tableAccess:
 		return loadMessage(b, &raftlogv1.AccessRecord{}, l.accessRecord)
+	case tableNamespaces:
+		return loadMessage(b, &registryv1.Namespace{}, l.namespace)
+	case tableHistory:
+		return loadMessage(b, &raftlogv1.HistoryRecord{}, l.historyRecord)
+	default:
+		return l.transitions(b)
 	}
 }
 
@@ -448,7 +454,8 @@ func (l *loader) verify(h *raftlogv1.SnapshotHeader) error {
 //
 // Policies, tokens and grants come with the sessions that they are about, from the snapshot: tokens that were deleted since
 // are there again. But a snapshot of a time before the first bootstrap leaves those of onto as they are, access control is
-// never switched off, and a number of resets never comes again.
+// never switched off, and a number of resets never comes again. What is said about namespaces comes from the snapshot, too,
+// unless that is of a time before there was any such thing. The history goes on: it is what happened here.
 func Rebase(snapshot, onto *State) *State {
 	next := *snapshot
 	next.index, next.term, next.chain = onto.index, onto.term, onto.chain
@@ -462,6 +469,8 @@ func Rebase(snapshot, onto *State) *State {
 	next.sums[tableMembers] = onto.sums[tableMembers]
 	next.sums[tableClients] = onto.sums[tableClients]
 	next.rebaseAccess(snapshot, onto)
+	next.rebaseNamespaces(snapshot, onto)
+	next.rebaseHistory(snapshot, onto)
 	return &next
 }
 

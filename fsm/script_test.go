@@ -30,12 +30,12 @@ var rewrite = flag.Bool("rewrite", false, "write what is into the expectations o
 //	entry CMD ; CMD              commands in one entry
 //	batch CMD ; CMD              registers and deregisters as one batch
 //	register NS/SERVICE/ID       [address= session= lease= zone= tags=A,B check=NAME:INITIAL if-absent expected=]
-//	deregister KEY               [incarnation= session= cause= term=]
-//	check KEY NAME STATUS        [incarnation= output= term=]
+//	deregister KEY               [incarnation= session= cause= term= node=]
+//	check KEY NAME STATUS        [incarnation= output= term= node=]
 //	drain|maintain KEY on|off    [incarnation=]
 //	session open|close ID        [ttl= name=]
 //	lease grant|revoke ID        [ttl= session=]
-//	expire                       [term= sessions=A,B leases=A,B]
+//	expire                       [term= sessions=A,B leases=A,B node= silence=]
 //	lock acquire|release NS/NAME SESSION  [wait value= token= slots=]
 //	member set|remove ID         [name=]
 //	cluster ID
@@ -44,13 +44,16 @@ var rewrite = flag.Bool("rewrite", false, "write what is into the expectations o
 //	grant put|delete IDENTITY    [policies=A,B]
 //	enforce on|off
 //	bootstrap TOKEN              [resets=]
+//	namespace put|delete NAME    [description= instances= locks= watches= writes=]
 //	may CREDENTIAL ACTION NS/NAME
 //	raw HEX                      an encoded command as it is
-//	query instances|services|sessions|leases|locks|members|clients|access|meta
+//	query instances|services|sessions|leases|locks|members|clients|access|namespaces|history|meta
+//	why KEY                      [most=]
 //	snapshot NAME, restore NAME, rebase NAME
 //
 // Every command of the log may carry request=CLIENT:SEQUENCE:ANSWERED_BELOW:HASH, the last two optional, and
-// as=CREDENTIAL; as=cluster is the cluster itself. A command without it is of a version that knows no actors.
+// as=CREDENTIAL; as=cluster is the cluster itself. A command without it is of a version that knows no actors. level=N raises the
+// level of a command.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil {
@@ -124,6 +127,16 @@ func (s *script) run(line string) {
 		on := parseKey(a.word(2))
 		action := registryv1.Action(registryv1.Action_value["ACTION_"+strings.ToUpper(a.word(1))])
 		s.printf("%t", s.st.Allowed(a.word(0), action, on.GetNamespace(), on.GetService()))
+	case "why":
+		a := parseArgs(rest)
+		on := parseKey(a.word(0))
+		found, more := s.st.Transitions(on.GetNamespace(), on.GetService(), on.GetId(), int(a.uint(s, "most", 100)))
+		if more {
+			s.printf("and older ones")
+		}
+		for _, tr := range found {
+			s.printf("%s", strings.TrimLeft(transitionText(tr), " "))
+		}
 	case "snapshot":
 		s.snapshots[rest] = snapshotOf(s.t, s.st)
 	case "restore":
@@ -231,7 +244,7 @@ func (s *script) command(line string) *raftlogv1.Command {
 	case "check":
 		c = setCheck(&raftlogv1.SetCheck{
 			Key: parseKey(a.word(1)), Check: a.word(2), Status: status(a.word(3)), Output: a.options["output"],
-			Incarnation: a.uint(s, "incarnation", 0), Term: a.uint(s, "term", 0),
+			Incarnation: a.uint(s, "incarnation", 0), Term: a.uint(s, "term", 0), Node: a.options["node"],
 		})
 	case "drain":
 		c = setDraining(&raftlogv1.SetDraining{
@@ -243,12 +256,26 @@ func (s *script) command(line string) *raftlogv1.Command {
 		})
 	case "expire":
 		c = expire(a.uint(s, "term", s.term), a.list("sessions"), a.list("leases"))
+		c.GetExpire().Node = a.options["node"]
+		if silence := a.uint(s, "silence", 0); silence > 0 {
+			c.GetExpire().SessionSilenceMs = []uint64{silence}
+			c.GetExpire().LeaseSilenceMs = []uint64{silence}
+		}
 	case "batch":
 		c = s.batch(strings.TrimPrefix(line, "batch "))
 	case "cluster":
 		c = &raftlogv1.Command{Kind: &raftlogv1.Command_InitCluster{
 			InitCluster: &raftlogv1.InitCluster{ClusterId: a.word(1)},
 		}}
+	case "namespace":
+		if c = deleteNamespace(a.word(2)); a.word(1) == "put" {
+			c = putNamespace(&registryv1.Namespace{
+				Name: a.word(2), Description: a.options["description"], Quota: &registryv1.Quota{
+					MaxInstances: a.uint(s, "instances", 0), MaxLocks: a.uint(s, "locks", 0),
+					MaxWatches: a.uint(s, "watches", 0), MaxWritesPerSecond: a.uint(s, "writes", 0),
+				},
+			})
+		}
 	case "policy", "token", "grant", "enforce", "bootstrap":
 		c = s.access(a)
 	default:
@@ -257,6 +284,7 @@ func (s *script) command(line string) *raftlogv1.Command {
 	if who := a.options["as"]; who != "" {
 		c = as(strings.TrimPrefix(who, "cluster"), c)
 	}
+	c.Level = max(c.GetLevel(), uint32(a.uint(s, "level", 0)))
 	if request := strings.Split(a.options["request"], ":"); len(request) > 1 {
 		var numbers [3]uint64
 		for i, text := range request[1:] {
@@ -372,7 +400,7 @@ func (s *script) deregistration(a args) *raftlogv1.Deregister {
 	return &raftlogv1.Deregister{
 		Key: parseKey(a.word(1)), Incarnation: a.uint(s, "incarnation", 0), SessionId: a.options["session"],
 		Cause: registryv1.Cause(registryv1.Cause_value["CAUSE_"+strings.ToUpper(a.options["cause"])]),
-		Term:  a.uint(s, "term", 0),
+		Term:  a.uint(s, "term", 0), Node: a.options["node"],
 	}
 }
 
@@ -533,6 +561,14 @@ func (s *script) query(what string) {
 		for _, line := range accessOf(st) {
 			s.printf("%s", line)
 		}
+	case "namespaces":
+		for _, line := range namespacesOf(st) {
+			s.printf("%s", line)
+		}
+	case "history":
+		for _, line := range historyText(st) {
+			s.printf("%s", line)
+		}
 	case "meta":
 		s.printf("cluster %q index %d term %d epoch %d revision %d number %d time %d",
 			st.ClusterID(), st.Index(), st.Term(), st.Epoch(), st.Revision(), fsm.LastNumber(st), st.Time())
@@ -564,6 +600,12 @@ func stateText(t failer, st *fsm.State) string {
 		s.out.WriteString("access\n")
 		s.query("access")
 	}
+	if _, _, begun := st.HistoryAfter(); begun {
+		s.out.WriteString("namespaces\n")
+		s.query("namespaces")
+		s.out.WriteString("history\n")
+		s.query("history")
+	}
 	return s.out.String()
 }
 
@@ -577,7 +619,7 @@ func (g golden) log() string  { return "testdata/" + g.name + ".log" }
 func (g golden) text() string { return "testdata/" + g.name + ".txt" }
 
 // goldens are the logs of all versions, the newest last.
-func goldens() []golden { return []golden{{"v1", 16}, {"v2", 24}} }
+func goldens() []golden { return []golden{{"v1", 16}, {"v2", 24}, {"v3", 26}} }
 
 // TestGoldenLogsReplay holds that the log of each version leads to the state that it led to when it was written. A log is
 // never changed: -rewrite makes the newest only, where it is missing.

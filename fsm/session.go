@@ -125,23 +125,35 @@ func (t *txn) expire(cmd *raftlogv1.Expire) Outcome {
 	if cmd.GetTerm() != t.st.term {
 		return refuse(raftlogv1.Code_CODE_STALE, "term")
 	}
-	for _, id := range cmd.GetSessions() {
+	for i, id := range cmd.GetSessions() {
 		if s, ok := t.st.sessions.get(id); ok {
+			t.reason = silent(cmd, cmd.GetSessionSilenceMs(), i)
 			t.endSession(s, registryv1.Cause_CAUSE_SESSION_EXPIRED, registryv1.Cause_CAUSE_LEASE_EXPIRED)
 		}
 	}
-	for _, id := range cmd.GetLeases() {
+	for i, id := range cmd.GetLeases() {
 		if l, ok := t.st.leases.get(id); ok {
+			t.reason = silent(cmd, cmd.GetLeaseSilenceMs(), i)
 			t.endLease(l, registryv1.Cause_CAUSE_LEASE_EXPIRED)
 		}
 	}
 	return Outcome{}
 }
 
+// silent says who judged that the i-th of what a command ends was silent for too long, and for how long it was.
+func silent(cmd *raftlogv1.Expire, silences []uint64, i int) reason {
+	why := judged(cmd.GetNode(), cmd.GetTerm())
+	if i < len(silences) {
+		why.silenceMs = silences[i]
+	}
+	return why
+}
+
 // endSession ends a session and all that hangs on it, under one revision: its instances, its leases with theirs, its
 // locks and places in queues.
 func (t *txn) endSession(s *Session, cause, leaseCause registryv1.Cause) {
 	revision := t.change()
+	t.reason.session = s.ID()
 	t.st.sessions.delete(t.mark, s.ID())
 	t.scratch = s.append(t.scratch[:0])
 	t.subSum(tableSessions, t.scratch)

@@ -67,6 +67,7 @@ func (s *State) WriteSnapshot(w io.Writer, pace func()) error {
 	bw.table(tableMembers)
 	s.members.ascend("", func(_ string, v *registryv1.Member) bool { return bw.record(appendMember(bw.next(), v)) })
 	s.writeAccess(bw)
+	s.writeHistory(bw)
 	bw.flush()
 	if bw.err != nil {
 		return fmt.Errorf("write snapshot: %w", bw.err)
@@ -87,6 +88,24 @@ func (s *State) writeAccess(bw *blockWriter) {
 	s.access.grants.ascend("", func(_ string, v *registryv1.Grant) bool { return bw.record(appendGrant(bw.next(), v)) })
 	bw.table(tableAccess)
 	bw.record(s.access.record.append(bw.next()))
+}
+
+// writeHistory writes the tables of [HistoryLevel].
+func (s *State) writeHistory(bw *blockWriter) {
+	if !s.history.begun {
+		return
+	}
+	bw.table(tableNamespaces)
+	s.Namespaces("", func(n *Namespace) bool { return bw.record(appendNamespace(bw.next(), n.message)) })
+	bw.table(tableHistory)
+	bw.record(s.history.record.append(bw.next()))
+	bw.table(tableTransitions)
+	for _, b := range s.history.closed {
+		bw.record(append(bw.next(), b...))
+	}
+	if s.history.open != nil {
+		bw.record(append(bw.next(), s.history.open.bytes[:s.history.used]...))
+	}
 }
 
 // appendInstance encodes a record as a raftlogv1.InstanceRecord.
@@ -134,6 +153,11 @@ func (s *State) tableCounts() [tableCount]int {
 		counts[tableTokens] = s.access.tokens.len()
 		counts[tableGrants] = s.access.grants.len()
 		counts[tableAccess] = 1
+	}
+	if s.history.begun {
+		counts[tableNamespaces] = s.namespaces.len()
+		counts[tableHistory] = 1
+		counts[tableTransitions] = s.history.len()
 	}
 	return counts
 }
@@ -250,8 +274,9 @@ func (br *blockReader) header() (*raftlogv1.SnapshotHeader, error) {
 		return nil, fmt.Errorf("%w: format %d, this version reads %d", ErrBadSnapshot, h.GetVersion(), snapshotVersion)
 	}
 	tables := len(h.GetTableHashes())
-	if tables != len(h.GetTableCounts()) || tables != int(tablePolicies) && tables != int(tableCount) {
-		return nil, br.bad("header names %d tables, not %d or %d", tables, tablePolicies, tableCount)
+	known := tables == int(tablePolicies) || tables == int(tableNamespaces) || tables == int(tableCount)
+	if tables != len(h.GetTableCounts()) || !known {
+		return nil, br.bad("header names %d tables, not %d, %d or %d", tables, tablePolicies, tableNamespaces, tableCount)
 	}
 	if len(h.GetStateHash()) != 16 || len(h.GetChain()) != 16 {
 		return nil, br.bad("header without hashes")

@@ -15,6 +15,7 @@ import (
 func FuzzSnapshotRecords(f *testing.F) {
 	f.Add(snapshotOf(f, populated(f)))
 	f.Add(snapshotOf(f, guarded(f)))
+	f.Add(snapshotOf(f, recorded(f)))
 	f.Add(snapshotOf(f, fsm.New()))
 	onto := populated(f)
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -24,8 +24,12 @@ type State struct {
 	locks    table[*Lock]              // by pairKey
 	members  table[*registryv1.Member] // by id
 	access   *access                   // nil: nothing was ever said about it
-	clients  table[*client]            // by id
-	idle     table[struct{}]           // by last use, then client id: who is forgotten first
+
+	namespaces table[*Namespace] // by name: those about which something was said
+	history    history
+
+	clients table[*client]  // by id
+	idle    table[struct{}] // by last use, then client id: who is forgotten first
 
 	bySession     links // session -> instances
 	byLease       links // lease -> instances

@@ -222,6 +222,12 @@ func (m *Registry) dispatchAccess(cmd *raftlogv1.Command) (changed bool, outcome
 		m.Enforced = on
 	case *raftlogv1.Command_BootstrapAccess:
 		changed, outcome = m.bootstrap(kind.BootstrapAccess)
+	case *raftlogv1.Command_PutNamespace:
+		return m.putNamespace(kind.PutNamespace.GetNamespace())
+	case *raftlogv1.Command_DeleteNamespace:
+		_, known := m.Namespaces[kind.DeleteNamespace.GetName()]
+		delete(m.Namespaces, kind.DeleteNamespace.GetName())
+		return known, done()
 	default:
 		return false, fail(raftlogv1.Code_CODE_INVALID, "command")
 	}

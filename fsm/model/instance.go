@@ -12,17 +12,17 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// register opens a session if it is to, and puts an instance with the given incarnation, 0 for the next. What it did
-// before it refuses is taken back by execute.
-func (m *Registry) register(r *raftlogv1.Register, incarnation uint64) (bool, *raftlogv1.Outcome) {
+// register opens a session if it is to, and puts an instance with the given incarnation, 0 for the next, if it is to be
+// bounded only while there is room. What it did before it refuses is taken back by execute.
+func (m *Registry) register(r *raftlogv1.Register, incarnation uint64, bounded bool) (bool, *raftlogv1.Outcome) {
 	if r.GetOpenSession() == nil {
-		return m.registerAlone(r, incarnation)
+		return m.registerAlone(r, incarnation, bounded)
 	}
 	opened, session := m.openAllowed(r.GetOpenSession())
 	if session.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED {
 		return false, session
 	}
-	changed, outcome := m.registerAlone(r, incarnation)
+	changed, outcome := m.registerAlone(r, incarnation, bounded)
 	if outcome.GetCode() == raftlogv1.Code_CODE_UNSPECIFIED {
 		outcome.Id = session.GetId()
 	}
@@ -30,7 +30,7 @@ func (m *Registry) register(r *raftlogv1.Register, incarnation uint64) (bool, *r
 }
 
 // registerAlone puts an instance.
-func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64) (bool, *raftlogv1.Outcome) {
+func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64, bounded bool) (bool, *raftlogv1.Outcome) {
 	next := new(registryv1.Instance)
 	if err := proto.Unmarshal(r.GetInstance(), next); err != nil || len(r.GetInstance()) > maxSpec || hasStatus(next) {
 		return false, fail(raftlogv1.Code_CODE_INVALID, "instance")
@@ -38,13 +38,7 @@ func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64) (boo
 	if field := wrongField(next); field != "" {
 		return false, fail(raftlogv1.Code_CODE_INVALID, field)
 	}
-	if refused := m.denied(register, next.GetNamespace(), next.GetService()); refused != nil {
-		return false, refused
-	}
-	if refused := m.deniedSession(next.GetSessionId()); refused != nil {
-		return false, refused
-	}
-	if refused := m.deniedLease(next.GetLeaseId()); refused != nil {
+	if refused := m.deniedInstance(next); refused != nil {
 		return false, refused
 	}
 	if refused := m.orphan(next); refused != nil {
@@ -57,6 +51,9 @@ func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64) (boo
 	}
 	if old != nil && bytes.Equal(old.Spec, r.GetInstance()) {
 		return false, &raftlogv1.Outcome{Number: old.Message.GetIncarnation()}
+	}
+	if refused := m.noRoom(key.Namespace, quotaInstances); refused != nil && old == nil && bounded {
+		return false, refused
 	}
 	if incarnation == 0 {
 		m.Number++
@@ -72,8 +69,22 @@ func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64) (boo
 		next.CreateRevision = old.Message.GetCreateRevision()
 		next.Maintenance = old.Message.GetMaintenance()
 	}
-	m.put(key, &Instance{Spec: bytes.Clone(r.GetInstance()), Message: next})
+	m.why = &registryv1.Transition{
+		SessionId: next.GetSessionId(), LeaseId: next.GetLeaseId(), Replaced: old.message().GetIncarnation(),
+	}
+	m.put(key, &Instance{Spec: bytes.Clone(r.GetInstance()), Message: next}, registryv1.Cause_CAUSE_REGISTERED)
 	return true, &raftlogv1.Outcome{Number: incarnation}
+}
+
+// deniedInstance refuses an instance that the actor may not register, or not hang on that.
+func (m *Registry) deniedInstance(i *registryv1.Instance) *raftlogv1.Outcome {
+	if refused := m.denied(register, i.GetNamespace(), i.GetService()); refused != nil {
+		return refused
+	}
+	if refused := m.deniedSession(i.GetSessionId()); refused != nil {
+		return refused
+	}
+	return m.deniedLease(i.GetLeaseId())
 }
 
 // orphan refuses an instance that hangs on what is not there.
@@ -164,10 +175,11 @@ func verdict(s registryv1.CheckStatus) bool {
 }
 
 // put sets an instance, with the revision under way and the health that follows from the rest.
-func (m *Registry) put(key Key, i *Instance) {
+func (m *Registry) put(key Key, i *Instance, cause registryv1.Cause) {
 	i.Message.ModifyRevision = m.Revision
 	i.Message.Health = health(i.Message)
 	m.Instances[key] = i
+	m.note(key, i.Message, cause, i.Message.GetHealth())
 	m.Services[Name{key.Namespace, key.Service}] = m.Revision
 }
 
@@ -194,7 +206,8 @@ func health(i *registryv1.Instance) registryv1.Health {
 	return slices.Min(candidates)
 }
 
-func (m *Registry) drop(key Key) {
+func (m *Registry) drop(key Key, cause registryv1.Cause) {
+	m.note(key, m.Instances[key].Message, cause, registryv1.Health_HEALTH_UNSPECIFIED)
 	delete(m.Instances, key)
 	service := Name{key.Namespace, key.Service}
 	for other := range m.Instances {
@@ -206,10 +219,10 @@ func (m *Registry) drop(key Key) {
 	delete(m.Services, service)
 }
 
-func (m *Registry) dropInstances(which func(*registryv1.Instance) bool) {
+func (m *Registry) dropInstances(cause registryv1.Cause, which func(*registryv1.Instance) bool) {
 	for key, i := range m.Instances {
 		if which(i.Message) {
-			m.drop(key)
+			m.drop(key, cause)
 		}
 	}
 }
@@ -244,7 +257,15 @@ func (m *Registry) deregister(d *raftlogv1.Deregister) (bool, *raftlogv1.Outcome
 		old.Message.GetHealth() != registryv1.Health_HEALTH_CRITICAL {
 		return false, fail(raftlogv1.Code_CODE_STALE, "health")
 	}
-	m.drop(key)
+	m.why = judgedBy(d.GetNode(), d.GetTerm())
+	if d.GetCause() == registryv1.Cause_CAUSE_CRITICAL_TOO_LONG {
+		m.why.SilenceMs = uint64(max(0, m.Time-criticalSince(old.Message)))
+	}
+	cause := d.GetCause()
+	if cause == registryv1.Cause_CAUSE_UNSPECIFIED {
+		cause = registryv1.Cause_CAUSE_DEREGISTERED
+	}
+	m.drop(key, cause)
 	return true, done()
 }
 
@@ -287,7 +308,9 @@ func (m *Registry) setCheck(c *raftlogv1.SetCheck) (bool, *raftlogv1.Outcome) {
 		state.Output = shorten(c.GetOutput())
 		state.ChangedRevision = m.Revision
 		state.ChangedUnixMs = m.Time
-		m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())])
+		m.why = judgedBy(c.GetNode(), c.GetTerm())
+		m.why.Check, m.why.Status, m.why.Output = state.GetName(), state.GetStatus(), state.GetOutput()
+		m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())], registryv1.Cause_CAUSE_CHECK)
 		return true, done()
 	}
 	return false, fail(raftlogv1.Code_CODE_CHECK_NOT_FOUND, c.GetCheck())
@@ -317,7 +340,8 @@ func (m *Registry) setDraining(c *raftlogv1.SetDraining) (bool, *raftlogv1.Outco
 		return false, done()
 	}
 	i.Draining = c.GetDraining()
-	m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())])
+	m.why = &registryv1.Transition{Set: c.GetDraining()}
+	m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())], registryv1.Cause_CAUSE_DRAIN)
 	return true, done()
 }
 
@@ -338,6 +362,7 @@ func (m *Registry) setMaintenance(c *raftlogv1.SetMaintenance) (bool, *raftlogv1
 			state.ChangedUnixMs = m.Time // the time in maintenance does not count towards removal
 		}
 	}
-	m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())])
+	m.why = &registryv1.Transition{Set: c.GetMaintenance()}
+	m.put(keyOf(c.GetKey()), m.Instances[keyOf(c.GetKey())], registryv1.Cause_CAUSE_MAINTENANCE)
 	return true, done()
 }

@@ -39,6 +39,7 @@ const (
 	maxRules      = 64
 	maxTokens     = 10_000
 	maxGrants     = 10_000
+	maxNamespaces = 1000
 )
 
 // Key names an instance.
@@ -85,7 +86,14 @@ type Registry struct {
 	Tokens    map[string]*raftlogv1.TokenRecord
 	Grants    map[string]*registryv1.Grant
 
-	actor actor // of the command under way
+	Namespaces map[string]*registryv1.Namespace
+	// History is all transitions since it was begun, of which the state machine forgets the oldest in time.
+	History      []*registryv1.Transition
+	HistoryBegun bool
+	HistoryAfter uint64 // the revision when it was begun
+
+	why   *registryv1.Transition // of the command under way: what there is to say of its changes
+	actor actor                  // of the command under way
 }
 
 // New returns the registry before the first entry.
@@ -102,6 +110,8 @@ func New() *Registry {
 		Policies:  map[string]*registryv1.Policy{},
 		Tokens:    map[string]*raftlogv1.TokenRecord{},
 		Grants:    map[string]*registryv1.Grant{},
+
+		Namespaces: map[string]*registryv1.Namespace{},
 	}
 }
 
@@ -123,6 +133,8 @@ func (m *Registry) Clone() *Registry {
 	c.Policies = cloneMessages(m.Policies)
 	c.Tokens = cloneMessages(m.Tokens)
 	c.Grants = cloneMessages(m.Grants)
+	c.Namespaces = cloneMessages(m.Namespaces)
+	c.History = slices.Clone(m.History)
 	c.Clients = map[string]*Client{}
 	for k, v := range m.Clients {
 		c.Clients[k] = &Client{Last: v.Last, AnsweredBelow: v.AnsweredBelow, Outcomes: cloneMessages(v.Outcomes)}
@@ -176,6 +188,7 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 	if nobody := m.act(cmd); nobody != nil {
 		return refused(nobody)
 	}
+	m.beginHistory(cmd.GetLevel())
 	if req == nil {
 		return m.execute(cmd)
 	}
@@ -218,6 +231,7 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 func malformed(cmd *raftlogv1.Command) bool {
 	req := cmd.GetRequest()
 	return cmd.GetLevel() < 2 && cmd.GetActor() != "" ||
+		cmd.GetLevel() < 3 && (cmd.GetPutNamespace() != nil || cmd.GetDeleteNamespace() != nil) ||
 		req != nil && (req.GetClientId() == "" || len(req.GetClientId()) > 64 || req.GetSequence() == 0)
 }
 
@@ -246,6 +260,7 @@ func (m *Registry) forgetIdle() {
 func (m *Registry) execute(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 	before := m.Clone()
 	m.Revision++
+	m.why = &registryv1.Transition{}
 	changed, outcome := m.dispatch(cmd)
 	if outcome.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED || !changed {
 		*m = *before
@@ -267,7 +282,7 @@ func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raft
 	}
 	switch kind := cmd.GetKind().(type) {
 	case *raftlogv1.Command_Register:
-		return m.register(kind.Register, 0)
+		return m.register(kind.Register, 0, true)
 	case *raftlogv1.Command_Deregister:
 		return m.deregister(kind.Deregister)
 	case *raftlogv1.Command_SetCheck:
@@ -282,19 +297,20 @@ func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raft
 		if refused := m.deniedSession(kind.CloseSession.GetId()); refused != nil {
 			return false, refused
 		}
-		return m.end([]string{kind.CloseSession.GetId()}, nil), done()
+		return m.endSession(kind.CloseSession.GetId(),
+			registryv1.Cause_CAUSE_SESSION_CLOSED, registryv1.Cause_CAUSE_LEASE_REVOKED), done()
 	case *raftlogv1.Command_GrantLease:
 		return m.grantLease(kind.GrantLease)
 	case *raftlogv1.Command_RevokeLease:
 		if refused := m.deniedLease(kind.RevokeLease.GetId()); refused != nil {
 			return false, refused
 		}
-		return m.end(nil, []string{kind.RevokeLease.GetId()}), done()
+		return m.endLease(kind.RevokeLease.GetId(), registryv1.Cause_CAUSE_LEASE_REVOKED), done()
 	case *raftlogv1.Command_Expire:
 		if kind.Expire.GetTerm() != m.Term {
 			return false, fail(raftlogv1.Code_CODE_STALE, "term")
 		}
-		return m.end(kind.Expire.GetSessions(), kind.Expire.GetLeases()), done()
+		return m.expire(kind.Expire), done()
 	case *raftlogv1.Command_AcquireLock:
 		return m.acquire(kind.AcquireLock)
 	case *raftlogv1.Command_ReleaseLock:
@@ -340,10 +356,11 @@ func (m *Registry) batch(b *raftlogv1.Batch) (bool, *raftlogv1.Outcome) {
 	if len(b.GetRegister())+len(b.GetDeregister()) > maxBatch {
 		return false, fail(raftlogv1.Code_CODE_LIMIT, "batch")
 	}
+	present := m.Clone()
 	before := m.Number
 	changed, incarnation, session := false, uint64(0), ""
 	for _, r := range b.GetRegister() {
-		c, o := m.register(r, incarnation)
+		c, o := m.register(r, incarnation, false)
 		if o.GetCode() != raftlogv1.Code_CODE_UNSPECIFIED {
 			return false, o
 		}
@@ -362,42 +379,66 @@ func (m *Registry) batch(b *raftlogv1.Batch) (bool, *raftlogv1.Outcome) {
 		}
 		changed = changed || c
 	}
+	if refused := m.overfilled(b, present); refused != nil {
+		return false, refused
+	}
 	return changed, &raftlogv1.Outcome{Id: session, Number: incarnation}
 }
 
-// end ends sessions and leases and all that hangs on them, and reports whether there were any.
-func (m *Registry) end(sessions, leases []string) bool {
+// expire ends sessions and leases that were silent and all that hangs on them, and reports whether there were any.
+func (m *Registry) expire(c *raftlogv1.Expire) bool {
 	changed := false
-	for _, id := range sessions {
-		if m.Sessions[id] == nil {
-			continue
+	silent := func(all []uint64, i int) *registryv1.Transition {
+		why := judgedBy(c.GetNode(), c.GetTerm())
+		if len(all) > i {
+			why.SilenceMs = all[i]
 		}
-		changed = true
-		delete(m.Sessions, id)
-		m.dropInstances(func(i *registryv1.Instance) bool { return i.GetSessionId() == id })
-		for _, leaseID := range sortedKeys(m.Leases) {
-			if m.Leases[leaseID].GetSessionId() == id {
-				m.end(nil, []string{leaseID})
-			}
-		}
-		names := make([]Name, 0, len(m.Locks))
-		for n := range m.Locks {
-			names = append(names, n)
-		}
-		slices.SortFunc(names, compareNames)
-		for _, n := range names {
-			m.leave(n, id)
-		}
+		return why
 	}
-	for _, id := range leases {
-		if m.Leases[id] == nil {
-			continue
-		}
-		changed = true
-		delete(m.Leases, id)
-		m.dropInstances(func(i *registryv1.Instance) bool { return i.GetLeaseId() == id })
+	for i, id := range c.GetSessions() {
+		m.why = silent(c.GetSessionSilenceMs(), i)
+		changed = m.endSession(id, registryv1.Cause_CAUSE_SESSION_EXPIRED, registryv1.Cause_CAUSE_LEASE_EXPIRED) || changed
+	}
+	for i, id := range c.GetLeases() {
+		m.why = silent(c.GetLeaseSilenceMs(), i)
+		changed = m.endLease(id, registryv1.Cause_CAUSE_LEASE_EXPIRED) || changed
 	}
 	return changed
+}
+
+// endSession ends a session and all that hangs on it, and reports whether it was there.
+func (m *Registry) endSession(id string, cause, leaseCause registryv1.Cause) bool {
+	if m.Sessions[id] == nil {
+		return false
+	}
+	delete(m.Sessions, id)
+	m.why.SessionId = id
+	m.dropInstances(cause, func(i *registryv1.Instance) bool { return i.GetSessionId() == id })
+	for _, leaseID := range sortedKeys(m.Leases) {
+		if m.Leases[leaseID].GetSessionId() == id {
+			m.endLease(leaseID, leaseCause)
+		}
+	}
+	names := make([]Name, 0, len(m.Locks))
+	for n := range m.Locks {
+		names = append(names, n)
+	}
+	slices.SortFunc(names, compareNames)
+	for _, n := range names {
+		m.leave(n, id)
+	}
+	return true
+}
+
+// endLease ends a lease and what hangs on it, and reports whether it was there.
+func (m *Registry) endLease(id string, cause registryv1.Cause) bool {
+	if m.Leases[id] == nil {
+		return false
+	}
+	delete(m.Leases, id)
+	m.why.LeaseId = id
+	m.dropInstances(cause, func(i *registryv1.Instance) bool { return i.GetLeaseId() == id })
+	return true
 }
 
 // Session returns a session with what hangs on it counted, nil if there is none.

@@ -72,20 +72,7 @@ func (m *Registry) grantLease(c *raftlogv1.GrantLease) (bool, *raftlogv1.Outcome
 }
 
 func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) {
-	if refused := m.denied(useLock, c.GetNamespace(), c.GetName()); refused != nil {
-		return false, refused
-	}
-	switch {
-	case !name(c.GetNamespace()):
-		return false, fail(raftlogv1.Code_CODE_INVALID, "namespace")
-	case !name(c.GetName()):
-		return false, fail(raftlogv1.Code_CODE_INVALID, "name")
-	case len(c.GetValue()) > maxLockValue:
-		return false, fail(raftlogv1.Code_CODE_INVALID, "value")
-	case c.GetSlots() > maxSlots:
-		return false, fail(raftlogv1.Code_CODE_INVALID, "slots")
-	}
-	if refused := m.noSession(c.GetSessionId()); refused != nil {
+	if refused := m.wrongAcquire(c); refused != nil {
 		return false, refused
 	}
 	n := Name{c.GetNamespace(), c.GetName()}
@@ -94,7 +81,11 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 		slots = 0
 	}
 	lock := m.Locks[n]
+	full := m.noRoom(n.Namespace, quotaLocks)
 	if lock == nil {
+		if full != nil {
+			return false, full
+		}
 		m.Number++
 		m.Locks[n] = &raftlogv1.LockRecord{
 			Namespace: n.Namespace, Name: n.Name, SessionId: c.GetSessionId(), Token: m.Number,
@@ -109,6 +100,9 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 		return false, &raftlogv1.Outcome{Number: token}
 	}
 	if len(owners(lock)) < int(slots) {
+		if full != nil {
+			return false, full
+		}
 		m.admit(lock, &raftlogv1.LockWaiter{SessionId: c.GetSessionId(), Value: c.GetValue()})
 		return true, &raftlogv1.Outcome{Number: m.Number}
 	}
@@ -121,8 +115,29 @@ func (m *Registry) acquire(c *raftlogv1.AcquireLock) (bool, *raftlogv1.Outcome) 
 	if len(lock.GetWaiters()) == maxWaiters {
 		return false, fail(raftlogv1.Code_CODE_LIMIT, "lock waiters")
 	}
+	if full != nil {
+		return false, full
+	}
 	lock.Waiters = append(lock.Waiters, &raftlogv1.LockWaiter{SessionId: c.GetSessionId(), Value: c.GetValue()})
 	return true, done()
+}
+
+// wrongAcquire refuses an order for a lock whatever becomes of the lock.
+func (m *Registry) wrongAcquire(c *raftlogv1.AcquireLock) *raftlogv1.Outcome {
+	if refused := m.denied(useLock, c.GetNamespace(), c.GetName()); refused != nil {
+		return refused
+	}
+	switch {
+	case !name(c.GetNamespace()):
+		return fail(raftlogv1.Code_CODE_INVALID, "namespace")
+	case !name(c.GetName()):
+		return fail(raftlogv1.Code_CODE_INVALID, "name")
+	case len(c.GetValue()) > maxLockValue:
+		return fail(raftlogv1.Code_CODE_INVALID, "value")
+	case c.GetSlots() > maxSlots:
+		return fail(raftlogv1.Code_CODE_INVALID, "slots")
+	}
+	return m.noSession(c.GetSessionId())
 }
 
 // noSession refuses what needs a session that is not there, or is another's.

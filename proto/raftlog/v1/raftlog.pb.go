@@ -61,6 +61,8 @@ const (
 	Code_CODE_SLOTS_MISMATCH Code = 14
 	// The actor may not do that. The subject says what was missing.
 	Code_CODE_DENIED Code = 15
+	// A quota of the namespace is reached. The subject is "RESOURCE USED LIMIT NAMESPACE", the resource "instances" or "locks".
+	Code_CODE_QUOTA Code = 16
 )
 
 // Enum value maps for Code.
@@ -82,6 +84,7 @@ var (
 		13: "CODE_LIMIT",
 		14: "CODE_SLOTS_MISMATCH",
 		15: "CODE_DENIED",
+		16: "CODE_QUOTA",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":       0,
@@ -100,6 +103,7 @@ var (
 		"CODE_LIMIT":             13,
 		"CODE_SLOTS_MISMATCH":    14,
 		"CODE_DENIED":            15,
+		"CODE_QUOTA":             16,
 	}
 )
 
@@ -234,6 +238,8 @@ type Command struct {
 	//	*Command_DeleteGrant
 	//	*Command_SetEnforcement
 	//	*Command_BootstrapAccess
+	//	*Command_PutNamespace
+	//	*Command_DeleteNamespace
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -520,6 +526,24 @@ func (x *Command) GetBootstrapAccess() *BootstrapAccess {
 	return nil
 }
 
+func (x *Command) GetPutNamespace() *PutNamespace {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_PutNamespace); ok {
+			return x.PutNamespace
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteNamespace() *DeleteNamespace {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_DeleteNamespace); ok {
+			return x.DeleteNamespace
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -621,6 +645,15 @@ type Command_BootstrapAccess struct {
 	BootstrapAccess *BootstrapAccess `protobuf:"bytes,33,opt,name=bootstrap_access,json=bootstrapAccess,proto3,oneof"`
 }
 
+type Command_PutNamespace struct {
+	// From here on level 3.
+	PutNamespace *PutNamespace `protobuf:"bytes,34,opt,name=put_namespace,json=putNamespace,proto3,oneof"`
+}
+
+type Command_DeleteNamespace struct {
+	DeleteNamespace *DeleteNamespace `protobuf:"bytes,35,opt,name=delete_namespace,json=deleteNamespace,proto3,oneof"`
+}
+
 func (*Command_Register) isCommand_Kind() {}
 
 func (*Command_Deregister) isCommand_Kind() {}
@@ -668,6 +701,10 @@ func (*Command_DeleteGrant) isCommand_Kind() {}
 func (*Command_SetEnforcement) isCommand_Kind() {}
 
 func (*Command_BootstrapAccess) isCommand_Kind() {}
+
+func (*Command_PutNamespace) isCommand_Kind() {}
+
+func (*Command_DeleteNamespace) isCommand_Kind() {}
 
 // RequestID names a request of a client for exactly-once application.
 type RequestID struct {
@@ -891,7 +928,9 @@ type Deregister struct {
 	// Why (REGISTERED is not a reason). Default: deregistered.
 	Cause v1.Cause `protobuf:"varint,4,opt,name=cause,proto3,enum=regd.registry.v1.Cause" json:"cause,omitempty"`
 	// Term of the leader that proposes on its own behalf (critical for too long). 0: on a client's behalf.
-	Term          uint64 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`
+	Term uint64 `protobuf:"varint,5,opt,name=term,proto3" json:"term,omitempty"`
+	// Name of that leader, for the history. Level 3.
+	Node          string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -961,6 +1000,13 @@ func (x *Deregister) GetTerm() uint64 {
 	return 0
 }
 
+func (x *Deregister) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 // SetCheck records verdicts of checks of one instance.
 type SetCheck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -975,7 +1021,9 @@ type SetCheck struct {
 	// Output, at most 256 bytes.
 	Output string `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`
 	// Term of the leader whose checker found it. 0: reported by a client.
-	Term          uint64 `protobuf:"varint,6,opt,name=term,proto3" json:"term,omitempty"`
+	Term uint64 `protobuf:"varint,6,opt,name=term,proto3" json:"term,omitempty"`
+	// Name of that leader, for the history. Level 3.
+	Node          string `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1050,6 +1098,13 @@ func (x *SetCheck) GetTerm() uint64 {
 		return x.Term
 	}
 	return 0
+}
+
+func (x *SetCheck) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
 }
 
 // SetDraining sets or clears draining.
@@ -1408,9 +1463,15 @@ type Expire struct {
 	// Sessions.
 	Sessions []string `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	// Leases.
-	Leases        []string `protobuf:"bytes,3,rep,name=leases,proto3" json:"leases,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Leases []string `protobuf:"bytes,3,rep,name=leases,proto3" json:"leases,omitempty"`
+	// Name of that leader, for the history, as all that follows. Level 3.
+	Node string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	// How long nothing was heard of each session, milliseconds.
+	SessionSilenceMs []uint64 `protobuf:"varint,5,rep,packed,name=session_silence_ms,json=sessionSilenceMs,proto3" json:"session_silence_ms,omitempty"`
+	// How long nothing was heard of each lease, milliseconds.
+	LeaseSilenceMs []uint64 `protobuf:"varint,6,rep,packed,name=lease_silence_ms,json=leaseSilenceMs,proto3" json:"lease_silence_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Expire) Reset() {
@@ -1460,6 +1521,27 @@ func (x *Expire) GetSessions() []string {
 func (x *Expire) GetLeases() []string {
 	if x != nil {
 		return x.Leases
+	}
+	return nil
+}
+
+func (x *Expire) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Expire) GetSessionSilenceMs() []uint64 {
+	if x != nil {
+		return x.SessionSilenceMs
+	}
+	return nil
+}
+
+func (x *Expire) GetLeaseSilenceMs() []uint64 {
+	if x != nil {
+		return x.LeaseSilenceMs
 	}
 	return nil
 }
@@ -2217,6 +2299,98 @@ func (x *BootstrapAccess) GetResets() uint64 {
 	return 0
 }
 
+// PutNamespace says something about a namespace, in place of what was said before.
+type PutNamespace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entry. Its revision is set when it is applied.
+	Namespace     *v1.Namespace `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutNamespace) Reset() {
+	*x = PutNamespace{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutNamespace) ProtoMessage() {}
+
+func (x *PutNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutNamespace.ProtoReflect.Descriptor instead.
+func (*PutNamespace) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *PutNamespace) GetNamespace() *v1.Namespace {
+	if x != nil {
+		return x.Namespace
+	}
+	return nil
+}
+
+// DeleteNamespace takes back what was said about a namespace: it is unlimited from then on. What is in it stays.
+type DeleteNamespace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNamespace) Reset() {
+	*x = DeleteNamespace{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNamespace) ProtoMessage() {}
+
+func (x *DeleteNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNamespace.ProtoReflect.Descriptor instead.
+func (*DeleteNamespace) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DeleteNamespace) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // Outcome is what a command led to.
 type Outcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2238,7 +2412,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2424,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[28]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2437,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{28}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Outcome) GetCode() Code {
@@ -2343,7 +2517,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2529,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[29]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2542,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{29}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -2475,7 +2649,7 @@ type InstanceRecord struct {
 
 func (x *InstanceRecord) Reset() {
 	*x = InstanceRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2661,7 @@ func (x *InstanceRecord) String() string {
 func (*InstanceRecord) ProtoMessage() {}
 
 func (x *InstanceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2674,7 @@ func (x *InstanceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceRecord.ProtoReflect.Descriptor instead.
 func (*InstanceRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{30}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InstanceRecord) GetSpec() []byte {
@@ -2532,7 +2706,7 @@ type ServiceRecord struct {
 
 func (x *ServiceRecord) Reset() {
 	*x = ServiceRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2544,7 +2718,7 @@ func (x *ServiceRecord) String() string {
 func (*ServiceRecord) ProtoMessage() {}
 
 func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2557,7 +2731,7 @@ func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
 func (*ServiceRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{31}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ServiceRecord) GetNamespace() string {
@@ -2602,7 +2776,7 @@ type SessionRecord struct {
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2614,7 +2788,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2627,7 +2801,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{32}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SessionRecord) GetId() string {
@@ -2691,7 +2865,7 @@ type LeaseRecord struct {
 
 func (x *LeaseRecord) Reset() {
 	*x = LeaseRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2877,7 @@ func (x *LeaseRecord) String() string {
 func (*LeaseRecord) ProtoMessage() {}
 
 func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2890,7 @@ func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRecord.ProtoReflect.Descriptor instead.
 func (*LeaseRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{33}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LeaseRecord) GetId() string {
@@ -2767,7 +2941,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2953,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2966,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{34}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TokenRecord) GetToken() *v1.Token {
@@ -2824,7 +2998,7 @@ type AccessRecord struct {
 
 func (x *AccessRecord) Reset() {
 	*x = AccessRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2836,7 +3010,7 @@ func (x *AccessRecord) String() string {
 func (*AccessRecord) ProtoMessage() {}
 
 func (x *AccessRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2849,7 +3023,7 @@ func (x *AccessRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRecord.ProtoReflect.Descriptor instead.
 func (*AccessRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{35}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AccessRecord) GetEnforced() bool {
@@ -2873,6 +3047,117 @@ func (x *AccessRecord) GetRevision() uint64 {
 	return 0
 }
 
+// HistoryRecord is in a snapshot what there is once about the history of instances. It is there once a command of level 3 was
+// applied.
+type HistoryRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All transitions after this revision are kept.
+	AfterRevision uint64 `protobuf:"varint,1,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"`
+	// Time of that revision, milliseconds since the Unix epoch.
+	AfterUnixMs int64 `protobuf:"varint,2,opt,name=after_unix_ms,json=afterUnixMs,proto3" json:"after_unix_ms,omitempty"`
+	// Transitions that were kept and are not any more.
+	Dropped       uint64 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRecord) Reset() {
+	*x = HistoryRecord{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRecord) ProtoMessage() {}
+
+func (x *HistoryRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRecord.ProtoReflect.Descriptor instead.
+func (*HistoryRecord) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *HistoryRecord) GetAfterRevision() uint64 {
+	if x != nil {
+		return x.AfterRevision
+	}
+	return 0
+}
+
+func (x *HistoryRecord) GetAfterUnixMs() int64 {
+	if x != nil {
+		return x.AfterUnixMs
+	}
+	return 0
+}
+
+func (x *HistoryRecord) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+// Transitions are a part of the history of instances in a snapshot, oldest first.
+type Transitions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Some transitions.
+	Transitions   []*v1.Transition `protobuf:"bytes,1,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transitions) Reset() {
+	*x = Transitions{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transitions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transitions) ProtoMessage() {}
+
+func (x *Transitions) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transitions.ProtoReflect.Descriptor instead.
+func (*Transitions) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Transitions) GetTransitions() []*v1.Transition {
+	if x != nil {
+		return x.Transitions
+	}
+	return nil
+}
+
 // LockWaiter is a place in a lock's queue.
 type LockWaiter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2886,7 +3171,7 @@ type LockWaiter struct {
 
 func (x *LockWaiter) Reset() {
 	*x = LockWaiter{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +3183,7 @@ func (x *LockWaiter) String() string {
 func (*LockWaiter) ProtoMessage() {}
 
 func (x *LockWaiter) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2911,7 +3196,7 @@ func (x *LockWaiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockWaiter.ProtoReflect.Descriptor instead.
 func (*LockWaiter) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{36}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LockWaiter) GetSessionId() string {
@@ -2945,7 +3230,7 @@ type LockOwner struct {
 
 func (x *LockOwner) Reset() {
 	*x = LockOwner{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3242,7 @@ func (x *LockOwner) String() string {
 func (*LockOwner) ProtoMessage() {}
 
 func (x *LockOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3255,7 @@ func (x *LockOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockOwner.ProtoReflect.Descriptor instead.
 func (*LockOwner) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{37}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LockOwner) GetSessionId() string {
@@ -3028,7 +3313,7 @@ type LockRecord struct {
 
 func (x *LockRecord) Reset() {
 	*x = LockRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3325,7 @@ func (x *LockRecord) String() string {
 func (*LockRecord) ProtoMessage() {}
 
 func (x *LockRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3338,7 @@ func (x *LockRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRecord.ProtoReflect.Descriptor instead.
 func (*LockRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{38}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LockRecord) GetNamespace() string {
@@ -3136,7 +3421,7 @@ type ClientRecord struct {
 
 func (x *ClientRecord) Reset() {
 	*x = ClientRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3148,7 +3433,7 @@ func (x *ClientRecord) String() string {
 func (*ClientRecord) ProtoMessage() {}
 
 func (x *ClientRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3161,7 +3446,7 @@ func (x *ClientRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientRecord.ProtoReflect.Descriptor instead.
 func (*ClientRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{39}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ClientRecord) GetClientId() string {
@@ -3207,7 +3492,7 @@ type RememberedOutcome struct {
 
 func (x *RememberedOutcome) Reset() {
 	*x = RememberedOutcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3219,7 +3504,7 @@ func (x *RememberedOutcome) String() string {
 func (*RememberedOutcome) ProtoMessage() {}
 
 func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3232,7 +3517,7 @@ func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedOutcome.ProtoReflect.Descriptor instead.
 func (*RememberedOutcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{40}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RememberedOutcome) GetSequence() uint64 {
@@ -3260,12 +3545,12 @@ var File_raftlog_v1_raftlog_proto protoreflect.FileDescriptor
 
 const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
-	"\x18raftlog/v1/raftlog.proto\x12\x0fregd.raftlog.v1\x1a\x18registry/v1/access.proto\x1a\x1aregistry/v1/registry.proto\"y\n" +
+	"\x18raftlog/v1/raftlog.proto\x12\x0fregd.raftlog.v1\x1a\x18registry/v1/access.proto\x1a\x19registry/v1/history.proto\x1a\x1bregistry/v1/namespace.proto\x1a\x1aregistry/v1/registry.proto\"y\n" +
 	"\x05Entry\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12 \n" +
 	"\ftime_unix_ms\x18\x02 \x01(\x03R\n" +
 	"timeUnixMs\x124\n" +
-	"\bcommands\x18\x03 \x03(\v2\x18.regd.raftlog.v1.CommandR\bcommands\"\xab\r\n" +
+	"\bcommands\x18\x03 \x03(\v2\x18.regd.raftlog.v1.CommandR\bcommands\"\xc0\x0e\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12\x19\n" +
 	"\bmay_skip\x18\x02 \x01(\bR\amaySkip\x124\n" +
@@ -3300,7 +3585,9 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\tput_grant\x18\x1e \x01(\v2\x19.regd.raftlog.v1.PutGrantH\x00R\bputGrant\x12A\n" +
 	"\fdelete_grant\x18\x1f \x01(\v2\x1c.regd.raftlog.v1.DeleteGrantH\x00R\vdeleteGrant\x12J\n" +
 	"\x0fset_enforcement\x18  \x01(\v2\x1f.regd.raftlog.v1.SetEnforcementH\x00R\x0esetEnforcement\x12M\n" +
-	"\x10bootstrap_access\x18! \x01(\v2 .regd.raftlog.v1.BootstrapAccessH\x00R\x0fbootstrapAccessB\x06\n" +
+	"\x10bootstrap_access\x18! \x01(\v2 .regd.raftlog.v1.BootstrapAccessH\x00R\x0fbootstrapAccess\x12D\n" +
+	"\rput_namespace\x18\" \x01(\v2\x1d.regd.raftlog.v1.PutNamespaceH\x00R\fputNamespace\x12M\n" +
+	"\x10delete_namespace\x18# \x01(\v2 .regd.raftlog.v1.DeleteNamespaceH\x00R\x0fdeleteNamespaceB\x06\n" +
 	"\x04kind\"\x88\x01\n" +
 	"\tRequestID\x12\x1b\n" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x1a\n" +
@@ -3315,7 +3602,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x03Key\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x0e\n" +
-	"\x02id\x18\x03 \x01(\tR\x02id\"\xb8\x01\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\"\xcc\x01\n" +
 	"\n" +
 	"Deregister\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.regd.raftlog.v1.KeyR\x03key\x12 \n" +
@@ -3323,14 +3610,16 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\x12-\n" +
 	"\x05cause\x18\x04 \x01(\x0e2\x17.regd.registry.v1.CauseR\x05cause\x12\x12\n" +
-	"\x04term\x18\x05 \x01(\x04R\x04term\"\xcd\x01\n" +
+	"\x04term\x18\x05 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\"\xe1\x01\n" +
 	"\bSetCheck\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.regd.raftlog.v1.KeyR\x03key\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
 	"\x05check\x18\x03 \x01(\tR\x05check\x125\n" +
 	"\x06status\x18\x04 \x01(\x0e2\x1d.regd.registry.v1.CheckStatusR\x06status\x12\x16\n" +
 	"\x06output\x18\x05 \x01(\tR\x06output\x12\x12\n" +
-	"\x04term\x18\x06 \x01(\x04R\x04term\"s\n" +
+	"\x04term\x18\x06 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04node\x18\a \x01(\tR\x04node\"s\n" +
 	"\vSetDraining\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.regd.raftlog.v1.KeyR\x03key\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1a\n" +
@@ -3353,11 +3642,14 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x03 \x01(\tR\tsessionId\"\x1d\n" +
 	"\vRevokeLease\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"P\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xbc\x01\n" +
 	"\x06Expire\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1a\n" +
 	"\bsessions\x18\x02 \x03(\tR\bsessions\x12\x16\n" +
-	"\x06leases\x18\x03 \x03(\tR\x06leases\"\x9e\x01\n" +
+	"\x06leases\x18\x03 \x03(\tR\x06leases\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12,\n" +
+	"\x12session_silence_ms\x18\x05 \x03(\x04R\x10sessionSilenceMs\x12(\n" +
+	"\x10lease_silence_ms\x18\x06 \x03(\x04R\x0eleaseSilenceMs\"\x9e\x01\n" +
 	"\vAcquireLock\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3403,7 +3695,11 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\benforced\x18\x01 \x01(\bR\benforced\"]\n" +
 	"\x0fBootstrapAccess\x122\n" +
 	"\x05token\x18\x01 \x01(\v2\x1c.regd.raftlog.v1.CreateTokenR\x05token\x12\x16\n" +
-	"\x06resets\x18\x02 \x01(\x04R\x06resets\"\xac\x01\n" +
+	"\x06resets\x18\x02 \x01(\x04R\x06resets\"I\n" +
+	"\fPutNamespace\x129\n" +
+	"\tnamespace\x18\x01 \x01(\v2\x1b.regd.registry.v1.NamespaceR\tnamespace\"%\n" +
+	"\x0fDeleteNamespace\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xac\x01\n" +
 	"\aOutcome\x12)\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x15.regd.raftlog.v1.CodeR\x04code\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
@@ -3461,7 +3757,13 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
 	"bootstraps\x18\x02 \x01(\x04R\n" +
 	"bootstraps\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"A\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"t\n" +
+	"\rHistoryRecord\x12%\n" +
+	"\x0eafter_revision\x18\x01 \x01(\x04R\rafterRevision\x12\"\n" +
+	"\rafter_unix_ms\x18\x02 \x01(\x03R\vafterUnixMs\x12\x18\n" +
+	"\adropped\x18\x03 \x01(\x04R\adropped\"M\n" +
+	"\vTransitions\x12>\n" +
+	"\vtransitions\x18\x01 \x03(\v2\x1c.regd.registry.v1.TransitionR\vtransitions\"A\n" +
 	"\n" +
 	"LockWaiter\x12\x1d\n" +
 	"\n" +
@@ -3494,7 +3796,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x11RememberedOutcome\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tbody_hash\x18\x02 \x01(\x04R\bbodyHash\x122\n" +
-	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\xf0\x02\n" +
+	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\x80\x03\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_NOT_FOUND\x10\x01\x12\x1a\n" +
@@ -3514,7 +3816,9 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
 	"CODE_LIMIT\x10\r\x12\x17\n" +
 	"\x13CODE_SLOTS_MISMATCH\x10\x0e\x12\x0f\n" +
-	"\vCODE_DENIED\x10\x0fB4Z2github.com/regd-io/regd/proto/raftlog/v1;raftlogv1b\x06proto3"
+	"\vCODE_DENIED\x10\x0f\x12\x0e\n" +
+	"\n" +
+	"CODE_QUOTA\x10\x10B4Z2github.com/regd-io/regd/proto/raftlog/v1;raftlogv1b\x06proto3"
 
 var (
 	file_raftlog_v1_raftlog_proto_rawDescOnce sync.Once
@@ -3529,7 +3833,7 @@ func file_raftlog_v1_raftlog_proto_rawDescGZIP() []byte {
 }
 
 var file_raftlog_v1_raftlog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(Code)(0),                 // 0: regd.raftlog.v1.Code
 	(*Entry)(nil),             // 1: regd.raftlog.v1.Entry
@@ -3560,25 +3864,31 @@ var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(*DeleteGrant)(nil),       // 26: regd.raftlog.v1.DeleteGrant
 	(*SetEnforcement)(nil),    // 27: regd.raftlog.v1.SetEnforcement
 	(*BootstrapAccess)(nil),   // 28: regd.raftlog.v1.BootstrapAccess
-	(*Outcome)(nil),           // 29: regd.raftlog.v1.Outcome
-	(*SnapshotHeader)(nil),    // 30: regd.raftlog.v1.SnapshotHeader
-	(*InstanceRecord)(nil),    // 31: regd.raftlog.v1.InstanceRecord
-	(*ServiceRecord)(nil),     // 32: regd.raftlog.v1.ServiceRecord
-	(*SessionRecord)(nil),     // 33: regd.raftlog.v1.SessionRecord
-	(*LeaseRecord)(nil),       // 34: regd.raftlog.v1.LeaseRecord
-	(*TokenRecord)(nil),       // 35: regd.raftlog.v1.TokenRecord
-	(*AccessRecord)(nil),      // 36: regd.raftlog.v1.AccessRecord
-	(*LockWaiter)(nil),        // 37: regd.raftlog.v1.LockWaiter
-	(*LockOwner)(nil),         // 38: regd.raftlog.v1.LockOwner
-	(*LockRecord)(nil),        // 39: regd.raftlog.v1.LockRecord
-	(*ClientRecord)(nil),      // 40: regd.raftlog.v1.ClientRecord
-	(*RememberedOutcome)(nil), // 41: regd.raftlog.v1.RememberedOutcome
-	(v1.Cause)(0),             // 42: regd.registry.v1.Cause
-	(v1.CheckStatus)(0),       // 43: regd.registry.v1.CheckStatus
-	(*v1.Member)(nil),         // 44: regd.registry.v1.Member
-	(*v1.Policy)(nil),         // 45: regd.registry.v1.Policy
-	(*v1.Token)(nil),          // 46: regd.registry.v1.Token
-	(*v1.Grant)(nil),          // 47: regd.registry.v1.Grant
+	(*PutNamespace)(nil),      // 29: regd.raftlog.v1.PutNamespace
+	(*DeleteNamespace)(nil),   // 30: regd.raftlog.v1.DeleteNamespace
+	(*Outcome)(nil),           // 31: regd.raftlog.v1.Outcome
+	(*SnapshotHeader)(nil),    // 32: regd.raftlog.v1.SnapshotHeader
+	(*InstanceRecord)(nil),    // 33: regd.raftlog.v1.InstanceRecord
+	(*ServiceRecord)(nil),     // 34: regd.raftlog.v1.ServiceRecord
+	(*SessionRecord)(nil),     // 35: regd.raftlog.v1.SessionRecord
+	(*LeaseRecord)(nil),       // 36: regd.raftlog.v1.LeaseRecord
+	(*TokenRecord)(nil),       // 37: regd.raftlog.v1.TokenRecord
+	(*AccessRecord)(nil),      // 38: regd.raftlog.v1.AccessRecord
+	(*HistoryRecord)(nil),     // 39: regd.raftlog.v1.HistoryRecord
+	(*Transitions)(nil),       // 40: regd.raftlog.v1.Transitions
+	(*LockWaiter)(nil),        // 41: regd.raftlog.v1.LockWaiter
+	(*LockOwner)(nil),         // 42: regd.raftlog.v1.LockOwner
+	(*LockRecord)(nil),        // 43: regd.raftlog.v1.LockRecord
+	(*ClientRecord)(nil),      // 44: regd.raftlog.v1.ClientRecord
+	(*RememberedOutcome)(nil), // 45: regd.raftlog.v1.RememberedOutcome
+	(v1.Cause)(0),             // 46: regd.registry.v1.Cause
+	(v1.CheckStatus)(0),       // 47: regd.registry.v1.CheckStatus
+	(*v1.Member)(nil),         // 48: regd.registry.v1.Member
+	(*v1.Policy)(nil),         // 49: regd.registry.v1.Policy
+	(*v1.Token)(nil),          // 50: regd.registry.v1.Token
+	(*v1.Grant)(nil),          // 51: regd.registry.v1.Grant
+	(*v1.Namespace)(nil),      // 52: regd.registry.v1.Namespace
+	(*v1.Transition)(nil),     // 53: regd.registry.v1.Transition
 }
 var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	2,  // 0: regd.raftlog.v1.Entry.commands:type_name -> regd.raftlog.v1.Command
@@ -3607,31 +3917,35 @@ var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	26, // 23: regd.raftlog.v1.Command.delete_grant:type_name -> regd.raftlog.v1.DeleteGrant
 	27, // 24: regd.raftlog.v1.Command.set_enforcement:type_name -> regd.raftlog.v1.SetEnforcement
 	28, // 25: regd.raftlog.v1.Command.bootstrap_access:type_name -> regd.raftlog.v1.BootstrapAccess
-	10, // 26: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
-	5,  // 27: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
-	42, // 28: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
-	5,  // 29: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
-	43, // 30: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
-	5,  // 31: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
-	5,  // 32: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
-	44, // 33: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
-	4,  // 34: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
-	6,  // 35: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
-	45, // 36: regd.raftlog.v1.PutPolicy.policy:type_name -> regd.registry.v1.Policy
-	46, // 37: regd.raftlog.v1.CreateToken.token:type_name -> regd.registry.v1.Token
-	47, // 38: regd.raftlog.v1.PutGrant.grant:type_name -> regd.registry.v1.Grant
-	23, // 39: regd.raftlog.v1.BootstrapAccess.token:type_name -> regd.raftlog.v1.CreateToken
-	0,  // 40: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
-	46, // 41: regd.raftlog.v1.TokenRecord.token:type_name -> regd.registry.v1.Token
-	37, // 42: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
-	38, // 43: regd.raftlog.v1.LockRecord.others:type_name -> regd.raftlog.v1.LockOwner
-	41, // 44: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
-	29, // 45: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	29, // 26: regd.raftlog.v1.Command.put_namespace:type_name -> regd.raftlog.v1.PutNamespace
+	30, // 27: regd.raftlog.v1.Command.delete_namespace:type_name -> regd.raftlog.v1.DeleteNamespace
+	10, // 28: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
+	5,  // 29: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
+	46, // 30: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
+	5,  // 31: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
+	47, // 32: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
+	5,  // 33: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
+	5,  // 34: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
+	48, // 35: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
+	4,  // 36: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
+	6,  // 37: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
+	49, // 38: regd.raftlog.v1.PutPolicy.policy:type_name -> regd.registry.v1.Policy
+	50, // 39: regd.raftlog.v1.CreateToken.token:type_name -> regd.registry.v1.Token
+	51, // 40: regd.raftlog.v1.PutGrant.grant:type_name -> regd.registry.v1.Grant
+	23, // 41: regd.raftlog.v1.BootstrapAccess.token:type_name -> regd.raftlog.v1.CreateToken
+	52, // 42: regd.raftlog.v1.PutNamespace.namespace:type_name -> regd.registry.v1.Namespace
+	0,  // 43: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
+	50, // 44: regd.raftlog.v1.TokenRecord.token:type_name -> regd.registry.v1.Token
+	53, // 45: regd.raftlog.v1.Transitions.transitions:type_name -> regd.registry.v1.Transition
+	41, // 46: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
+	42, // 47: regd.raftlog.v1.LockRecord.others:type_name -> regd.raftlog.v1.LockOwner
+	45, // 48: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
+	31, // 49: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_raftlog_v1_raftlog_proto_init() }
@@ -3664,6 +3978,8 @@ func file_raftlog_v1_raftlog_proto_init() {
 		(*Command_DeleteGrant)(nil),
 		(*Command_SetEnforcement)(nil),
 		(*Command_BootstrapAccess)(nil),
+		(*Command_PutNamespace)(nil),
+		(*Command_DeleteNamespace)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3671,7 +3987,7 @@ func file_raftlog_v1_raftlog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlog_v1_raftlog_proto_rawDesc), len(file_raftlog_v1_raftlog_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -236,6 +236,8 @@ const (
 	Cause_CAUSE_CRITICAL_TOO_LONG Cause = 10
 	// A resync: the change happened in history that is no longer kept.
 	Cause_CAUSE_RESYNC Cause = 11
+	// Of a transition: an operator restored a snapshot. Whatever was registered is as it was there.
+	Cause_CAUSE_RESTORED Cause = 12
 )
 
 // Enum value maps for Cause.
@@ -253,6 +255,7 @@ var (
 		9:  "CAUSE_MAINTENANCE",
 		10: "CAUSE_CRITICAL_TOO_LONG",
 		11: "CAUSE_RESYNC",
+		12: "CAUSE_RESTORED",
 	}
 	Cause_value = map[string]int32{
 		"CAUSE_UNSPECIFIED":       0,
@@ -267,6 +270,7 @@ var (
 		"CAUSE_MAINTENANCE":       9,
 		"CAUSE_CRITICAL_TOO_LONG": 10,
 		"CAUSE_RESYNC":            11,
+		"CAUSE_RESTORED":          12,
 	}
 )
 
@@ -1924,7 +1928,7 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eEVENT_TYPE_PUT\x10\x01\x12\x15\n" +
-	"\x11EVENT_TYPE_DELETE\x10\x02*\x9b\x02\n" +
+	"\x11EVENT_TYPE_DELETE\x10\x02*\xaf\x02\n" +
 	"\x05Cause\x12\x15\n" +
 	"\x11CAUSE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10CAUSE_REGISTERED\x10\x01\x12\x16\n" +
@@ -1938,7 +1942,8 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\x11CAUSE_MAINTENANCE\x10\t\x12\x1b\n" +
 	"\x17CAUSE_CRITICAL_TOO_LONG\x10\n" +
 	"\x12\x10\n" +
-	"\fCAUSE_RESYNC\x10\vB6Z4github.com/regd-io/regd/proto/registry/v1;registryv1b\x06proto3"
+	"\fCAUSE_RESYNC\x10\v\x12\x12\n" +
+	"\x0eCAUSE_RESTORED\x10\fB6Z4github.com/regd-io/regd/proto/registry/v1;registryv1b\x06proto3"
 
 var (
 	file_registry_v1_registry_proto_rawDescOnce sync.Once
