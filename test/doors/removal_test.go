@@ -65,9 +65,9 @@ func without(t *testing.T, root, name string) (file string) {
 		t.Fatal(err)
 	}
 	for _, path := range sources {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
+		text, readErr := os.ReadFile(path)
+		if readErr != nil {
+			t.Fatal(readErr)
 		}
 		if _, gone := replace[path]; gone {
 			continue
@@ -78,7 +78,7 @@ func without(t *testing.T, root, name string) (file string) {
 		}
 		lines += len(wired)
 		changed := filepath.Join(t.TempDir(), filepath.Base(path))
-		if err := os.WriteFile(changed, wiring(name).ReplaceAll(text, nil), 0o600); err != nil {
+		if err = os.WriteFile(changed, wiring(name).ReplaceAll(text, nil), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		replace[path] = changed
