@@ -111,7 +111,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			newDeregisterCmd(a), newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
 		},
 		groupOperate: {
-			newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a),
+			newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newRecoverCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a),
 			newConfigCmd(a), newHealthCmd(a),
 		},
 		groupTools: {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},

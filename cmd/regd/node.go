@@ -155,6 +155,7 @@ func serveErrors() []struct {
 		{storage.ErrLogStore, exitConfig, "start the node with the --log-store that its folder has; for another one it has to come back empty, as a new member"},
 		{storage.ErrNotWritable, exitDataDenied, "the folder must belong to the user that runs regd"},
 		{storage.ErrSync, exitDataSync, "check the disk before starting the node again"},
+		{cluster.ErrNoRemains, exitNotFound, "give the --data-dir of the node whose disk is left"},
 		{syscall.EADDRINUSE, exitFailed, "another process listens there: stop it, or choose another port"},
 	}
 }

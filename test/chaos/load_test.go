@@ -256,8 +256,19 @@ func (v *view) reached(revision uint64) bool {
 	return v.synced >= revision
 }
 
-// equals compares the view with what the registry says, once it has caught up, and reports every broken promise.
+// equals is shows, and reports every broken promise of order.
 func (v *view) equals(t *testing.T, c *client.Client, wait func(what string, d time.Duration, f func(context.Context) bool)) {
+	t.Helper()
+	v.shows(t, c, wait)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, f := range v.faults {
+		t.Error(f)
+	}
+}
+
+// shows compares the view with what the registry says, once it has caught up.
+func (v *view) shows(t *testing.T, c *client.Client, wait func(what string, d time.Duration, f func(context.Context) bool)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -268,9 +279,6 @@ func (v *view) equals(t *testing.T, c *client.Client, wait func(what string, d t
 	wait("the watch to catch up", 15*time.Second, func(context.Context) bool { return v.reached(have.Revision) })
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, f := range v.faults {
-		t.Error(f)
-	}
 	if len(have.Instances) != len(v.instances) {
 		t.Errorf("the watch shows %d instances, the registry %d", len(v.instances), len(have.Instances))
 	}
