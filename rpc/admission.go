@@ -50,7 +50,6 @@ type admission struct {
 	limit    int64
 	inFlight atomic.Int64
 	rejected [classes]atomic.Uint64
-	held     atomic.Uint64 // reads of connections; see holdBack
 	refusals [classes]atomic.Pointer[refusal]
 }
 
@@ -121,10 +120,7 @@ func (a *admission) collectors() []prometheus.Collector {
 	out := []prometheus.Collector{prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "regd_requests_in_flight",
 		Help: "Number of calls that are worked on now.",
-	}, func() float64 { return float64(a.inFlight.Load()) }), prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "regd_connection_holds_total",
-		Help: "Number of times that a connection was not read from for up to half a second, as its calls were refused.",
-	}, func() float64 { return float64(a.held.Load()) })}
+	}, func() float64 { return float64(a.inFlight.Load()) })}
 	for c := range classes {
 		out = append(out, prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name:        "regd_admission_rejected_total",

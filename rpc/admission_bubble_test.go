@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"net"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,7 +121,7 @@ func TestWhoIsRefusedOftenIsHeldBack(t *testing.T) {
 			if n := answered(c); n != tt.refusals {
 				t.Fatalf("%d of %d calls were refused", n, tt.refusals)
 			}
-			began, before := time.Now(), a.held.Load()
+			began, before := time.Now(), server.conns.held.Load()
 			c.open(register)
 			for answered(c) == tt.refusals {
 				time.Sleep(time.Millisecond)
@@ -130,7 +129,7 @@ func TestWhoIsRefusedOftenIsHeldBack(t *testing.T) {
 			if held := time.Since(began); held != tt.held {
 				t.Errorf("after %d refusals held back for %v, want %v", tt.refusals, held, tt.held)
 			}
-			if n := a.held.Load() - before; tt.held > 0 && n > 1 {
+			if n := server.conns.held.Load() - before; tt.held > 0 && n > 1 {
 				t.Errorf("%d holds were counted, not 1", n)
 			}
 			other.open(register)
@@ -146,7 +145,7 @@ func TestClosingEndsAHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer theirs.Close()
-		lis := newLimitListener(&oneListener{conn: ours}, 1, 1, new(atomic.Uint64))
+		lis := (&limitListener{&oneListener{conn: ours}, newConnections(1, 1)})
 		conn, err := lis.Accept()
 		if err != nil {
 			t.Fatal(err)

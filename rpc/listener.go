@@ -21,20 +21,66 @@ const (
 	maxHold = 500 * time.Millisecond
 )
 
-// limitListener closes connections beyond a number in all and a number from one address, before a byte is read from
-// them, so that one client can't take all places.
-type limitListener struct {
-	net.Listener
+// connections counts the connections of all listeners of a server, and refuses what is beyond a number in all and a number
+// from one address, so that one client can't take all places.
+type connections struct {
 	total, perIP int
-	held         *atomic.Uint64 // reads that were held back
 
-	mu   sync.Mutex // guards what is below
-	open int
-	byIP map[netip.Addr]int
+	mu      sync.Mutex // guards what is below
+	open    int
+	byIP    map[netip.Addr]int
+	refused struct{ total, perIP uint64 }
+
+	held atomic.Uint64 // reads that were held back
 }
 
-func newLimitListener(lis net.Listener, total, perIP int, held *atomic.Uint64) *limitListener {
-	return &limitListener{Listener: lis, total: total, perIP: perIP, held: held, byIP: make(map[netip.Addr]int)}
+func newConnections(total, perIP int) *connections {
+	return &connections{total: total, perIP: perIP, byIP: make(map[netip.Addr]int)}
+}
+
+// take counts a connection, and tells whether it may stay.
+func (c *connections) take(ip netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.open >= c.total:
+		c.refused.total++
+		return false
+	case ip.IsValid() && c.byIP[ip] >= c.perIP:
+		c.refused.perIP++
+		return false
+	}
+	c.open++
+	c.byIP[ip]++
+	return true
+}
+
+func (c *connections) give(ip netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open--
+	if c.byIP[ip]--; c.byIP[ip] == 0 {
+		delete(c.byIP, ip)
+	}
+}
+
+// used returns how many connections are open in all, and how many from the address that has most.
+func (c *connections) used() (total, perIP int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ip, n := range c.byIP {
+		if ip.IsValid() {
+			perIP = max(perIP, n)
+		}
+	}
+	return c.open, perIP
+}
+
+// limitListener closes connections beyond the limits before a byte is read from them.
+type limitListener struct {
+	net.Listener
+
+	conns *connections
 }
 
 // Accept returns the next connection that is within the limits.
@@ -45,35 +91,14 @@ func (l *limitListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		ip := addrOf(conn)
-		if l.take(ip) {
+		if l.conns.take(ip) {
 			closed := make(chan struct{})
-			return &limitedConn{Conn: conn, held: l.held, closed: closed, free: sync.OnceFunc(func() {
+			return &limitedConn{Conn: conn, held: &l.conns.held, closed: closed, free: sync.OnceFunc(func() {
 				close(closed)
-				l.give(ip)
+				l.conns.give(ip)
 			})}, nil
 		}
 		_ = conn.Close()
-	}
-}
-
-// take counts a connection, and tells whether it may stay.
-func (l *limitListener) take(ip netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open >= l.total || (ip.IsValid() && l.byIP[ip] >= l.perIP) {
-		return false
-	}
-	l.open++
-	l.byIP[ip]++
-	return true
-}
-
-func (l *limitListener) give(ip netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open--
-	if l.byIP[ip]--; l.byIP[ip] == 0 {
-		delete(l.byIP, ip)
 	}
 }
 

@@ -290,6 +290,9 @@ func TestWaitingCostsNoPlaceAmongCalls(t *testing.T) {
 		if n := r.server.core.admission.inFlight.Load(); n != 0 {
 			t.Errorf("%d calls in flight while all wait", n)
 		}
+		if used, limit := limitUse(t, r.server, "lock_waiters"); used != 3 || limit != 3 {
+			t.Errorf("metrics say that %v of %v waiters wait", used, limit)
+		}
 		late := r.openSession(t)
 		got := <-r.acquire(bg, late, nil)
 		wantReason(t, got.err, codes.ResourceExhausted, apiv1.Reason_REASON_OVERLOADED)

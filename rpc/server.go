@@ -91,6 +91,7 @@ type Server struct {
 	cfg     Config
 	core    *core
 	grpc    *grpc.Server
+	conns   *connections
 	tls     *serverTLS // nil: plaintext
 	metrics *callMetrics
 	access  *accessWatch
@@ -116,6 +117,7 @@ func NewServer(cfg Config, node Node) (*Server, error) {
 			workers:     workers{most: runtime.GOMAXPROCS(0)},
 			leaving:     make(chan struct{}),
 		},
+		conns:  newConnections(cfg.MaxConns, cfg.MaxConnsPerIP),
 		faults: Faults(),
 	}
 	if cfg.TLS != nil {
@@ -165,7 +167,7 @@ func (s *Server) register() {
 
 // Collectors are the server's metrics, to be registered once.
 func (s *Server) Collectors() []prometheus.Collector {
-	all := s.core.admission.collectors()
+	all := append(s.core.admission.collectors(), s.limitCollectors()...)
 	if s.tls != nil {
 		all = append(all, s.tls.refused)
 	}
@@ -178,7 +180,7 @@ func (s *Server) Collectors() []prometheus.Collector {
 // Serve answers calls that come in on the listener until Shutdown; then it returns nil. It closes the listener, and may
 // be called for several.
 func (s *Server) Serve(lis net.Listener) error {
-	err := s.grpc.Serve(newLimitListener(lis, s.cfg.MaxConns, s.cfg.MaxConnsPerIP, &s.core.admission.held))
+	err := s.grpc.Serve(&limitListener{lis, s.conns})
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve API on %s: %w", lis.Addr(), err)
 	}

@@ -5,7 +5,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -175,6 +174,31 @@ func TestShutdownBeforeServeAndTwice(t *testing.T) {
 	}
 }
 
+// limitUse returns what the metrics of a server say of a limit.
+func limitUse(t *testing.T, s *Server, resource string) (used, limit float64) {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	for _, c := range s.limitCollectors() {
+		reg.MustRegister(c)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			switch {
+			case len(m.GetLabel()) == 0 || m.GetLabel()[0].GetValue() != resource:
+			case f.GetName() == "regd_limit_used":
+				used = m.GetGauge().GetValue()
+			case f.GetName() == "regd_limit":
+				limit = m.GetGauge().GetValue()
+			}
+		}
+	}
+	return used, limit
+}
+
 func TestConnectionsAreLimited(t *testing.T) {
 	for name, limits := range map[string][2]int{"in all": {2, 10}, "from one address": {10, 2}} {
 		t.Run(name, func(t *testing.T) {
@@ -182,7 +206,8 @@ func TestConnectionsAreLimited(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			lis := newLimitListener(inner, limits[0], limits[1], new(atomic.Uint64))
+			conns := newConnections(limits[0], limits[1])
+			lis := &limitListener{inner, conns}
 			accepted := make(chan net.Conn, 10)
 			var wg sync.WaitGroup
 			wg.Go(func() {
@@ -210,6 +235,10 @@ func TestConnectionsAreLimited(t *testing.T) {
 			first, _ := <-accepted, <-accepted
 			if _, err := dial().Read(make([]byte, 1)); err == nil {
 				t.Error("a third connection stays open")
+			}
+			refused := map[string]uint64{"in all": conns.refused.total, "from one address": conns.refused.perIP}
+			if total, perIP := conns.used(); total != 2 || perIP != 2 || refused[name] != 1 || conns.refused.total+conns.refused.perIP != 1 {
+				t.Errorf("%d are open, %d from one address, refused were %v; want 2, 2, and 1", total, perIP, refused)
 			}
 			_ = first.Close()
 			_ = first.Close() // Closing twice frees one place.

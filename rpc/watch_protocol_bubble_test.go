@@ -290,8 +290,14 @@ func TestWatchesAreLimited(t *testing.T) {
 		if err := endOf(refused); reasonOf(t, err) != "OVERLOADED" {
 			t.Errorf("one watch too many ended with %v", err)
 		}
+		if used, limit := limitUse(t, r.server, "watches"); used != 2 || limit != 2 {
+			t.Errorf("metrics say that %v of %v watches are open", used, limit)
+		}
 		cancel()
 		synctest.Wait()
+		if used, _ := limitUse(t, r.server, "watches"); used != 0 {
+			t.Errorf("metrics say that %v watches are open once all have ended", used)
+		}
 		f := newFollower(t.Context(), t, r.registry)
 		f.subscribe(subscribe(1, "web"))
 		f.until(r.node.feed.State().Revision())

@@ -19,7 +19,7 @@ func TestANodeDoesNotStartWithoutItsAuditLog(t *testing.T) {
 	err := serve(t.Context(), serveConfig{
 		Name: "n1", DataDir: folder, AuditLog: filepath.Join(t.TempDir(), "none", "audit.log"), GRPCListen: "127.0.0.1:0",
 		HTTPListen: "127.0.0.1:0", PeerListen: peerAddress, InitialPeers: []string{peerAddress}, HeartbeatTimeout: time.Second,
-		Logger: slog.New(slog.DiscardHandler),
+		Logger: slog.New(slog.DiscardHandler), Limits: defaultLimits(),
 	})
 	if codeOf(err) != exitConfig || !strings.Contains(err.Error(), "--audit-log") {
 		t.Errorf("%v, want that it names the setting", err)

@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
+var rewrite = flag.Bool("rewrite", false, "rewrite the golden files and docs/reference")
 
 // asRegd makes the test binary behave as regd: for tests with real processes.
 const asRegd = "TEST_AS_REGD"
@@ -208,7 +208,7 @@ func startNodeWith(t *testing.T, secure tlsSettings) (s *shell, httpAddress stri
 	cfg := serveConfig{
 		Name: "n1", DataDir: filepath.Join(t.TempDir(), "n1"),
 		GRPCListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", PeerListen: peerAddress, InitialPeers: []string{peerAddress},
-		HeartbeatTimeout: 100 * time.Millisecond, NoSync: true, Logger: slog.New(slog.DiscardHandler), TLS: secure,
+		HeartbeatTimeout: 100 * time.Millisecond, NoSync: true, Logger: slog.New(slog.DiscardHandler), TLS: secure, Limits: defaultLimits(),
 		Build: buildInfo{Version: "v1.2.3", Commit: "abc", Go: "go1"},
 		Up:    func(grpc, http net.Addr) { up <- addresses{grpc.String(), http.String()} },
 	}
@@ -238,7 +238,12 @@ func startNodeWith(t *testing.T, secure tlsSettings) (s *shell, httpAddress stri
 // golden compares text with a file of testdata.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", name)
+	asReviewed(t, filepath.Join("testdata", name), got)
+}
+
+// asReviewed compares a text with the file that has been reviewed, or writes that anew.
+func asReviewed(t *testing.T, path, got string) {
+	t.Helper()
 	if *rewrite {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)

@@ -36,6 +36,7 @@ type serveConfig struct {
 	NonVoter, Insecure                          bool
 	HeartbeatTimeout, ShutdownDelay             time.Duration
 	TLS                                         tlsSettings
+	Limits                                      limitSettings
 	Doors                                       []door
 
 	Build  buildInfo
@@ -80,6 +81,7 @@ func (c serveConfig) validate() error {
 		bad("--heartbeat-timeout %v: must be %v to %v", c.HeartbeatTimeout, minHeartbeat, maxHeartbeat)
 	}
 	c.TLS.validate(bad)
+	c.Limits.validate(bad)
 	if _, on := c.TLS.peers(); on {
 		if err := certs.CheckName(c.Name); err != nil {
 			bad("--name: with TLS it stands in the certificate: %w", err)
@@ -238,10 +240,12 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	served := servedNode{s.node, &s.stopping}
-	if s.api, err = rpc.NewServer(rpc.Config{
+	api := rpc.Config{
 		Logger: s.log, TLS: s.tls.api(s.cfg.TLS), Audit: s.audit.log,
 		AccessResetFile: filepath.Join(s.cfg.DataDir, "access-reset"),
-	}, served); err != nil {
+	}
+	s.cfg.Limits.apply(&api)
+	if s.api, err = rpc.NewServer(api, served); err != nil {
 		return err
 	}
 	if err = s.openDoors(ctx, served); err != nil {

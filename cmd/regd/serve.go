@@ -126,6 +126,7 @@ func (c *serveConfig) addFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.HeartbeatTimeout, "heartbeat-timeout", cluster.DefaultHeartbeatTimeout, "silence of the leader after which another is elected")
 	fs.DurationVar(&c.ShutdownDelay, "shutdown-delay", 0, "time between turning not ready and stopping; 5s behind a load balancer")
 	c.TLS.addFlags(fs)
+	c.Limits.addFlags(fs)
 	fs.StringVar(&c.AuditLog, "audit-log", "", "`file` that gets a line of JSON for each write and whatever was refused; - for stdout")
 	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond this machine without TLS")
 	for _, d := range c.Doors {

@@ -62,7 +62,7 @@ func TestPortsBeyondLoopbackNeedTLSOrConsent(t *testing.T) {
 	} {
 		cfg := serveConfig{
 			Name: "n1", DataDir: "d", GRPCListen: tt.grpc, PeerListen: tt.peer, HTTPListen: here, HeartbeatTimeout: time.Second,
-			AdvertiseGRPC: "a:1", AdvertisePeer: "a:1", AdvertiseHTTP: "a:1", TLS: tt.tls,
+			AdvertiseGRPC: "a:1", AdvertisePeer: "a:1", AdvertiseHTTP: "a:1", TLS: tt.tls, Limits: defaultLimits(),
 		}
 		if got := strings.Join(cfg.plaintext(), " "); got != tt.open {
 			t.Errorf("%s: open are %q, want %q", name, got, tt.open)
@@ -246,7 +246,7 @@ func startTLSCluster(t *testing.T, ca *certstest.Authority) []tlsNode {
 		cfg := serveConfig{
 			Name: name, DataDir: filepath.Join(t.TempDir(), name), GRPCListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0",
 			PeerListen: peers[i], InitialPeers: peers, HeartbeatTimeout: 200 * time.Millisecond, NoSync: true,
-			Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+			Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Limits: defaultLimits(),
 			TLS: tlsSettings{
 				Cert: f.Cert, Key: f.Key, CA: f.CA, ClientAuth: "require", MinVersion: tls13, Every: 50 * time.Millisecond,
 			},
