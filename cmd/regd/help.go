@@ -12,11 +12,14 @@ import (
 // helpAnnotation holds text that closes the help of a command: exit codes, what to look at next.
 const helpAnnotation = "regd_see"
 
-// flagGroups are the headings of the flags that many commands share, in the order in which they are shown.
-var flagGroups = []struct { //nolint:gochecknoglobals // a constant table
+// flagGroup is a heading of flags.
+type flagGroup struct {
 	title string
 	flags []string
-}{
+}
+
+// flagGroups are the headings of the flags that many commands share, in the order in which they are shown.
+var flagGroups = []flagGroup{ //nolint:gochecknoglobals // a constant table
 	{"Connection", []string{"endpoint", "timeout", "tls", "ca-cert", "cert", "cert-key", "server-name"}},
 	{"Output", []string{"output", "no-headers", "color"}},
 }
