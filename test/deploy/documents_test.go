@@ -1,17 +1,39 @@
 package deploy
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// documents are what is written for operators.
+// documents are what is written for users, apart from the reference, which is made from the code.
 func documents(t *testing.T) []string {
 	t.Helper()
-	return []string{"docs/operations.md", "docs/runbooks.md", "deploy/README.md"}
+	return append(glob(t, "docs/*.md"), "README.md", "deploy/README.md")
+}
+
+// pages are all documents with links.
+func pages(t *testing.T) []string {
+	t.Helper()
+	all := append(documents(t), glob(t, "docs/reference/*.md")...)
+	for _, pattern := range []string{"*/DESIGN.md", "*/*/DESIGN.md", "examples/*.md", "examples/*/*.md"} {
+		all = append(all, glob(t, pattern)...)
+	}
+	return append(all, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+}
+
+// glob lists the files of the repository that match.
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	found, err := fs.Glob(os.DirFS(root), pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
 
 // blocks are the lines of a document's code blocks.
@@ -35,13 +57,15 @@ func TestCommandsInDocumentsExist(t *testing.T) {
 	for _, file := range documents(t) {
 		text := read(t, file)
 		lines := blocks(text)
-		for _, found := range inline.FindAllStringSubmatch(text, -1) {
-			lines = append(lines, found[1])
+		if file != "docs/client.md" { // There they are names of spans.
+			for _, found := range inline.FindAllStringSubmatch(text, -1) {
+				lines = append(lines, found[1])
+			}
 		}
 		seen := 0
 		for _, line := range lines {
 			_, line, _ = cutAny(line, "-- /")
-			if !strings.HasPrefix(line, "regd ") {
+			if !regexp.MustCompile(`^regd [a-z]+( |$)`).MatchString(line) {
 				continue
 			}
 			seen++
@@ -51,7 +75,7 @@ func TestCommandsInDocumentsExist(t *testing.T) {
 				t.Errorf("%s: %s: %s", file, line, fault)
 			}
 		}
-		if seen == 0 && file != "deploy/README.md" {
+		if seen == 0 && slices.Contains([]string{"README.md", "docs/operations.md", "docs/runbooks.md"}, file) {
 			t.Errorf("%s: no command was found", file)
 		}
 	}
@@ -73,7 +97,7 @@ func wrongCommand(t *testing.T, words []string) string {
 		if strings.HasPrefix(w, "-") {
 			name, _, _ := strings.Cut(w, "=")
 			flags = append(flags, name)
-		} else if len(flags) == 0 && len(path) < 2 && regexp.MustCompile(`^[a-z]+$`).MatchString(w) {
+		} else if len(flags) == 0 && len(path) < 3 && regexp.MustCompile(`^[a-z]+$`).MatchString(w) {
 			path = append(path, w)
 		}
 	}
@@ -109,10 +133,26 @@ func TestWrongCommandsAreFound(t *testing.T) {
 	}
 }
 
-// Each link from one document to another, and to a heading in it, leads somewhere.
+// Each flag and each variable that the documents name alone is in the reference.
+func TestFlagsAndVariablesInDocumentsExist(t *testing.T) {
+	t.Parallel()
+	reference := read(t, "docs/reference/cli.md")
+	for _, name := range regexp.MustCompile("</a>`([a-z-]+)`").FindAllStringSubmatch(read(t, "docs/reference/config.md"), -1) {
+		reference += "\n`--" + name[1] + "` `REGD_" + strings.ToUpper(strings.ReplaceAll(name[1], "-", "_")) + "`"
+	}
+	for _, file := range documents(t) {
+		for _, name := range regexp.MustCompile("`(--[a-z][a-z-]+|REGD_[A-Z_]+)").FindAllStringSubmatch(read(t, file), -1) {
+			if !regexp.MustCompile("[` ]" + name[1] + "[` ]").MatchString(reference) {
+				t.Errorf("%s: there is no %s", file, name[1])
+			}
+		}
+	}
+}
+
+// Each link from one document to another, and to a heading in it, leads somewhere; so do those of DESIGN.md.
 func TestLinksOfDocumentsLeadSomewhere(t *testing.T) {
 	t.Parallel()
-	for _, file := range documents(t) {
+	for _, file := range pages(t) {
 		for _, link := range regexp.MustCompile(`\]\(([^):]+)\)`).FindAllStringSubmatch(read(t, file), -1) {
 			path, anchor, _ := strings.Cut(link[1], "#")
 			target := file
@@ -136,6 +176,9 @@ func anchors(text string) map[string]bool {
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
 		name := regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(strings.ToLower(heading[1]), "")
 		all[strings.ReplaceAll(name, " ", "-")] = true
+	}
+	for _, anchor := range regexp.MustCompile(`<a id="([^"]+)"></a>`).FindAllStringSubmatch(text, -1) {
+		all[anchor[1]] = true
 	}
 	return all
 }

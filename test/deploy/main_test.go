@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
 // root is the folder of the repository.
@@ -40,7 +43,8 @@ func testMain(m *testing.M) (code int, err error) {
 	const limit = 5 * time.Minute
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if _, err = run(ctx, nil, "go", "build", "-o", regd, "./cmd/regd"); err != nil {
+	// As make build does it, which has compiled all of it before.
+	if _, err = run(ctx, []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-buildvcs=false", "-o", regd, "./cmd/regd"); err != nil {
 		return 1, err
 	}
 	if waiting, err = startNode(ctx, filepath.Join(dir, "waiting"), "--join", "127.0.0.1:1"); err != nil {
@@ -85,35 +89,29 @@ func run(ctx context.Context, env []string, name string, args ...string) (string
 	return stdout.String(), nil
 }
 
-// tool runs a tool from its modfile in tools.
-func tool(t *testing.T, modfile string, args ...string) (string, error) {
-	t.Helper()
-	return run(t.Context(), []string{"GOWORK=off"}, "go", append([]string{"tool", "-modfile=tools/" + modfile}, args...)...)
-}
-
 // kustomize renders a folder of deploy/kubernetes.
 func kustomize(t *testing.T, folder string) []object {
 	t.Helper()
-	out, err := tool(t, "kustomize.mod", "kustomize", "build", "deploy/kubernetes/"+folder)
+	made, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).
+		Run(filesys.MakeFsOnDisk(), filepath.Join(root, "deploy/kubernetes", folder))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return decode(t, out)
-}
-
-// helm renders the chart in the namespace regd.
-func helm(t *testing.T, args ...string) []object {
-	t.Helper()
-	out, err := helmTemplate(t, args...)
+	text, err := made.AsYaml()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return decode(t, out)
+	return decode(t, string(text))
 }
 
-func helmTemplate(t *testing.T, args ...string) (string, error) {
+// helm renders the chart with values as YAML in the namespace regd.
+func helm(t *testing.T, values string) []object {
 	t.Helper()
-	return tool(t, "helm.mod", append([]string{"helm", "template", "regd", "deploy/helm/regd", "--namespace", "regd"}, args...)...)
+	text, err := renderChart(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decode(t, text)
 }
 
 // renderings are all ways to get manifests that the documentation names.
@@ -121,15 +119,21 @@ func renderings() map[string]func(t *testing.T) []object {
 	kustomized := func(folder string) func(*testing.T) []object {
 		return func(t *testing.T) []object { t.Helper(); return kustomize(t, folder) }
 	}
-	charted := func(args ...string) func(*testing.T) []object {
-		return func(t *testing.T) []object { t.Helper(); return helm(t, args...) }
+	charted := func(values string) func(*testing.T) []object {
+		return func(t *testing.T) []object { t.Helper(); return helm(t, values) }
 	}
 	return map[string]func(t *testing.T) []object{
 		"kustomize insecure":   kustomized("overlays/insecure"),
 		"kustomize dev":        kustomized("overlays/dev"),
 		"kustomize production": kustomized("overlays/production"),
-		"helm insecure":        charted("--set", "insecure=true"),
-		"helm production":      charted("-f", "deploy/helm/regd/ci/production.yaml"),
-		"helm everything":      charted("-f", "deploy/helm/regd/ci/everything.yaml"),
+		"helm insecure":        charted("insecure: true"),
+		"helm production":      func(t *testing.T) []object { t.Helper(); return helm(t, read(t, productionValues)) },
+		"helm everything":      func(t *testing.T) []object { t.Helper(); return helm(t, read(t, everyValue)) },
 	}
 }
+
+// Files of values that lie beside the chart.
+const (
+	productionValues = "deploy/helm/regd/ci/production.yaml"
+	everyValue       = "deploy/helm/regd/ci/everything.yaml"
+)

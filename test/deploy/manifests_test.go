@@ -135,7 +135,7 @@ func TestManifestsFitTogether(t *testing.T) {
 // A check that never fails proves nothing: each of these slips must be found.
 func TestSlipsInManifestsAreFound(t *testing.T) {
 	t.Parallel()
-	objects := helm(t, "--set", "insecure=true", "--set", "metrics.serviceMonitor.enabled=true")
+	objects := helm(t, "{insecure: true, metrics: {serviceMonitor: {enabled: true}}}")
 	for _, slip := range []struct{ kind, old, new, says string }{
 		{"StatefulSet", "REGD_SHUTDOWN_DELAY", "REGD_SHUTDWN_DELAY", "REGD_SHUTDWN_DELAY is no setting"},
 		{"StatefulSet", "value: 5s", "value: 5", "must be a duration"},
@@ -193,16 +193,13 @@ func slipped(t *testing.T, o object, old, replacement string) object {
 
 func TestKustomizeAndHelmMakeTheSame(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		folder string
-		args   []string
-	}{
-		{"overlays/insecure", []string{"--set", "insecure=true"}},
-		{"overlays/production", []string{"-f", "deploy/helm/regd/ci/production.yaml"}},
+	for _, tt := range []struct{ folder, values string }{
+		{"overlays/insecure", "insecure: true"},
+		{"overlays/production", read(t, productionValues)},
 	} {
 		t.Run(tt.folder, func(t *testing.T) {
 			t.Parallel()
-			if diff := cmp.Diff(essence(kustomize(t, tt.folder)), essence(helm(t, tt.args...))); diff != "" {
+			if diff := cmp.Diff(essence(kustomize(t, tt.folder)), essence(helm(t, tt.values))); diff != "" {
 				t.Errorf("they differ (-kustomize +helm):\n%s", diff)
 			}
 		})
@@ -234,19 +231,16 @@ func essence(objects []object) map[string]map[string]any {
 
 func TestTheChartRefusesWhatCanNotWork(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		args []string
-		says string
-	}{
-		{nil, "say how the ports are protected"},
-		{[]string{"--set", "insecure=true,tls.enabled=true"}, "say how the ports are protected"},
-		{[]string{"--set", "insecure=true,replicas=2"}, "replicas"},
-		{[]string{"--set", "insecure=true,replica=3"}, "replica"},
-		{[]string{"--set", "insecure=true,antiAffinity=never"}, "antiAffinity"},
-		{[]string{"--set", "insecure=true,settings.Log_Level=info"}, "settings"},
+	for values, says := range map[string]string{
+		"":                                              "say how the ports are protected",
+		"{insecure: true, tls: {enabled: true}}":        "say how the ports are protected",
+		"{insecure: true, replicas: 2}":                 "replicas",
+		"{insecure: true, replica: 3}":                  "replica",
+		"{insecure: true, antiAffinity: never}":         "antiAffinity",
+		"{insecure: true, settings: {Log_Level: info}}": "Log_Level",
 	} {
-		if out, err := helmTemplate(t, tt.args...); err == nil || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("%v: %v, want an error with %q\n%s", tt.args, err, tt.says, out)
+		if out, err := renderChart(values); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want an error with %q\n%s", values, err, says, out)
 		}
 	}
 }

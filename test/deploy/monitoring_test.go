@@ -1,19 +1,21 @@
 package deploy
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
-	"log/slog"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"text/template"
 	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
+	"sigs.k8s.io/yaml"
 )
 
 // scraped are the names of all series of a running node, with those that a histogram has.
@@ -65,19 +67,58 @@ func labelled(t *testing.T) map[string]map[string][]string {
 	return all
 }
 
-// rules are the alerts.
-func rules(t *testing.T) []rulefmt.Rule {
+// rule is an alert, as in the reference of Prometheus' rule files.
+type rule struct {
+	Alert       string            `json:"alert"`
+	Expr        string            `json:"expr"`
+	For         string            `json:"for"`
+	Labels      map[string]string `json:"labels"`
+	Annotations map[string]string `json:"annotations"`
+	long        time.Duration     // For
+}
+
+// rules are the alerts. Nothing but alerts is in the file, and nothing that Prometheus doesn't know.
+func rules(t *testing.T) []rule {
 	t.Helper()
-	groups, errs := rulefmt.Parse([]byte(read(t, "deploy/prometheus/rules.yaml")), false, model.UTF8Validation, language(),
-		slog.New(slog.DiscardHandler))
-	for _, err := range errs {
+	var file struct {
+		Groups []struct {
+			Name  string `json:"name"`
+			Rules []rule `json:"rules"`
+		} `json:"groups"`
+	}
+	if err := yaml.UnmarshalStrict([]byte(read(t, "deploy/prometheus/rules.yaml")), &file, yaml.DisallowUnknownFields); err != nil {
 		t.Fatal(err)
 	}
-	var all []rulefmt.Rule
-	for _, g := range groups.Groups {
+	var all []rule
+	for _, g := range file.Groups {
 		all = append(all, g.Rules...)
 	}
+	for i := range all {
+		long, err := model.ParseDuration(cmp.Or(all[i].For, "0s"))
+		if err != nil {
+			t.Fatalf("%s: %v", all[i].Alert, err)
+		}
+		all[i].long = time.Duration(long)
+		for name, text := range all[i].Annotations {
+			if err := validTemplate(text); err != nil {
+				t.Errorf("%s: %s: %v", all[i].Alert, name, err)
+			}
+		}
+	}
 	return all
+}
+
+// validTemplate says what is wrong with the text of an annotation, of which alerts use few functions.
+func validTemplate(text string) error {
+	known := template.FuncMap{}
+	for _, name := range []string{"humanize", "humanize1024", "humanizeDuration", "humanizePercentage"} {
+		known[name] = func(v float64) string { return fmt.Sprint(v) }
+	}
+	parsed, err := template.New("").Funcs(known).Parse("{{$labels := .}}{{$value := 1.5}}" + text)
+	if err != nil {
+		return err
+	}
+	return parsed.Execute(io.Discard, map[string]string{})
 }
 
 func language() parser.Parser { return parser.NewParser(parser.Options{}) }
@@ -191,14 +232,29 @@ func TestTheDashboardNamesOnlyWhatExists(t *testing.T) {
 	}
 }
 
+// Metrics of the client are of another registry than those of a node.
 func TestDocumentsNameOnlyMetricsThatExist(t *testing.T) {
 	t.Parallel()
 	names := scraped(t)
-	for _, file := range append(documents(t), "README.md", "docs/sizing.md") {
+	for _, row := range regexp.MustCompile("</a>`([a-z_]+)`").FindAllStringSubmatch(read(t, "docs/reference/metrics.md"), -1) {
+		names[row[1]] = true
+	}
+	for _, file := range documents(t) {
 		for _, name := range regexp.MustCompile("`(regd_[a-z_]+|grpc_server_[a-z_]+)").FindAllStringSubmatch(read(t, file), -1) {
-			if !names[name[1]] {
+			if !names[name[1]] && !strings.HasPrefix(name[1], "regd_client_") {
 				t.Errorf("%s: regd has no metric %s", file, name[1])
 			}
+		}
+	}
+}
+
+// All that a node shows is in the reference.
+func TestTheReferenceHasAllMetrics(t *testing.T) {
+	t.Parallel()
+	reference := read(t, "docs/reference/metrics.md")
+	for name := range labelled(t) {
+		if !strings.Contains(reference, "`"+name+"`") && !strings.HasPrefix(name, "go_") && !strings.HasPrefix(name, "process_") {
+			t.Errorf("docs/reference/metrics.md lacks %s", name)
 		}
 	}
 }
@@ -232,7 +288,7 @@ func TestAlertsAndRunbooksBelongTogether(t *testing.T) {
 		if !strings.HasSuffix(r.Annotations["summary"], ".") || r.Annotations["description"] == "" {
 			t.Errorf("%s: summary and description have to be sentences", r.Alert)
 		}
-		if time.Duration(r.For) > time.Hour {
+		if r.long > time.Hour {
 			t.Errorf("%s: after %v nobody is surprised any more", r.Alert, r.For)
 		}
 	}

@@ -5,11 +5,10 @@ import (
 	"time"
 
 	"github.com/prometheus/prometheus/promql"
-	"github.com/prometheus/prometheus/promql/promqltest"
 )
 
-// three are the series of three healthy nodes, for an hour; load of promqltest, a sample a minute.
-const three = `load 1m
+// three are the series of three healthy nodes, for an hour and a half, in the notation of promtool, a sample a minute.
+const three = `
   regd_build_info{job="regd", instance="n1", version="v1"} 1x90
   regd_build_info{job="regd", instance="n2", version="v1"} 1x90
   regd_build_info{job="regd", instance="n3", version="v1"} 1x90
@@ -27,6 +26,8 @@ const three = `load 1m
   regd_snapshot_index{job="regd", instance="n1"} 0+100x90
   regd_admission_rejected_total{job="regd", instance="n1", class="list"} 5x90
   regd_resyncs_total{job="regd", instance="n1", reason="slow_reader"} 5x90
+  regd_limit{job="regd", instance="n1", resource="watches"} 1000x90
+  regd_limit_used{job="regd", instance="n1", resource="watches"} 800x90
   regd_tls_certificate_expiry_seconds{job="regd", instance="n1", port="peer", kind="certificate"} 1e9x90
   regd_tls_reload_failures_total{job="regd", instance="n1", port="peer"} 1x90
   regd_suppressed_expirations_total{job="regd", instance="n1"} 5x90
@@ -42,7 +43,8 @@ const three = `load 1m
 `
 
 // third are the series that the third node has too.
-const third = `  regd_has_leader{job="regd", instance="n3"} 1x90
+const third = `
+  regd_has_leader{job="regd", instance="n3"} 1x90
   regd_is_voter{job="regd", instance="n3"} 1x90
   regd_voters{job="regd", instance="n3"} 3x90
 `
@@ -50,55 +52,58 @@ const third = `  regd_has_leader{job="regd", instance="n3"} 1x90
 func TestAlertsFireWhenTheyShould(t *testing.T) {
 	t.Parallel()
 	tests := map[string]string{ // By alert, what is scraped; together with nothing else.
-		"RegdAbsent": `load 1m
+		"RegdAbsent": `
   up{job="other"} 1x90`,
-		"RegdNoLeader": `load 1m
+		"RegdNoLeader": `
   regd_has_leader{job="regd", instance="n1"} 0x90
   regd_has_leader{job="regd", instance="n2"} 0x90`,
 		"RegdQuorumAtRisk": three,
 		"RegdNodeMissing":  three,
-		"RegdLeaderFlapping": `load 1m
+		"RegdLeaderFlapping": `
   regd_term{job="regd", instance="n1"} 7x50 8+1x40
   regd_term{job="regd", instance="n2"} 7x50 8+1x40`,
-		"RegdNodeBehind": `load 1m
+		"RegdNodeBehind": `
   regd_has_leader{job="regd", instance="n1"} 1x90
   regd_staleness_seconds{job="regd", instance="n2"} 1e9x90`,
-		"RegdDiskFull": `load 1m
+		"RegdDiskFull": `
   regd_disk_free_bytes{job="regd", instance="n1"} 1e9x90`,
-		"RegdDiskWillFill": `load 1m
+		"RegdDiskWillFill": `
   regd_disk_free_bytes{job="regd", instance="n1"} 20e9-100e6x90`,
-		"RegdDiskSlow": `load 1m
+		"RegdDiskSlow": `
   regd_log_append_seconds{job="regd", instance="n1", quantile="0.99"} 0.5x90`,
-		"RegdWritesSlow": `load 1m
+		"RegdWritesSlow": `
   regd_commit_seconds_bucket{job="regd", instance="n1", le="0.05"} 0+100x90
   regd_commit_seconds_bucket{job="regd", instance="n1", le="1"} 0+600x90
   regd_commit_seconds_bucket{job="regd", instance="n1", le="+Inf"} 0+600x90`,
-		"RegdApplySlow": `load 1m
+		"RegdApplySlow": `
   regd_apply_seconds_bucket{job="regd", instance="n1", le="0.01"} 0+100x90
   regd_apply_seconds_bucket{job="regd", instance="n1", le="0.25"} 0+600x90
   regd_apply_seconds_bucket{job="regd", instance="n1", le="+Inf"} 0+600x90`,
-		"RegdRefusingCalls": `load 1m
+		"RegdRefusingCalls": `
   regd_admission_rejected_total{job="regd", instance="n1", class="list"} 0+600x90`,
-		"RegdInternalErrors": `load 1m
+		"RegdLimitNear": `
+  regd_limit{job="regd", instance="n1", resource="watches"} 1000x90
+  regd_limit_used{job="regd", instance="n1", resource="watches"} 0x70 801x20`,
+		"RegdInternalErrors": `
   grpc_server_handled_total{job="regd", instance="n1", grpc_service="regd.api.v1.RegistryService", grpc_method="Get", grpc_code="Internal"} 0x80 1x10`,
-		"RegdWatchersSlow": `load 1m
+		"RegdWatchersSlow": `
   regd_resyncs_total{job="regd", instance="n1", reason="slow_reader"} 0+60x90`,
-		"RegdPaused": `load 1m
+		"RegdPaused": `
   regd_suppressed_expirations_total{job="regd", instance="n1"} 0x85 3x5`,
-		"RegdChecksAbstain": `load 1m
+		"RegdChecksAbstain": `
   regd_check_abstentions_total{job="regd", instance="n1"} 0x85 1x5`,
-		"RegdCertificateExpires": `load 1m
+		"RegdCertificateExpires": `
   regd_tls_certificate_expiry_seconds{job="regd", instance="n1", port="peer", kind="certificate"} 500000x90`,
-		"RegdCertificateNotRead": `load 1m
+		"RegdCertificateNotRead": `
   regd_tls_reload_failures_total{job="regd", instance="n1", port="peer"} 0+1x90`,
-		"RegdSnapshotOld": `load 1m
+		"RegdSnapshotOld": `
   regd_applied_index{job="regd", instance="n1"} 60000+100x90
   regd_snapshot_index{job="regd", instance="n1"} 8000x90`,
-		"RegdVersionsDiffer": `load 1m
+		"RegdVersionsDiffer": `
   regd_build_info{job="regd", instance="n1", version="v1"} 1x90
   regd_build_info{job="regd", instance="n2", version="v2"} 1x90`,
 	}
-	engine := promqltest.NewTestEngine(t, false, 0, 1e6)
+	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: 1e6, Timeout: time.Minute, Parser: language()})
 	for _, r := range rules(t) {
 		series, ok := tests[r.Alert]
 		if !ok {
@@ -107,10 +112,10 @@ func TestAlertsFireWhenTheyShould(t *testing.T) {
 		}
 		t.Run(r.Alert, func(t *testing.T) {
 			t.Parallel()
-			if !fires(t, engine, series, r.Expr, time.Duration(r.For)) {
+			if !fires(t, engine, series, r.Expr, r.long) {
 				t.Error("it does not fire")
 			}
-			if fires(t, engine, three+third, r.Expr, time.Duration(r.For)) {
+			if fires(t, engine, three+third, r.Expr, r.long) {
 				t.Error("it fires while all is well")
 			}
 		})
@@ -120,22 +125,22 @@ func TestAlertsFireWhenTheyShould(t *testing.T) {
 // Without a leader, and with a cluster of one, no quorum is at risk: other alerts tell.
 func TestTheQuorumIsAtRiskOnlyWhileThereIsOne(t *testing.T) {
 	t.Parallel()
-	engine := promqltest.NewTestEngine(t, false, 0, 1e6)
+	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: 1e6, Timeout: time.Minute, Parser: language()})
 	for _, r := range rules(t) {
 		if r.Alert != "RegdQuorumAtRisk" {
 			continue
 		}
 		for name, series := range map[string]string{
-			"no leader": `load 1m
+			"no leader": `
   regd_has_leader{job="regd", instance="n1"} 0x90
   regd_is_voter{job="regd", instance="n1"} 1x90
   regd_voters{job="regd", instance="n1"} 3x90`,
-			"a cluster of one": `load 1m
+			"a cluster of one": `
   regd_has_leader{job="regd", instance="n1"} 1x90
   regd_is_voter{job="regd", instance="n1"} 1x90
   regd_voters{job="regd", instance="n1"} 1x90`,
 		} {
-			if fires(t, engine, series, r.Expr, time.Duration(r.For)) {
+			if fires(t, engine, series, r.Expr, r.long) {
 				t.Errorf("%s: it fires", name)
 			}
 		}
@@ -145,8 +150,7 @@ func TestTheQuorumIsAtRiskOnlyWhileThereIsOne(t *testing.T) {
 // fires tells whether an alert fires at the end of the series: it held for so long.
 func fires(t *testing.T, engine *promql.Engine, series, expr string, long time.Duration) bool {
 	t.Helper()
-	storage := promqltest.LoadedStorage(t, series)
-	defer storage.Close()
+	storage := parse(t, series)
 	const last, step = 89 * time.Minute, 30 * time.Second
 	for at := last - long; at <= last; at += step {
 		query, err := engine.NewInstantQuery(t.Context(), storage, nil, expr, time.Unix(0, 0).Add(at))
