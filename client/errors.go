@@ -67,6 +67,8 @@ var (
 	ErrPermissionDenied  = errors.New("permission denied")
 	ErrBootstrapped      = errors.New("access control was bootstrapped before")
 	ErrFeatureLevel      = errors.New("a member of the cluster is too old for that")
+	ErrQuotaExceeded     = errors.New("quota of the namespace exceeded")
+	ErrRateLimited       = errors.New("the namespace writes more than its quota allows")
 )
 
 // verdict says what to do after a failed attempt.
@@ -126,6 +128,8 @@ func reasonTable() []reasonRow {
 		{apiv1.Reason_REASON_PERMISSION_DENIED, ErrPermissionDenied, giveUp, false},
 		{apiv1.Reason_REASON_BOOTSTRAPPED, ErrBootstrapped, giveUp, false},
 		{apiv1.Reason_REASON_FEATURE_LEVEL, ErrFeatureLevel, giveUp, false},
+		{apiv1.Reason_REASON_QUOTA_EXCEEDED, ErrQuotaExceeded, giveUp, false},
+		{apiv1.Reason_REASON_RATE_LIMITED, ErrRateLimited, later, false},
 		{apiv1.Reason_REASON_SLOTS_MISMATCH, ErrSlotsMismatch, giveUp, false},
 	}
 }

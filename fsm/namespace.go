@@ -48,6 +48,12 @@ func (s *State) Namespaces(after string, fn func(*Namespace) bool) {
 	s.namespaces.after(after, fn)
 }
 
+// Quota returns the limits of a namespace, nil if there are none. It must not be changed.
+func (s *State) Quota(namespace string) *registryv1.Quota { return s.Namespace(namespace).limits() }
+
+// Governed reports whether anything was said about any namespace.
+func (s *State) Governed() bool { return s.namespaces.len() > 0 }
+
 // NamespaceUse returns how much there is in a namespace, whether something was said about it or not. Without that it takes
 // as long as there are services and locks in it.
 func (s *State) NamespaceUse(name string) NamespaceUse {

@@ -27,6 +27,8 @@ type Config struct {
 	RootCAs *x509.CertPool
 	// AllowLinkLocal permits probes of link-local addresses, where clouds serve the credentials of a machine.
 	AllowLinkLocal bool
+	// Node names this node in what it proposes, for the history of instances. Empty: it is not named.
+	Node string
 	// Unapplied tells whether an error of a proposal proves that its command was not and will not be applied. What
 	// such a command was to expire may still be renewed. Nil: no error proves that.
 	Unapplied func(error) bool

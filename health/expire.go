@@ -122,13 +122,14 @@ func (l *ledger) overdue(limit int) (verdicts []*verdict, more bool) {
 		l.queue.remove(d)
 	}
 	for _, v := range verdicts {
-		v.command = l.command(v.deadlines)
+		v.command = l.command(v.deadlines, now)
+		sign(v.command, st, l.node)
 	}
 	return verdicts, more
 }
 
 // command is what ends the deadlines. Called with mu held.
-func (l *ledger) command(deadlines []*deadline) *raftlogv1.Command {
+func (l *ledger) command(deadlines []*deadline, now time.Duration) *raftlogv1.Command {
 	first := deadlines[0]
 	switch first.kind {
 	case ofReport:
@@ -149,13 +150,35 @@ func (l *ledger) command(deadlines []*deadline) *raftlogv1.Command {
 	default:
 		expire := &raftlogv1.Expire{Term: l.term}
 		for _, d := range deadlines {
+			silence := uint64((now - d.due + d.ttl).Milliseconds()) //nolint:gosec // It is overdue.
 			if d.kind == ofSession {
 				expire.Sessions = append(expire.Sessions, d.id)
+				expire.SessionSilenceMs = append(expire.SessionSilenceMs, silence)
 			} else {
 				expire.Leases = append(expire.Leases, d.id)
+				expire.LeaseSilenceMs = append(expire.LeaseSilenceMs, silence)
 			}
 		}
 		return &raftlogv1.Command{Kind: &raftlogv1.Command_Expire{Expire: expire}}
+	}
+}
+
+// sign puts into a command who judged, and takes out what was measured where a member of the cluster does not know of it.
+func sign(cmd *raftlogv1.Command, st *fsm.State, node string) {
+	if st.FeatureLevel() < fsm.HistoryLevel {
+		if expire := cmd.GetExpire(); expire != nil {
+			expire.SessionSilenceMs, expire.LeaseSilenceMs = nil, nil
+		}
+		return
+	}
+	cmd.Level = fsm.HistoryLevel
+	switch kind := cmd.GetKind().(type) {
+	case *raftlogv1.Command_Expire:
+		kind.Expire.Node = node
+	case *raftlogv1.Command_SetCheck:
+		kind.SetCheck.Node = node
+	case *raftlogv1.Command_Deregister:
+		kind.Deregister.Node = node
 	}
 }
 

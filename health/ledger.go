@@ -55,6 +55,7 @@ type deadline struct {
 // process does: who could not hear renewals must not judge by their absence.
 type ledger struct {
 	term  uint64
+	node  string
 	state func() *fsm.State
 	grace time.Duration
 	log   *slog.Logger
@@ -72,7 +73,7 @@ type ledger struct {
 
 func newLedger(m *Monitor, term uint64) *ledger {
 	l := &ledger{
-		term: term, state: m.state, grace: m.cfg.Grace, log: m.cfg.Logger, stats: m.stats, start: time.Now(),
+		term: term, node: m.cfg.Node, state: m.state, grace: m.cfg.Grace, log: m.cfg.Logger, stats: m.stats, start: time.Now(),
 	}
 	for k := range l.entries {
 		l.entries[k] = map[string]*deadline{}

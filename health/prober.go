@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/regd-io/regd/fsm"
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
@@ -40,6 +41,7 @@ type prober struct {
 	cfg   Config
 	term  uint64
 	p     Proposer
+	state func() *fsm.State
 	probe func(context.Context, *plan) result
 	stats *metrics
 	start time.Time
@@ -62,7 +64,7 @@ func maxRetries(slots int) int { return max(1, slots*3/4) }
 
 func newProber(m *Monitor, term uint64) *prober {
 	return &prober{
-		cfg: m.cfg, term: term, p: m.proposer, probe: m.probe, stats: m.stats, start: time.Now(),
+		cfg: m.cfg, term: term, p: m.proposer, state: m.state, probe: m.probe, stats: m.stats, start: time.Now(),
 		wake:      make(chan struct{}, 1),
 		slots:     make(chan struct{}, m.cfg.MaxProbes),
 		count:     map[string]int{},
@@ -279,13 +281,15 @@ func serving(s registryv1.CheckStatus) bool {
 func (p *prober) propose(ctx context.Context, c *check, f finding) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.ProposeTimeout)
 	defer cancel()
-	outcome, err := p.p.Propose(ctx, setCheck(c.key, &raftlogv1.SetCheck{
+	cmd := setCheck(c.key, &raftlogv1.SetCheck{
 		Incarnation: f.incarnation,
 		Check:       c.name,
 		Status:      f.verdict,
 		Output:      f.output,
 		Term:        p.term,
-	}))
+	})
+	sign(cmd, p.state(), p.cfg.Node)
+	outcome, err := p.p.Propose(ctx, cmd)
 	if err == nil {
 		err = outcome.Err()
 	}

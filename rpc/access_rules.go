@@ -42,6 +42,9 @@ var accessRules = map[string]accessRule{
 	apiv1.RegistryService_Get_FullMethodName: func(req any) []need {
 		return []need{on(registryv1.Action_ACTION_DISCOVER, req.(*apiv1.GetRequest).GetKey())}
 	},
+	apiv1.RegistryService_Explain_FullMethodName: func(req any) []need {
+		return []need{on(registryv1.Action_ACTION_DISCOVER, req.(*apiv1.ExplainRequest).GetKey())}
+	},
 	apiv1.RegistryService_ListInstances_FullMethodName: func(req any) []need {
 		return discover(req.(*apiv1.ListInstancesRequest).GetFilter())
 	},
@@ -99,6 +102,11 @@ var accessRules = map[string]accessRule{
 	apiv1.AccessService_PutGrant_FullMethodName:       always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
 	apiv1.AccessService_DeleteGrant_FullMethodName:    always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
 	apiv1.AccessService_ListGrants_FullMethodName:     always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
+
+	apiv1.NamespaceService_Put_FullMethodName:    always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
+	apiv1.NamespaceService_Delete_FullMethodName: always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
+	apiv1.NamespaceService_Get_FullMethodName:    always(onCluster(registryv1.Action_ACTION_OBSERVE)),
+	apiv1.NamespaceService_List_FullMethodName:   always(onCluster(registryv1.Action_ACTION_OBSERVE)),
 
 	// Probes have no tokens, and the API is no secret.
 	healthpb.Health_Check_FullMethodName:                              nil,

@@ -603,7 +603,7 @@ func TestCallsAreAudited(t *testing.T) {
 			strings.Contains(method, "Health/") || strings.Contains(method, "Reflection")
 		renews := slices.Contains([]string{
 			apiv1.SessionService_Attach_FullMethodName, apiv1.SessionService_Renew_FullMethodName, apiv1.LeaseService_KeepAlive_FullMethodName,
-			apiv1.RegistryService_AwaitDelivery_FullMethodName, apiv1.ClusterService_Status_FullMethodName,
+			apiv1.RegistryService_AwaitDelivery_FullMethodName, apiv1.RegistryService_Explain_FullMethodName, apiv1.ClusterService_Status_FullMethodName,
 			apiv1.ClusterService_Members_FullMethodName, apiv1.ClusterService_Verify_FullMethodName, apiv1.AccessService_WhoAmI_FullMethodName,
 		}, method)
 		if audited(method) == (reads || renews) {

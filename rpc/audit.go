@@ -36,6 +36,7 @@ func audited(method string) bool {
 		apiv1.AccessService_Bootstrap_FullMethodName, apiv1.AccessService_SetEnforcement_FullMethodName,
 		apiv1.AccessService_PutPolicy_FullMethodName, apiv1.AccessService_DeletePolicy_FullMethodName,
 		apiv1.AccessService_CreateToken_FullMethodName, apiv1.AccessService_DeleteToken_FullMethodName,
+		apiv1.NamespaceService_Put_FullMethodName, apiv1.NamespaceService_Delete_FullMethodName,
 		apiv1.AccessService_PutGrant_FullMethodName, apiv1.AccessService_DeleteGrant_FullMethodName:
 		return true
 	}
@@ -103,6 +104,13 @@ func auditedObject(req any) []slog.Attr {
 	case *apiv1.PutPolicyRequest:
 		add("policy", r.GetPolicy().GetName())
 		add("rules", rulesText(r.GetPolicy()))
+	case *apiv1.PutNamespaceRequest:
+		add("namespace", r.GetNamespace().GetName())
+		q := r.GetNamespace().GetQuota()
+		attrs = append(attrs, slog.Uint64("max_instances", q.GetMaxInstances()), slog.Uint64("max_locks", q.GetMaxLocks()),
+			slog.Uint64("max_watches", q.GetMaxWatches()), slog.Uint64("max_writes_per_second", q.GetMaxWritesPerSecond()))
+	case *apiv1.DeleteNamespaceRequest:
+		add("namespace", r.GetName())
 	case *apiv1.DeletePolicyRequest:
 		add("policy", r.GetName())
 	case *apiv1.CreateTokenRequest:

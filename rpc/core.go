@@ -19,6 +19,8 @@ type core struct {
 	guard
 	log       *slog.Logger
 	admission *admission
+	// quotas are those of namespaces, as far as each node holds them.
+	quotas quotas
 	// lockWaiters bounds the Acquire calls that wait: one token each.
 	lockWaiters chan struct{}
 	// watches bounds the watch streams: one token each.
@@ -42,8 +44,12 @@ type core struct {
 //
 // What is remembered for retries is the caller's own: under another identity the same request id is another request.
 func (c *core) propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error) {
-	if st := c.node.Feed().State(); st.FeatureLevel() >= fsm.AccessLevel {
-		cmd.Level, cmd.Actor = fsm.AccessLevel, credentialOf(ctx)
+	st := c.node.Feed().State()
+	if err := c.quotas.write(st, cmd); err != nil {
+		return fsm.Outcome{}, err
+	}
+	if level := st.FeatureLevel(); level >= fsm.AccessLevel {
+		cmd.Level, cmd.Actor = max(cmd.GetLevel(), level), credentialOf(ctx)
 		if identity, _ := st.Identity(cmd.GetActor()); cmd.GetRequest() != nil && identity != fsm.Anonymous {
 			cmd.Request.BodyHash ^= xxh3.HashString(identity)
 		}
@@ -52,7 +58,7 @@ func (c *core) propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome
 	if err != nil {
 		return fsm.Outcome{}, err
 	}
-	return out, out.Err()
+	return out, explainQuota(out.Err())
 }
 
 // view returns a state to answer a read from, together with the header of the answer.

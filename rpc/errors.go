@@ -84,6 +84,8 @@ func Faults() []Fault {
 		{fsm.ErrRequestReused, codes.FailedPrecondition, apiv1.Reason_REASON_REQUEST_REUSED, final, "use a new sequence for each request"},
 		{fsm.ErrRequestTooOld, codes.FailedPrecondition, apiv1.Reason_REASON_REQUEST_TOO_OLD, final, "read what is there and decide anew; keep at most 64 requests open"},
 		{fsm.ErrLimit, codes.ResourceExhausted, apiv1.Reason_REASON_LIMIT_REACHED, again, "remove what is no longer needed"},
+		{fsm.ErrQuota, codes.ResourceExhausted, apiv1.Reason_REASON_QUOTA_EXCEEDED, final, "remove what the namespace no longer needs, or have whoever administers raise its quota: regd namespaces put"},
+		{ErrRateLimited, codes.ResourceExhausted, apiv1.Reason_REASON_RATE_LIMITED, again, "come back after the given delay; whoever administers can raise the quota: regd namespaces put"},
 		{cluster.ErrNotLeader, codes.Unavailable, apiv1.Reason_REASON_NOT_LEADER, again, "ask another node"},
 		{cluster.ErrNoLeader, codes.Unavailable, apiv1.Reason_REASON_NO_LEADER, again, "a majority of the voters must be reachable; stale reads still work"},
 		{cluster.ErrOverloaded, codes.ResourceExhausted, apiv1.Reason_REASON_OVERLOADED, again, "come back after the given delay"},
@@ -162,6 +164,10 @@ func toStatus(fault Fault, err error, leader string) *status.Status {
 	}
 	if fault.Reason == apiv1.Reason_REASON_OVERLOADED {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(overloadRetry)})
+	}
+	var limited *rateLimited
+	if errors.As(err, &limited) {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(limited.after)})
 	}
 	st := status.New(fault.Code, err.Error())
 	with, detailErr := st.WithDetails(details...)

@@ -32,6 +32,10 @@ func (s *lockServer) WatchLock(
 		return aboutLock(err, "watch", w.namespace, w.name)
 	}
 	defer s.leaveWatch()
+	if err := s.quotas.watch(s.node.Feed().State(), w.namespace); err != nil {
+		return aboutLock(err, "watch", w.namespace, w.name)
+	}
+	defer s.quotas.unwatch(w.namespace)
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	ended := make(chan error, 1)

@@ -78,6 +78,8 @@ func newBare(node *fakeNode) *bare {
 		&apiv1.LockService_ServiceDesc:    &lockServer{core: c},
 		&apiv1.ClusterService_ServiceDesc: &clusterServer{core: c, restoring: make(chan struct{}, 1)},
 		&apiv1.AccessService_ServiceDesc:  &accessServer{core: c},
+
+		&apiv1.NamespaceService_ServiceDesc: &namespaceServer{core: c},
 	}}
 }
 
@@ -106,7 +108,10 @@ func inhabited(tb testing.TB) *fsm.State {
 		registration(tb, checked),
 		registration(tb, instance("web", "2")),
 		{Kind: &raftlogv1.Command_SetMember{SetMember: &raftlogv1.SetMember{
-			Member: &registryv1.Member{Id: "id1", Name: "n1", FeatureLevel: fsm.AccessLevel},
+			Member: &registryv1.Member{Id: "id1", Name: "n1", FeatureLevel: fsm.HistoryLevel},
+		}}},
+		{Level: fsm.HistoryLevel, Kind: &raftlogv1.Command_PutNamespace{PutNamespace: &raftlogv1.PutNamespace{
+			Namespace: &registryv1.Namespace{Name: DefaultNamespace, Quota: &registryv1.Quota{MaxInstances: 4, MaxWritesPerSecond: 100}},
 		}}},
 		{Kind: &raftlogv1.Command_AcquireLock{AcquireLock: &raftlogv1.AcquireLock{Namespace: DefaultNamespace, Name: "l", SessionId: "s1"}}},
 	} {
@@ -269,6 +274,9 @@ func seedRequests() []proto.Message {
 		&apiv1.CreateTokenRequest{RequestId: id, Identity: "i", Description: "d", ExpiresUnixMs: 1 << 50, SecretHash: make([]byte, 32)},
 		&apiv1.ListTokensRequest{PageSize: 1}, &apiv1.PutGrantRequest{Grant: &registryv1.Grant{Identity: "i", Policies: []string{"p"}}},
 		&apiv1.DeleteGrantRequest{Identity: "i"}, &apiv1.ListGrantsRequest{}, &apiv1.WhoAmIRequest{},
+		&apiv1.ExplainRequest{Key: webKey("1"), Limit: 3}, &apiv1.GetNamespaceRequest{}, &apiv1.ListNamespacesRequest{PageSize: 1},
+		&apiv1.PutNamespaceRequest{RequestId: id, Namespace: &registryv1.Namespace{Name: "a", Quota: &registryv1.Quota{MaxLocks: 1}}},
+		&apiv1.DeleteNamespaceRequest{RequestId: id, Name: DefaultNamespace},
 	}
 }
 

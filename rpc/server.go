@@ -161,6 +161,7 @@ func (s *Server) register() {
 	apiv1.RegisterLockServiceServer(s.grpc, &lockServer{core: s.core})
 	apiv1.RegisterClusterServiceServer(s.grpc, &clusterServer{core: s.core, restoring: make(chan struct{}, 1)})
 	apiv1.RegisterAccessServiceServer(s.grpc, &accessServer{core: s.core, resetFile: s.cfg.AccessResetFile})
+	apiv1.RegisterNamespaceServiceServer(s.grpc, &namespaceServer{core: s.core})
 	healthpb.RegisterHealthServer(s.grpc, &healthServer{core: s.core})
 	reflection.RegisterV1(s.grpc)
 }
@@ -171,7 +172,7 @@ func (s *Server) Collectors() []prometheus.Collector {
 	if s.tls != nil {
 		all = append(all, s.tls.refused)
 	}
-	return append(all, s.metrics, prometheus.NewCounterFunc(prometheus.CounterOpts{
+	return append(all, s.metrics, quotaMetrics{s.core}, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "regd_watch_messages_total",
 		Help: "Messages sent on watch streams.",
 	}, func() float64 { return float64(s.core.watchMessages.Load()) }))

@@ -85,6 +85,9 @@ func (w *watchStream) do(news uint32) {
 		return
 	}
 	w.job.end()
+	for _, sub := range w.subs.byID {
+		w.core.quotas.unwatch(sub.filter.namespace)
+	}
 	if w.watcher != nil {
 		w.core.deliveries.remove(w)
 		w.watcher.Close()

@@ -66,6 +66,9 @@ func (w *watchStream) subscribe(ctx context.Context, req *apiv1.Subscribe) error
 	if err == nil && len(w.subs.byID) == MaxSubscriptions {
 		err = fmt.Errorf("%w: %d subscriptions are open on this stream", fsm.ErrLimit, MaxSubscriptions)
 	}
+	if err == nil {
+		err = w.core.quotas.watch(w.core.node.Feed().State(), sub.filter.namespace)
+	}
 	if err != nil {
 		fault, _ := faultOf(Faults(), err)
 		return w.sendEnded(ctx, id, reasonName(fault.Reason), err.Error())
@@ -107,6 +110,7 @@ func (w *watchStream) unsubscribe(ctx context.Context, id uint32) error {
 func (w *watchStream) drop(sub *subscription) {
 	w.unroute(sub)
 	w.subs.remove(sub)
+	w.core.quotas.unwatch(sub.filter.namespace)
 	w.waiting = slices.DeleteFunc(w.waiting, func(a awaited) bool { return a.sub == sub })
 	w.disclaim(sub)
 }

@@ -294,6 +294,7 @@ func (s *server) openNode(ctx context.Context) error {
 	s.node = node
 	cfg := health.DefaultConfig()
 	cfg.Logger = s.log
+	cfg.Node = s.cfg.Name
 	cfg.Unapplied = func(err error) bool { return !errors.Is(err, cluster.ErrUnknownOutcome) }
 	s.monitor, err = health.New(cfg, node.Feed(), node)
 	return err

@@ -96,6 +96,11 @@ const (
 	Reason_REASON_FEATURE_LEVEL Reason = 33
 	// Access control was bootstrapped before (says how often, and how it is done again). Not retryable.
 	Reason_REASON_BOOTSTRAPPED Reason = 34
+	// A quota of the namespace is reached (names namespace, resource, limit and what is used). Nothing was done. A new request can
+	// succeed once there is room, or the quota was raised.
+	Reason_REASON_QUOTA_EXCEEDED Reason = 35
+	// The namespace writes more per second than its quota lets a node take. Nothing was done. Retryable after RetryInfo.
+	Reason_REASON_RATE_LIMITED Reason = 36
 )
 
 // Enum value maps for Reason.
@@ -136,6 +141,8 @@ var (
 		32: "REASON_PERMISSION_DENIED",
 		33: "REASON_FEATURE_LEVEL",
 		34: "REASON_BOOTSTRAPPED",
+		35: "REASON_QUOTA_EXCEEDED",
+		36: "REASON_RATE_LIMITED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":        0,
@@ -173,6 +180,8 @@ var (
 		"REASON_PERMISSION_DENIED":  32,
 		"REASON_FEATURE_LEVEL":      33,
 		"REASON_BOOTSTRAPPED":       34,
+		"REASON_QUOTA_EXCEEDED":     35,
+		"REASON_RATE_LIMITED":       36,
 	}
 )
 
@@ -207,7 +216,7 @@ var File_api_v1_errors_proto protoreflect.FileDescriptor
 
 const file_api_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x13api/v1/errors.proto\x12\vregd.api.v1*\x9d\a\n" +
+	"\x13api/v1/errors.proto\x12\vregd.api.v1*\xd1\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -244,7 +253,9 @@ const file_api_v1_errors_proto_rawDesc = "" +
 	"\x16REASON_UNAUTHENTICATED\x10\x1f\x12\x1c\n" +
 	"\x18REASON_PERMISSION_DENIED\x10 \x12\x18\n" +
 	"\x14REASON_FEATURE_LEVEL\x10!\x12\x17\n" +
-	"\x13REASON_BOOTSTRAPPED\x10\"B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
+	"\x13REASON_BOOTSTRAPPED\x10\"\x12\x19\n" +
+	"\x15REASON_QUOTA_EXCEEDED\x10#\x12\x17\n" +
+	"\x13REASON_RATE_LIMITED\x10$B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_errors_proto_rawDescOnce sync.Once

@@ -968,6 +968,179 @@ func (x *SetMaintenanceResponse) GetChanged() bool {
 	return false
 }
 
+// ExplainRequest asks what happened to an instance.
+type ExplainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which.
+	Key *InstanceKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// How fresh.
+	Freshness *Freshness `protobuf:"bytes,2,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// The newest so many changes, up to 1,000. 0: 100. Negative is an error.
+	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExplainRequest) GetKey() *InstanceKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetFreshness() *Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+func (x *ExplainRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// ExplainResponse answers Explain.
+type ExplainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The header.
+	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// The instance. Unset: it is not registered.
+	Instance *v1.Instance `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	// What happened to it, oldest first, and the restores of the whole registry between.
+	Transitions []*v1.Transition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	// Older changes are kept that the limit left out.
+	More bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	// A history is kept. It begins once all members of the cluster know of it.
+	Kept bool `protobuf:"varint,5,opt,name=kept,proto3" json:"kept,omitempty"`
+	// Changes up to this revision are not kept: what happened before nobody knows any more.
+	AfterRevision uint64 `protobuf:"varint,6,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"`
+	// Time of that revision, milliseconds since the Unix epoch.
+	AfterUnixMs int64 `protobuf:"varint,7,opt,name=after_unix_ms,json=afterUnixMs,proto3" json:"after_unix_ms,omitempty"`
+	// Identities were left out: the caller may not observe the cluster.
+	IdentitiesWithheld bool `protobuf:"varint,8,opt,name=identities_withheld,json=identitiesWithheld,proto3" json:"identities_withheld,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_api_v1_registry_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_registry_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExplainResponse) GetHeader() *ResponseHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetInstance() *v1.Instance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetTransitions() []*v1.Transition {
+	if x != nil {
+		return x.Transitions
+	}
+	return nil
+}
+
+func (x *ExplainResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *ExplainResponse) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+func (x *ExplainResponse) GetAfterRevision() uint64 {
+	if x != nil {
+		return x.AfterRevision
+	}
+	return 0
+}
+
+func (x *ExplainResponse) GetAfterUnixMs() int64 {
+	if x != nil {
+		return x.AfterUnixMs
+	}
+	return 0
+}
+
+func (x *ExplainResponse) GetIdentitiesWithheld() bool {
+	if x != nil {
+		return x.IdentitiesWithheld
+	}
+	return false
+}
+
 // GetRequest asks for one instance.
 type GetRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -981,7 +1154,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[13]
+	mi := &file_api_v1_registry_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1166,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[13]
+	mi := &file_api_v1_registry_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1179,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{13}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetRequest) GetKey() *InstanceKey {
@@ -1036,7 +1209,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[14]
+	mi := &file_api_v1_registry_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1221,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[14]
+	mi := &file_api_v1_registry_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1234,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{14}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetResponse) GetHeader() *ResponseHeader {
@@ -1097,7 +1270,7 @@ type ListServicesRequest struct {
 
 func (x *ListServicesRequest) Reset() {
 	*x = ListServicesRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[15]
+	mi := &file_api_v1_registry_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1282,7 @@ func (x *ListServicesRequest) String() string {
 func (*ListServicesRequest) ProtoMessage() {}
 
 func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[15]
+	mi := &file_api_v1_registry_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1295,7 @@ func (x *ListServicesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesRequest.ProtoReflect.Descriptor instead.
 func (*ListServicesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{15}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListServicesRequest) GetNamespace() string {
@@ -1185,7 +1358,7 @@ type ServiceSummary struct {
 
 func (x *ServiceSummary) Reset() {
 	*x = ServiceSummary{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[16]
+	mi := &file_api_v1_registry_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1370,7 @@ func (x *ServiceSummary) String() string {
 func (*ServiceSummary) ProtoMessage() {}
 
 func (x *ServiceSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[16]
+	mi := &file_api_v1_registry_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1383,7 @@ func (x *ServiceSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSummary.ProtoReflect.Descriptor instead.
 func (*ServiceSummary) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{16}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServiceSummary) GetNamespace() string {
@@ -1284,7 +1457,7 @@ type ListServicesResponse struct {
 
 func (x *ListServicesResponse) Reset() {
 	*x = ListServicesResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[17]
+	mi := &file_api_v1_registry_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1469,7 @@ func (x *ListServicesResponse) String() string {
 func (*ListServicesResponse) ProtoMessage() {}
 
 func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[17]
+	mi := &file_api_v1_registry_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1482,7 @@ func (x *ListServicesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServicesResponse.ProtoReflect.Descriptor instead.
 func (*ListServicesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{17}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListServicesResponse) GetHeader() *ResponseHeader {
@@ -1350,7 +1523,7 @@ type ListInstancesRequest struct {
 
 func (x *ListInstancesRequest) Reset() {
 	*x = ListInstancesRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[18]
+	mi := &file_api_v1_registry_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1535,7 @@ func (x *ListInstancesRequest) String() string {
 func (*ListInstancesRequest) ProtoMessage() {}
 
 func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[18]
+	mi := &file_api_v1_registry_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1548,7 @@ func (x *ListInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesRequest.ProtoReflect.Descriptor instead.
 func (*ListInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{18}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListInstancesRequest) GetFilter() *Filter {
@@ -1423,7 +1596,7 @@ type ListInstancesResponse struct {
 
 func (x *ListInstancesResponse) Reset() {
 	*x = ListInstancesResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[19]
+	mi := &file_api_v1_registry_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1608,7 @@ func (x *ListInstancesResponse) String() string {
 func (*ListInstancesResponse) ProtoMessage() {}
 
 func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[19]
+	mi := &file_api_v1_registry_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1621,7 @@ func (x *ListInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInstancesResponse.ProtoReflect.Descriptor instead.
 func (*ListInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{19}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListInstancesResponse) GetHeader() *ResponseHeader {
@@ -1494,7 +1667,7 @@ type ResumePoint struct {
 
 func (x *ResumePoint) Reset() {
 	*x = ResumePoint{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[20]
+	mi := &file_api_v1_registry_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1679,7 @@ func (x *ResumePoint) String() string {
 func (*ResumePoint) ProtoMessage() {}
 
 func (x *ResumePoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[20]
+	mi := &file_api_v1_registry_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1692,7 @@ func (x *ResumePoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumePoint.ProtoReflect.Descriptor instead.
 func (*ResumePoint) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{20}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResumePoint) GetClusterId() string {
@@ -1560,7 +1733,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[21]
+	mi := &file_api_v1_registry_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1745,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[21]
+	mi := &file_api_v1_registry_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1758,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{21}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchRequest) GetAction() isWatchRequest_Action {
@@ -1673,7 +1846,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[22]
+	mi := &file_api_v1_registry_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1858,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[22]
+	mi := &file_api_v1_registry_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1871,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{22}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Subscribe) GetSubscriptionId() uint32 {
@@ -1755,7 +1928,7 @@ type Acknowledge struct {
 
 func (x *Acknowledge) Reset() {
 	*x = Acknowledge{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	mi := &file_api_v1_registry_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1940,7 @@ func (x *Acknowledge) String() string {
 func (*Acknowledge) ProtoMessage() {}
 
 func (x *Acknowledge) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[23]
+	mi := &file_api_v1_registry_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1953,7 @@ func (x *Acknowledge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acknowledge.ProtoReflect.Descriptor instead.
 func (*Acknowledge) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{23}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Acknowledge) GetNumber() uint64 {
@@ -1804,7 +1977,7 @@ type Marker struct {
 
 func (x *Marker) Reset() {
 	*x = Marker{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	mi := &file_api_v1_registry_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1989,7 @@ func (x *Marker) String() string {
 func (*Marker) ProtoMessage() {}
 
 func (x *Marker) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[24]
+	mi := &file_api_v1_registry_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +2002,7 @@ func (x *Marker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Marker.ProtoReflect.Descriptor instead.
 func (*Marker) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{24}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Marker) GetNumber() uint64 {
@@ -1857,7 +2030,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[25]
+	mi := &file_api_v1_registry_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2042,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[25]
+	mi := &file_api_v1_registry_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2055,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{25}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Unsubscribe) GetSubscriptionId() uint32 {
@@ -1911,7 +2084,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[26]
+	mi := &file_api_v1_registry_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2096,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[26]
+	mi := &file_api_v1_registry_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2109,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{26}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Cut) GetSubscriptionId() uint32 {
@@ -1988,7 +2161,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[27]
+	mi := &file_api_v1_registry_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2173,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[27]
+	mi := &file_api_v1_registry_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2186,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{27}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Synced) GetSubscriptionId() uint32 {
@@ -2043,7 +2216,7 @@ type Events struct {
 
 func (x *Events) Reset() {
 	*x = Events{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[28]
+	mi := &file_api_v1_registry_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2228,7 @@ func (x *Events) String() string {
 func (*Events) ProtoMessage() {}
 
 func (x *Events) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[28]
+	mi := &file_api_v1_registry_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2241,7 @@ func (x *Events) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Events.ProtoReflect.Descriptor instead.
 func (*Events) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{28}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Events) GetEvents() []*SubscribedEvent {
@@ -2098,7 +2271,7 @@ type SubscribedEvent struct {
 
 func (x *SubscribedEvent) Reset() {
 	*x = SubscribedEvent{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[29]
+	mi := &file_api_v1_registry_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2283,7 @@ func (x *SubscribedEvent) String() string {
 func (*SubscribedEvent) ProtoMessage() {}
 
 func (x *SubscribedEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[29]
+	mi := &file_api_v1_registry_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2296,7 @@ func (x *SubscribedEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribedEvent.ProtoReflect.Descriptor instead.
 func (*SubscribedEvent) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{29}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SubscribedEvent) GetEvent() *v1.Event {
@@ -2151,7 +2324,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[30]
+	mi := &file_api_v1_registry_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2336,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[30]
+	mi := &file_api_v1_registry_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2349,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{30}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Progress) GetHeader() *ResponseHeader {
@@ -2201,7 +2374,7 @@ type SubscriptionEnded struct {
 
 func (x *SubscriptionEnded) Reset() {
 	*x = SubscriptionEnded{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[31]
+	mi := &file_api_v1_registry_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2386,7 @@ func (x *SubscriptionEnded) String() string {
 func (*SubscriptionEnded) ProtoMessage() {}
 
 func (x *SubscriptionEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[31]
+	mi := &file_api_v1_registry_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2399,7 @@ func (x *SubscriptionEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionEnded.ProtoReflect.Descriptor instead.
 func (*SubscriptionEnded) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{31}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SubscriptionEnded) GetSubscriptionId() uint32 {
@@ -2261,7 +2434,7 @@ type GoElsewhere struct {
 
 func (x *GoElsewhere) Reset() {
 	*x = GoElsewhere{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[32]
+	mi := &file_api_v1_registry_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2446,7 @@ func (x *GoElsewhere) String() string {
 func (*GoElsewhere) ProtoMessage() {}
 
 func (x *GoElsewhere) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[32]
+	mi := &file_api_v1_registry_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2459,7 @@ func (x *GoElsewhere) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GoElsewhere.ProtoReflect.Descriptor instead.
 func (*GoElsewhere) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{32}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GoElsewhere) GetLeader() string {
@@ -2317,7 +2490,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[33]
+	mi := &file_api_v1_registry_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2502,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[33]
+	mi := &file_api_v1_registry_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2515,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{33}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchResponse) GetPayload() isWatchResponse_Payload {
@@ -2483,7 +2656,7 @@ type AwaitDeliveryRequest struct {
 
 func (x *AwaitDeliveryRequest) Reset() {
 	*x = AwaitDeliveryRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[34]
+	mi := &file_api_v1_registry_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2668,7 @@ func (x *AwaitDeliveryRequest) String() string {
 func (*AwaitDeliveryRequest) ProtoMessage() {}
 
 func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[34]
+	mi := &file_api_v1_registry_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2681,7 @@ func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{34}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AwaitDeliveryRequest) GetNamespace() string {
@@ -2547,7 +2720,7 @@ type AwaitDeliveryResponse struct {
 
 func (x *AwaitDeliveryResponse) Reset() {
 	*x = AwaitDeliveryResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[35]
+	mi := &file_api_v1_registry_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2559,7 +2732,7 @@ func (x *AwaitDeliveryResponse) String() string {
 func (*AwaitDeliveryResponse) ProtoMessage() {}
 
 func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[35]
+	mi := &file_api_v1_registry_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2572,7 +2745,7 @@ func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{35}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AwaitDeliveryResponse) GetHeader() *ResponseHeader {
@@ -2624,7 +2797,7 @@ type NodeDelivery struct {
 
 func (x *NodeDelivery) Reset() {
 	*x = NodeDelivery{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[36]
+	mi := &file_api_v1_registry_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2809,7 @@ func (x *NodeDelivery) String() string {
 func (*NodeDelivery) ProtoMessage() {}
 
 func (x *NodeDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[36]
+	mi := &file_api_v1_registry_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2822,7 @@ func (x *NodeDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDelivery.ProtoReflect.Descriptor instead.
 func (*NodeDelivery) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{36}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NodeDelivery) GetNode() string {
@@ -2728,7 +2901,7 @@ type LaggingStream struct {
 
 func (x *LaggingStream) Reset() {
 	*x = LaggingStream{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[37]
+	mi := &file_api_v1_registry_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2913,7 @@ func (x *LaggingStream) String() string {
 func (*LaggingStream) ProtoMessage() {}
 
 func (x *LaggingStream) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[37]
+	mi := &file_api_v1_registry_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2926,7 @@ func (x *LaggingStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaggingStream.ProtoReflect.Descriptor instead.
 func (*LaggingStream) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{37}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LaggingStream) GetClient() string {
@@ -2787,7 +2960,7 @@ type WatchServiceRequest struct {
 
 func (x *WatchServiceRequest) Reset() {
 	*x = WatchServiceRequest{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[38]
+	mi := &file_api_v1_registry_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2972,7 @@ func (x *WatchServiceRequest) String() string {
 func (*WatchServiceRequest) ProtoMessage() {}
 
 func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[38]
+	mi := &file_api_v1_registry_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2985,7 @@ func (x *WatchServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceRequest.ProtoReflect.Descriptor instead.
 func (*WatchServiceRequest) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{38}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchServiceRequest) GetFilter() *Filter {
@@ -2864,7 +3037,7 @@ type WatchServiceResponse struct {
 
 func (x *WatchServiceResponse) Reset() {
 	*x = WatchServiceResponse{}
-	mi := &file_api_v1_registry_service_proto_msgTypes[39]
+	mi := &file_api_v1_registry_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3049,7 @@ func (x *WatchServiceResponse) String() string {
 func (*WatchServiceResponse) ProtoMessage() {}
 
 func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_v1_registry_service_proto_msgTypes[39]
+	mi := &file_api_v1_registry_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3062,7 @@ func (x *WatchServiceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchServiceResponse.ProtoReflect.Descriptor instead.
 func (*WatchServiceResponse) Descriptor() ([]byte, []int) {
-	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{39}
+	return file_api_v1_registry_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WatchServiceResponse) GetPayload() isWatchServiceResponse_Payload {
@@ -3003,7 +3176,7 @@ var File_api_v1_registry_service_proto protoreflect.FileDescriptor
 
 const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1dapi/v1/registry_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\x86\x02\n" +
+	"\x1dapi/v1/registry_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x19registry/v1/history.proto\x1a\x1aregistry/v1/registry.proto\"\x86\x02\n" +
 	"\x0fRegisterRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x126\n" +
@@ -3069,7 +3242,20 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\vmaintenance\x18\x03 \x01(\bR\vmaintenance\"g\n" +
 	"\x16SetMaintenanceResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"n\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\x88\x01\n" +
+	"\x0eExplainRequest\x12*\n" +
+	"\x03key\x18\x01 \x01(\v2\x18.regd.api.v1.InstanceKeyR\x03key\x124\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x16.regd.api.v1.FreshnessR\tfreshness\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\"\xe2\x02\n" +
+	"\x0fExplainResponse\x123\n" +
+	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x126\n" +
+	"\binstance\x18\x02 \x01(\v2\x1a.regd.registry.v1.InstanceR\binstance\x12>\n" +
+	"\vtransitions\x18\x03 \x03(\v2\x1c.regd.registry.v1.TransitionR\vtransitions\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12\x12\n" +
+	"\x04kept\x18\x05 \x01(\bR\x04kept\x12%\n" +
+	"\x0eafter_revision\x18\x06 \x01(\x04R\rafterRevision\x12\"\n" +
+	"\rafter_unix_ms\x18\a \x01(\x03R\vafterUnixMs\x12/\n" +
+	"\x13identities_withheld\x18\b \x01(\bR\x12identitiesWithheld\"n\n" +
 	"\n" +
 	"GetRequest\x12*\n" +
 	"\x03key\x18\x01 \x01(\v2\x18.regd.api.v1.InstanceKeyR\x03key\x124\n" +
@@ -3206,7 +3392,7 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\x1dCUT_REASON_SNAPSHOT_INSTALLED\x10\x04\x12\x17\n" +
 	"\x13CUT_REASON_RESTORED\x10\x05\x12\x1d\n" +
 	"\x19CUT_REASON_LARGE_REVISION\x10\x06\x12\x1d\n" +
-	"\x19CUT_REASON_ACCESS_CHANGED\x10\a2\xc2\a\n" +
+	"\x19CUT_REASON_ACCESS_CHANGED\x10\a2\x88\b\n" +
 	"\x0fRegistryService\x12G\n" +
 	"\bRegister\x12\x1c.regd.api.v1.RegisterRequest\x1a\x1d.regd.api.v1.RegisterResponse\x12M\n" +
 	"\n" +
@@ -3215,7 +3401,8 @@ const file_api_v1_registry_service_proto_rawDesc = "" +
 	"\tSetHealth\x12\x1d.regd.api.v1.SetHealthRequest\x1a\x1e.regd.api.v1.SetHealthResponse\x12>\n" +
 	"\x05Drain\x12\x19.regd.api.v1.DrainRequest\x1a\x1a.regd.api.v1.DrainResponse\x12Y\n" +
 	"\x0eSetMaintenance\x12\".regd.api.v1.SetMaintenanceRequest\x1a#.regd.api.v1.SetMaintenanceResponse\x128\n" +
-	"\x03Get\x12\x17.regd.api.v1.GetRequest\x1a\x18.regd.api.v1.GetResponse\x12S\n" +
+	"\x03Get\x12\x17.regd.api.v1.GetRequest\x1a\x18.regd.api.v1.GetResponse\x12D\n" +
+	"\aExplain\x12\x1b.regd.api.v1.ExplainRequest\x1a\x1c.regd.api.v1.ExplainResponse\x12S\n" +
 	"\fListServices\x12 .regd.api.v1.ListServicesRequest\x1a!.regd.api.v1.ListServicesResponse\x12V\n" +
 	"\rListInstances\x12!.regd.api.v1.ListInstancesRequest\x1a\".regd.api.v1.ListInstancesResponse\x12B\n" +
 	"\x05Watch\x12\x19.regd.api.v1.WatchRequest\x1a\x1a.regd.api.v1.WatchResponse(\x010\x01\x12V\n" +
@@ -3235,7 +3422,7 @@ func file_api_v1_registry_service_proto_rawDescGZIP() []byte {
 }
 
 var file_api_v1_registry_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_api_v1_registry_service_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_api_v1_registry_service_proto_goTypes = []any{
 	(CutReason)(0),                 // 0: regd.api.v1.CutReason
 	(*RegisterRequest)(nil),        // 1: regd.api.v1.RegisterRequest
@@ -3251,142 +3438,152 @@ var file_api_v1_registry_service_proto_goTypes = []any{
 	(*DrainResponse)(nil),          // 11: regd.api.v1.DrainResponse
 	(*SetMaintenanceRequest)(nil),  // 12: regd.api.v1.SetMaintenanceRequest
 	(*SetMaintenanceResponse)(nil), // 13: regd.api.v1.SetMaintenanceResponse
-	(*GetRequest)(nil),             // 14: regd.api.v1.GetRequest
-	(*GetResponse)(nil),            // 15: regd.api.v1.GetResponse
-	(*ListServicesRequest)(nil),    // 16: regd.api.v1.ListServicesRequest
-	(*ServiceSummary)(nil),         // 17: regd.api.v1.ServiceSummary
-	(*ListServicesResponse)(nil),   // 18: regd.api.v1.ListServicesResponse
-	(*ListInstancesRequest)(nil),   // 19: regd.api.v1.ListInstancesRequest
-	(*ListInstancesResponse)(nil),  // 20: regd.api.v1.ListInstancesResponse
-	(*ResumePoint)(nil),            // 21: regd.api.v1.ResumePoint
-	(*WatchRequest)(nil),           // 22: regd.api.v1.WatchRequest
-	(*Subscribe)(nil),              // 23: regd.api.v1.Subscribe
-	(*Acknowledge)(nil),            // 24: regd.api.v1.Acknowledge
-	(*Marker)(nil),                 // 25: regd.api.v1.Marker
-	(*Unsubscribe)(nil),            // 26: regd.api.v1.Unsubscribe
-	(*Cut)(nil),                    // 27: regd.api.v1.Cut
-	(*Synced)(nil),                 // 28: regd.api.v1.Synced
-	(*Events)(nil),                 // 29: regd.api.v1.Events
-	(*SubscribedEvent)(nil),        // 30: regd.api.v1.SubscribedEvent
-	(*Progress)(nil),               // 31: regd.api.v1.Progress
-	(*SubscriptionEnded)(nil),      // 32: regd.api.v1.SubscriptionEnded
-	(*GoElsewhere)(nil),            // 33: regd.api.v1.GoElsewhere
-	(*WatchResponse)(nil),          // 34: regd.api.v1.WatchResponse
-	(*AwaitDeliveryRequest)(nil),   // 35: regd.api.v1.AwaitDeliveryRequest
-	(*AwaitDeliveryResponse)(nil),  // 36: regd.api.v1.AwaitDeliveryResponse
-	(*NodeDelivery)(nil),           // 37: regd.api.v1.NodeDelivery
-	(*LaggingStream)(nil),          // 38: regd.api.v1.LaggingStream
-	(*WatchServiceRequest)(nil),    // 39: regd.api.v1.WatchServiceRequest
-	(*WatchServiceResponse)(nil),   // 40: regd.api.v1.WatchServiceResponse
-	(*RequestID)(nil),              // 41: regd.api.v1.RequestID
-	(*v1.Instance)(nil),            // 42: regd.registry.v1.Instance
-	(*durationpb.Duration)(nil),    // 43: google.protobuf.Duration
-	(*ResponseHeader)(nil),         // 44: regd.api.v1.ResponseHeader
-	(*v1.Session)(nil),             // 45: regd.registry.v1.Session
-	(*InstanceKey)(nil),            // 46: regd.api.v1.InstanceKey
-	(v1.CheckStatus)(0),            // 47: regd.registry.v1.CheckStatus
-	(*Freshness)(nil),              // 48: regd.api.v1.Freshness
-	(*Filter)(nil),                 // 49: regd.api.v1.Filter
-	(*v1.Event)(nil),               // 50: regd.registry.v1.Event
+	(*ExplainRequest)(nil),         // 14: regd.api.v1.ExplainRequest
+	(*ExplainResponse)(nil),        // 15: regd.api.v1.ExplainResponse
+	(*GetRequest)(nil),             // 16: regd.api.v1.GetRequest
+	(*GetResponse)(nil),            // 17: regd.api.v1.GetResponse
+	(*ListServicesRequest)(nil),    // 18: regd.api.v1.ListServicesRequest
+	(*ServiceSummary)(nil),         // 19: regd.api.v1.ServiceSummary
+	(*ListServicesResponse)(nil),   // 20: regd.api.v1.ListServicesResponse
+	(*ListInstancesRequest)(nil),   // 21: regd.api.v1.ListInstancesRequest
+	(*ListInstancesResponse)(nil),  // 22: regd.api.v1.ListInstancesResponse
+	(*ResumePoint)(nil),            // 23: regd.api.v1.ResumePoint
+	(*WatchRequest)(nil),           // 24: regd.api.v1.WatchRequest
+	(*Subscribe)(nil),              // 25: regd.api.v1.Subscribe
+	(*Acknowledge)(nil),            // 26: regd.api.v1.Acknowledge
+	(*Marker)(nil),                 // 27: regd.api.v1.Marker
+	(*Unsubscribe)(nil),            // 28: regd.api.v1.Unsubscribe
+	(*Cut)(nil),                    // 29: regd.api.v1.Cut
+	(*Synced)(nil),                 // 30: regd.api.v1.Synced
+	(*Events)(nil),                 // 31: regd.api.v1.Events
+	(*SubscribedEvent)(nil),        // 32: regd.api.v1.SubscribedEvent
+	(*Progress)(nil),               // 33: regd.api.v1.Progress
+	(*SubscriptionEnded)(nil),      // 34: regd.api.v1.SubscriptionEnded
+	(*GoElsewhere)(nil),            // 35: regd.api.v1.GoElsewhere
+	(*WatchResponse)(nil),          // 36: regd.api.v1.WatchResponse
+	(*AwaitDeliveryRequest)(nil),   // 37: regd.api.v1.AwaitDeliveryRequest
+	(*AwaitDeliveryResponse)(nil),  // 38: regd.api.v1.AwaitDeliveryResponse
+	(*NodeDelivery)(nil),           // 39: regd.api.v1.NodeDelivery
+	(*LaggingStream)(nil),          // 40: regd.api.v1.LaggingStream
+	(*WatchServiceRequest)(nil),    // 41: regd.api.v1.WatchServiceRequest
+	(*WatchServiceResponse)(nil),   // 42: regd.api.v1.WatchServiceResponse
+	(*RequestID)(nil),              // 43: regd.api.v1.RequestID
+	(*v1.Instance)(nil),            // 44: regd.registry.v1.Instance
+	(*durationpb.Duration)(nil),    // 45: google.protobuf.Duration
+	(*ResponseHeader)(nil),         // 46: regd.api.v1.ResponseHeader
+	(*v1.Session)(nil),             // 47: regd.registry.v1.Session
+	(*InstanceKey)(nil),            // 48: regd.api.v1.InstanceKey
+	(v1.CheckStatus)(0),            // 49: regd.registry.v1.CheckStatus
+	(*Freshness)(nil),              // 50: regd.api.v1.Freshness
+	(*v1.Transition)(nil),          // 51: regd.registry.v1.Transition
+	(*Filter)(nil),                 // 52: regd.api.v1.Filter
+	(*v1.Event)(nil),               // 53: regd.registry.v1.Event
 }
 var file_api_v1_registry_service_proto_depIdxs = []int32{
-	41, // 0: regd.api.v1.RegisterRequest.request_id:type_name -> regd.api.v1.RequestID
-	42, // 1: regd.api.v1.RegisterRequest.instance:type_name -> regd.registry.v1.Instance
+	43, // 0: regd.api.v1.RegisterRequest.request_id:type_name -> regd.api.v1.RequestID
+	44, // 1: regd.api.v1.RegisterRequest.instance:type_name -> regd.registry.v1.Instance
 	2,  // 2: regd.api.v1.RegisterRequest.open_session:type_name -> regd.api.v1.NewSession
-	43, // 3: regd.api.v1.NewSession.ttl:type_name -> google.protobuf.Duration
-	44, // 4: regd.api.v1.RegisterResponse.header:type_name -> regd.api.v1.ResponseHeader
-	45, // 5: regd.api.v1.RegisterResponse.session:type_name -> regd.registry.v1.Session
-	41, // 6: regd.api.v1.DeregisterRequest.request_id:type_name -> regd.api.v1.RequestID
-	46, // 7: regd.api.v1.DeregisterRequest.key:type_name -> regd.api.v1.InstanceKey
-	44, // 8: regd.api.v1.DeregisterResponse.header:type_name -> regd.api.v1.ResponseHeader
-	41, // 9: regd.api.v1.RegisterBatchRequest.request_id:type_name -> regd.api.v1.RequestID
-	42, // 10: regd.api.v1.RegisterBatchRequest.register:type_name -> regd.registry.v1.Instance
-	46, // 11: regd.api.v1.RegisterBatchRequest.deregister:type_name -> regd.api.v1.InstanceKey
+	45, // 3: regd.api.v1.NewSession.ttl:type_name -> google.protobuf.Duration
+	46, // 4: regd.api.v1.RegisterResponse.header:type_name -> regd.api.v1.ResponseHeader
+	47, // 5: regd.api.v1.RegisterResponse.session:type_name -> regd.registry.v1.Session
+	43, // 6: regd.api.v1.DeregisterRequest.request_id:type_name -> regd.api.v1.RequestID
+	48, // 7: regd.api.v1.DeregisterRequest.key:type_name -> regd.api.v1.InstanceKey
+	46, // 8: regd.api.v1.DeregisterResponse.header:type_name -> regd.api.v1.ResponseHeader
+	43, // 9: regd.api.v1.RegisterBatchRequest.request_id:type_name -> regd.api.v1.RequestID
+	44, // 10: regd.api.v1.RegisterBatchRequest.register:type_name -> regd.registry.v1.Instance
+	48, // 11: regd.api.v1.RegisterBatchRequest.deregister:type_name -> regd.api.v1.InstanceKey
 	2,  // 12: regd.api.v1.RegisterBatchRequest.open_session:type_name -> regd.api.v1.NewSession
-	44, // 13: regd.api.v1.RegisterBatchResponse.header:type_name -> regd.api.v1.ResponseHeader
-	45, // 14: regd.api.v1.RegisterBatchResponse.session:type_name -> regd.registry.v1.Session
-	41, // 15: regd.api.v1.SetHealthRequest.request_id:type_name -> regd.api.v1.RequestID
-	46, // 16: regd.api.v1.SetHealthRequest.key:type_name -> regd.api.v1.InstanceKey
-	47, // 17: regd.api.v1.SetHealthRequest.status:type_name -> regd.registry.v1.CheckStatus
-	44, // 18: regd.api.v1.SetHealthResponse.header:type_name -> regd.api.v1.ResponseHeader
-	41, // 19: regd.api.v1.DrainRequest.request_id:type_name -> regd.api.v1.RequestID
-	46, // 20: regd.api.v1.DrainRequest.key:type_name -> regd.api.v1.InstanceKey
-	44, // 21: regd.api.v1.DrainResponse.header:type_name -> regd.api.v1.ResponseHeader
-	41, // 22: regd.api.v1.SetMaintenanceRequest.request_id:type_name -> regd.api.v1.RequestID
-	46, // 23: regd.api.v1.SetMaintenanceRequest.key:type_name -> regd.api.v1.InstanceKey
-	44, // 24: regd.api.v1.SetMaintenanceResponse.header:type_name -> regd.api.v1.ResponseHeader
-	46, // 25: regd.api.v1.GetRequest.key:type_name -> regd.api.v1.InstanceKey
-	48, // 26: regd.api.v1.GetRequest.freshness:type_name -> regd.api.v1.Freshness
-	44, // 27: regd.api.v1.GetResponse.header:type_name -> regd.api.v1.ResponseHeader
-	42, // 28: regd.api.v1.GetResponse.instance:type_name -> regd.registry.v1.Instance
-	48, // 29: regd.api.v1.ListServicesRequest.freshness:type_name -> regd.api.v1.Freshness
-	44, // 30: regd.api.v1.ListServicesResponse.header:type_name -> regd.api.v1.ResponseHeader
-	17, // 31: regd.api.v1.ListServicesResponse.services:type_name -> regd.api.v1.ServiceSummary
-	49, // 32: regd.api.v1.ListInstancesRequest.filter:type_name -> regd.api.v1.Filter
-	48, // 33: regd.api.v1.ListInstancesRequest.freshness:type_name -> regd.api.v1.Freshness
-	44, // 34: regd.api.v1.ListInstancesResponse.header:type_name -> regd.api.v1.ResponseHeader
-	42, // 35: regd.api.v1.ListInstancesResponse.instances:type_name -> regd.registry.v1.Instance
-	23, // 36: regd.api.v1.WatchRequest.subscribe:type_name -> regd.api.v1.Subscribe
-	26, // 37: regd.api.v1.WatchRequest.unsubscribe:type_name -> regd.api.v1.Unsubscribe
-	24, // 38: regd.api.v1.WatchRequest.acknowledge:type_name -> regd.api.v1.Acknowledge
-	49, // 39: regd.api.v1.Subscribe.filter:type_name -> regd.api.v1.Filter
-	21, // 40: regd.api.v1.Subscribe.resume:type_name -> regd.api.v1.ResumePoint
-	43, // 41: regd.api.v1.Subscribe.progress_interval:type_name -> google.protobuf.Duration
-	0,  // 42: regd.api.v1.Cut.reason:type_name -> regd.api.v1.CutReason
-	42, // 43: regd.api.v1.Cut.instances:type_name -> regd.registry.v1.Instance
-	46, // 44: regd.api.v1.Cut.deleted:type_name -> regd.api.v1.InstanceKey
-	44, // 45: regd.api.v1.Synced.header:type_name -> regd.api.v1.ResponseHeader
-	30, // 46: regd.api.v1.Events.events:type_name -> regd.api.v1.SubscribedEvent
-	50, // 47: regd.api.v1.SubscribedEvent.event:type_name -> regd.registry.v1.Event
-	44, // 48: regd.api.v1.Progress.header:type_name -> regd.api.v1.ResponseHeader
-	27, // 49: regd.api.v1.WatchResponse.cut:type_name -> regd.api.v1.Cut
-	28, // 50: regd.api.v1.WatchResponse.synced:type_name -> regd.api.v1.Synced
-	29, // 51: regd.api.v1.WatchResponse.events:type_name -> regd.api.v1.Events
-	31, // 52: regd.api.v1.WatchResponse.progress:type_name -> regd.api.v1.Progress
-	32, // 53: regd.api.v1.WatchResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
-	33, // 54: regd.api.v1.WatchResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
-	25, // 55: regd.api.v1.WatchResponse.marker:type_name -> regd.api.v1.Marker
-	44, // 56: regd.api.v1.AwaitDeliveryResponse.header:type_name -> regd.api.v1.ResponseHeader
-	37, // 57: regd.api.v1.AwaitDeliveryResponse.nodes:type_name -> regd.api.v1.NodeDelivery
-	38, // 58: regd.api.v1.NodeDelivery.laggards:type_name -> regd.api.v1.LaggingStream
-	49, // 59: regd.api.v1.WatchServiceRequest.filter:type_name -> regd.api.v1.Filter
-	21, // 60: regd.api.v1.WatchServiceRequest.resume:type_name -> regd.api.v1.ResumePoint
-	43, // 61: regd.api.v1.WatchServiceRequest.progress_interval:type_name -> google.protobuf.Duration
-	27, // 62: regd.api.v1.WatchServiceResponse.cut:type_name -> regd.api.v1.Cut
-	28, // 63: regd.api.v1.WatchServiceResponse.synced:type_name -> regd.api.v1.Synced
-	29, // 64: regd.api.v1.WatchServiceResponse.events:type_name -> regd.api.v1.Events
-	31, // 65: regd.api.v1.WatchServiceResponse.progress:type_name -> regd.api.v1.Progress
-	32, // 66: regd.api.v1.WatchServiceResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
-	33, // 67: regd.api.v1.WatchServiceResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
-	1,  // 68: regd.api.v1.RegistryService.Register:input_type -> regd.api.v1.RegisterRequest
-	4,  // 69: regd.api.v1.RegistryService.Deregister:input_type -> regd.api.v1.DeregisterRequest
-	6,  // 70: regd.api.v1.RegistryService.RegisterBatch:input_type -> regd.api.v1.RegisterBatchRequest
-	8,  // 71: regd.api.v1.RegistryService.SetHealth:input_type -> regd.api.v1.SetHealthRequest
-	10, // 72: regd.api.v1.RegistryService.Drain:input_type -> regd.api.v1.DrainRequest
-	12, // 73: regd.api.v1.RegistryService.SetMaintenance:input_type -> regd.api.v1.SetMaintenanceRequest
-	14, // 74: regd.api.v1.RegistryService.Get:input_type -> regd.api.v1.GetRequest
-	16, // 75: regd.api.v1.RegistryService.ListServices:input_type -> regd.api.v1.ListServicesRequest
-	19, // 76: regd.api.v1.RegistryService.ListInstances:input_type -> regd.api.v1.ListInstancesRequest
-	22, // 77: regd.api.v1.RegistryService.Watch:input_type -> regd.api.v1.WatchRequest
-	35, // 78: regd.api.v1.RegistryService.AwaitDelivery:input_type -> regd.api.v1.AwaitDeliveryRequest
-	39, // 79: regd.api.v1.RegistryService.WatchService:input_type -> regd.api.v1.WatchServiceRequest
-	3,  // 80: regd.api.v1.RegistryService.Register:output_type -> regd.api.v1.RegisterResponse
-	5,  // 81: regd.api.v1.RegistryService.Deregister:output_type -> regd.api.v1.DeregisterResponse
-	7,  // 82: regd.api.v1.RegistryService.RegisterBatch:output_type -> regd.api.v1.RegisterBatchResponse
-	9,  // 83: regd.api.v1.RegistryService.SetHealth:output_type -> regd.api.v1.SetHealthResponse
-	11, // 84: regd.api.v1.RegistryService.Drain:output_type -> regd.api.v1.DrainResponse
-	13, // 85: regd.api.v1.RegistryService.SetMaintenance:output_type -> regd.api.v1.SetMaintenanceResponse
-	15, // 86: regd.api.v1.RegistryService.Get:output_type -> regd.api.v1.GetResponse
-	18, // 87: regd.api.v1.RegistryService.ListServices:output_type -> regd.api.v1.ListServicesResponse
-	20, // 88: regd.api.v1.RegistryService.ListInstances:output_type -> regd.api.v1.ListInstancesResponse
-	34, // 89: regd.api.v1.RegistryService.Watch:output_type -> regd.api.v1.WatchResponse
-	36, // 90: regd.api.v1.RegistryService.AwaitDelivery:output_type -> regd.api.v1.AwaitDeliveryResponse
-	40, // 91: regd.api.v1.RegistryService.WatchService:output_type -> regd.api.v1.WatchServiceResponse
-	80, // [80:92] is the sub-list for method output_type
-	68, // [68:80] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	46, // 13: regd.api.v1.RegisterBatchResponse.header:type_name -> regd.api.v1.ResponseHeader
+	47, // 14: regd.api.v1.RegisterBatchResponse.session:type_name -> regd.registry.v1.Session
+	43, // 15: regd.api.v1.SetHealthRequest.request_id:type_name -> regd.api.v1.RequestID
+	48, // 16: regd.api.v1.SetHealthRequest.key:type_name -> regd.api.v1.InstanceKey
+	49, // 17: regd.api.v1.SetHealthRequest.status:type_name -> regd.registry.v1.CheckStatus
+	46, // 18: regd.api.v1.SetHealthResponse.header:type_name -> regd.api.v1.ResponseHeader
+	43, // 19: regd.api.v1.DrainRequest.request_id:type_name -> regd.api.v1.RequestID
+	48, // 20: regd.api.v1.DrainRequest.key:type_name -> regd.api.v1.InstanceKey
+	46, // 21: regd.api.v1.DrainResponse.header:type_name -> regd.api.v1.ResponseHeader
+	43, // 22: regd.api.v1.SetMaintenanceRequest.request_id:type_name -> regd.api.v1.RequestID
+	48, // 23: regd.api.v1.SetMaintenanceRequest.key:type_name -> regd.api.v1.InstanceKey
+	46, // 24: regd.api.v1.SetMaintenanceResponse.header:type_name -> regd.api.v1.ResponseHeader
+	48, // 25: regd.api.v1.ExplainRequest.key:type_name -> regd.api.v1.InstanceKey
+	50, // 26: regd.api.v1.ExplainRequest.freshness:type_name -> regd.api.v1.Freshness
+	46, // 27: regd.api.v1.ExplainResponse.header:type_name -> regd.api.v1.ResponseHeader
+	44, // 28: regd.api.v1.ExplainResponse.instance:type_name -> regd.registry.v1.Instance
+	51, // 29: regd.api.v1.ExplainResponse.transitions:type_name -> regd.registry.v1.Transition
+	48, // 30: regd.api.v1.GetRequest.key:type_name -> regd.api.v1.InstanceKey
+	50, // 31: regd.api.v1.GetRequest.freshness:type_name -> regd.api.v1.Freshness
+	46, // 32: regd.api.v1.GetResponse.header:type_name -> regd.api.v1.ResponseHeader
+	44, // 33: regd.api.v1.GetResponse.instance:type_name -> regd.registry.v1.Instance
+	50, // 34: regd.api.v1.ListServicesRequest.freshness:type_name -> regd.api.v1.Freshness
+	46, // 35: regd.api.v1.ListServicesResponse.header:type_name -> regd.api.v1.ResponseHeader
+	19, // 36: regd.api.v1.ListServicesResponse.services:type_name -> regd.api.v1.ServiceSummary
+	52, // 37: regd.api.v1.ListInstancesRequest.filter:type_name -> regd.api.v1.Filter
+	50, // 38: regd.api.v1.ListInstancesRequest.freshness:type_name -> regd.api.v1.Freshness
+	46, // 39: regd.api.v1.ListInstancesResponse.header:type_name -> regd.api.v1.ResponseHeader
+	44, // 40: regd.api.v1.ListInstancesResponse.instances:type_name -> regd.registry.v1.Instance
+	25, // 41: regd.api.v1.WatchRequest.subscribe:type_name -> regd.api.v1.Subscribe
+	28, // 42: regd.api.v1.WatchRequest.unsubscribe:type_name -> regd.api.v1.Unsubscribe
+	26, // 43: regd.api.v1.WatchRequest.acknowledge:type_name -> regd.api.v1.Acknowledge
+	52, // 44: regd.api.v1.Subscribe.filter:type_name -> regd.api.v1.Filter
+	23, // 45: regd.api.v1.Subscribe.resume:type_name -> regd.api.v1.ResumePoint
+	45, // 46: regd.api.v1.Subscribe.progress_interval:type_name -> google.protobuf.Duration
+	0,  // 47: regd.api.v1.Cut.reason:type_name -> regd.api.v1.CutReason
+	44, // 48: regd.api.v1.Cut.instances:type_name -> regd.registry.v1.Instance
+	48, // 49: regd.api.v1.Cut.deleted:type_name -> regd.api.v1.InstanceKey
+	46, // 50: regd.api.v1.Synced.header:type_name -> regd.api.v1.ResponseHeader
+	32, // 51: regd.api.v1.Events.events:type_name -> regd.api.v1.SubscribedEvent
+	53, // 52: regd.api.v1.SubscribedEvent.event:type_name -> regd.registry.v1.Event
+	46, // 53: regd.api.v1.Progress.header:type_name -> regd.api.v1.ResponseHeader
+	29, // 54: regd.api.v1.WatchResponse.cut:type_name -> regd.api.v1.Cut
+	30, // 55: regd.api.v1.WatchResponse.synced:type_name -> regd.api.v1.Synced
+	31, // 56: regd.api.v1.WatchResponse.events:type_name -> regd.api.v1.Events
+	33, // 57: regd.api.v1.WatchResponse.progress:type_name -> regd.api.v1.Progress
+	34, // 58: regd.api.v1.WatchResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
+	35, // 59: regd.api.v1.WatchResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
+	27, // 60: regd.api.v1.WatchResponse.marker:type_name -> regd.api.v1.Marker
+	46, // 61: regd.api.v1.AwaitDeliveryResponse.header:type_name -> regd.api.v1.ResponseHeader
+	39, // 62: regd.api.v1.AwaitDeliveryResponse.nodes:type_name -> regd.api.v1.NodeDelivery
+	40, // 63: regd.api.v1.NodeDelivery.laggards:type_name -> regd.api.v1.LaggingStream
+	52, // 64: regd.api.v1.WatchServiceRequest.filter:type_name -> regd.api.v1.Filter
+	23, // 65: regd.api.v1.WatchServiceRequest.resume:type_name -> regd.api.v1.ResumePoint
+	45, // 66: regd.api.v1.WatchServiceRequest.progress_interval:type_name -> google.protobuf.Duration
+	29, // 67: regd.api.v1.WatchServiceResponse.cut:type_name -> regd.api.v1.Cut
+	30, // 68: regd.api.v1.WatchServiceResponse.synced:type_name -> regd.api.v1.Synced
+	31, // 69: regd.api.v1.WatchServiceResponse.events:type_name -> regd.api.v1.Events
+	33, // 70: regd.api.v1.WatchServiceResponse.progress:type_name -> regd.api.v1.Progress
+	34, // 71: regd.api.v1.WatchServiceResponse.ended:type_name -> regd.api.v1.SubscriptionEnded
+	35, // 72: regd.api.v1.WatchServiceResponse.go_elsewhere:type_name -> regd.api.v1.GoElsewhere
+	1,  // 73: regd.api.v1.RegistryService.Register:input_type -> regd.api.v1.RegisterRequest
+	4,  // 74: regd.api.v1.RegistryService.Deregister:input_type -> regd.api.v1.DeregisterRequest
+	6,  // 75: regd.api.v1.RegistryService.RegisterBatch:input_type -> regd.api.v1.RegisterBatchRequest
+	8,  // 76: regd.api.v1.RegistryService.SetHealth:input_type -> regd.api.v1.SetHealthRequest
+	10, // 77: regd.api.v1.RegistryService.Drain:input_type -> regd.api.v1.DrainRequest
+	12, // 78: regd.api.v1.RegistryService.SetMaintenance:input_type -> regd.api.v1.SetMaintenanceRequest
+	16, // 79: regd.api.v1.RegistryService.Get:input_type -> regd.api.v1.GetRequest
+	14, // 80: regd.api.v1.RegistryService.Explain:input_type -> regd.api.v1.ExplainRequest
+	18, // 81: regd.api.v1.RegistryService.ListServices:input_type -> regd.api.v1.ListServicesRequest
+	21, // 82: regd.api.v1.RegistryService.ListInstances:input_type -> regd.api.v1.ListInstancesRequest
+	24, // 83: regd.api.v1.RegistryService.Watch:input_type -> regd.api.v1.WatchRequest
+	37, // 84: regd.api.v1.RegistryService.AwaitDelivery:input_type -> regd.api.v1.AwaitDeliveryRequest
+	41, // 85: regd.api.v1.RegistryService.WatchService:input_type -> regd.api.v1.WatchServiceRequest
+	3,  // 86: regd.api.v1.RegistryService.Register:output_type -> regd.api.v1.RegisterResponse
+	5,  // 87: regd.api.v1.RegistryService.Deregister:output_type -> regd.api.v1.DeregisterResponse
+	7,  // 88: regd.api.v1.RegistryService.RegisterBatch:output_type -> regd.api.v1.RegisterBatchResponse
+	9,  // 89: regd.api.v1.RegistryService.SetHealth:output_type -> regd.api.v1.SetHealthResponse
+	11, // 90: regd.api.v1.RegistryService.Drain:output_type -> regd.api.v1.DrainResponse
+	13, // 91: regd.api.v1.RegistryService.SetMaintenance:output_type -> regd.api.v1.SetMaintenanceResponse
+	17, // 92: regd.api.v1.RegistryService.Get:output_type -> regd.api.v1.GetResponse
+	15, // 93: regd.api.v1.RegistryService.Explain:output_type -> regd.api.v1.ExplainResponse
+	20, // 94: regd.api.v1.RegistryService.ListServices:output_type -> regd.api.v1.ListServicesResponse
+	22, // 95: regd.api.v1.RegistryService.ListInstances:output_type -> regd.api.v1.ListInstancesResponse
+	36, // 96: regd.api.v1.RegistryService.Watch:output_type -> regd.api.v1.WatchResponse
+	38, // 97: regd.api.v1.RegistryService.AwaitDelivery:output_type -> regd.api.v1.AwaitDeliveryResponse
+	42, // 98: regd.api.v1.RegistryService.WatchService:output_type -> regd.api.v1.WatchServiceResponse
+	86, // [86:99] is the sub-list for method output_type
+	73, // [73:86] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_registry_service_proto_init() }
@@ -3395,12 +3592,12 @@ func file_api_v1_registry_service_proto_init() {
 		return
 	}
 	file_api_v1_common_proto_init()
-	file_api_v1_registry_service_proto_msgTypes[21].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[23].OneofWrappers = []any{
 		(*WatchRequest_Subscribe)(nil),
 		(*WatchRequest_Unsubscribe)(nil),
 		(*WatchRequest_Acknowledge)(nil),
 	}
-	file_api_v1_registry_service_proto_msgTypes[33].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[35].OneofWrappers = []any{
 		(*WatchResponse_Cut)(nil),
 		(*WatchResponse_Synced)(nil),
 		(*WatchResponse_Events)(nil),
@@ -3409,7 +3606,7 @@ func file_api_v1_registry_service_proto_init() {
 		(*WatchResponse_GoElsewhere)(nil),
 		(*WatchResponse_Marker)(nil),
 	}
-	file_api_v1_registry_service_proto_msgTypes[39].OneofWrappers = []any{
+	file_api_v1_registry_service_proto_msgTypes[41].OneofWrappers = []any{
 		(*WatchServiceResponse_Cut)(nil),
 		(*WatchServiceResponse_Synced)(nil),
 		(*WatchServiceResponse_Events)(nil),
@@ -3423,7 +3620,7 @@ func file_api_v1_registry_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_registry_service_proto_rawDesc), len(file_api_v1_registry_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   40,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	RegistryService_Drain_FullMethodName          = "/regd.api.v1.RegistryService/Drain"
 	RegistryService_SetMaintenance_FullMethodName = "/regd.api.v1.RegistryService/SetMaintenance"
 	RegistryService_Get_FullMethodName            = "/regd.api.v1.RegistryService/Get"
+	RegistryService_Explain_FullMethodName        = "/regd.api.v1.RegistryService/Explain"
 	RegistryService_ListServices_FullMethodName   = "/regd.api.v1.RegistryService/ListServices"
 	RegistryService_ListInstances_FullMethodName  = "/regd.api.v1.RegistryService/ListInstances"
 	RegistryService_Watch_FullMethodName          = "/regd.api.v1.RegistryService/Watch"
@@ -54,6 +55,8 @@ type RegistryServiceClient interface {
 	SetMaintenance(ctx context.Context, in *SetMaintenanceRequest, opts ...grpc.CallOption) (*SetMaintenanceResponse, error)
 	// Get returns one instance.
 	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetResponse, error)
+	// Explain tells what happened to an instance and why, also when it is gone.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 	// ListServices lists services with their counts, sorted by name.
 	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error)
 	// ListInstances lists instances, sorted by service and id.
@@ -147,6 +150,16 @@ func (c *registryServiceClient) Get(ctx context.Context, in *GetRequest, opts ..
 	return out, nil
 }
 
+func (c *registryServiceClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, RegistryService_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *registryServiceClient) ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ListServicesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListServicesResponse)
@@ -230,6 +243,8 @@ type RegistryServiceServer interface {
 	SetMaintenance(context.Context, *SetMaintenanceRequest) (*SetMaintenanceResponse, error)
 	// Get returns one instance.
 	Get(context.Context, *GetRequest) (*GetResponse, error)
+	// Explain tells what happened to an instance and why, also when it is gone.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	// ListServices lists services with their counts, sorted by name.
 	ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error)
 	// ListInstances lists instances, sorted by service and id.
@@ -273,6 +288,9 @@ func (UnimplementedRegistryServiceServer) SetMaintenance(context.Context, *SetMa
 }
 func (UnimplementedRegistryServiceServer) Get(context.Context, *GetRequest) (*GetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
+}
+func (UnimplementedRegistryServiceServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
 }
 func (UnimplementedRegistryServiceServer) ListServices(context.Context, *ListServicesRequest) (*ListServicesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListServices not implemented")
@@ -436,6 +454,24 @@ func _RegistryService_Get_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RegistryService_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RegistryServiceServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RegistryService_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RegistryServiceServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RegistryService_ListServices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListServicesRequest)
 	if err := dec(in); err != nil {
@@ -542,6 +578,10 @@ var RegistryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Get",
 			Handler:    _RegistryService_Get_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _RegistryService_Explain_Handler,
 		},
 		{
 			MethodName: "ListServices",
