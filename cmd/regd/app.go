@@ -108,10 +108,11 @@ func (a *app) addCommands(root *cobra.Command) {
 		groupStart: {newDevCmd(a), newServeCmd(a), newStatusCmd(a)},
 		groupUse: {
 			newServicesCmd(a), newInstancesCmd(a), newResolveCmd(a), newCallCmd(a), newWatchCmd(a), newRegisterCmd(a),
-			newDeregisterCmd(a), newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
+			newWhyCmd(a), newDeregisterCmd(a), newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
 		},
 		groupOperate: {
 			newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newRecoverCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a),
+			newNamespacesCmd(a),
 			newConfigCmd(a), newHealthCmd(a),
 		},
 		groupTools: {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},

@@ -55,6 +55,8 @@ func reasonExits() []reasonExit {
 		{apiv1.Reason_REASON_MEMBERSHIP_REFUSED, exitConflict, ""},
 		{apiv1.Reason_REASON_BAD_SNAPSHOT, exitFailed, "regd snapshot inspect FILE  says what is wrong with it"},
 		{apiv1.Reason_REASON_LIMIT_REACHED, exitFailed, ""},
+		{apiv1.Reason_REASON_QUOTA_EXCEEDED, exitFailed, "regd namespaces show NAME  shows what is used; whoever administers raises it by regd namespaces put"},
+		{apiv1.Reason_REASON_RATE_LIMITED, exitFailed, "regd namespaces show NAME  shows the limit"},
 		{apiv1.Reason_REASON_INTERNAL, exitFailed, ""},
 		{apiv1.Reason_REASON_UNAUTHENTICATED, exitDenied, "give a token by $REGD_TOKEN_FILE; regd access whoami  shows who you are"},
 		{apiv1.Reason_REASON_PERMISSION_DENIED, exitDenied, "regd access whoami  shows who you are and what you may do"},
