@@ -27,29 +27,41 @@ func await(ctx context.Context, f raft.Future) error {
 type awaited struct {
 	*raft.Raft
 
+	pilot   *pilot
 	leading context.Context //nolint:containedctx // Replaced at the start of each leadership, when autopilot does not run.
 }
 
-// AddVoter implements autopilot.Raft.
+// AddVoter implements autopilot.Raft. It makes a member a voter if it is one still: autopilot decides by what it saw a while
+// ago, and Raft would add again, for good, who was removed since.
 func (r *awaited) AddVoter(id raft.ServerID, at raft.ServerAddress, prev uint64, timeout time.Duration) raft.IndexFuture {
-	return change{leading: r.leading, begin: func() raft.Future { return r.Raft.AddVoter(id, at, prev, timeout) }}
+	return change{make: func() error {
+		if err := r.pilot.lock(r.leading); err != nil {
+			return err
+		}
+		defer r.pilot.unlock()
+		if _, is := r.pilot.node.server(string(id)); !is {
+			return fmt.Errorf("%w: %s was removed before it became a voter", ErrMemberNotFound, id)
+		}
+		return await(r.leading, begin(func() raft.Future { return r.Raft.AddVoter(id, at, prev, timeout) }))
+	}}
 }
 
 // RemoveServer implements autopilot.Raft.
 func (r *awaited) RemoveServer(id raft.ServerID, prev uint64, timeout time.Duration) raft.IndexFuture {
-	return change{leading: r.leading, begin: func() raft.Future { return r.Raft.RemoveServer(id, prev, timeout) }}
+	return change{make: func() error {
+		return await(r.leading, begin(func() raft.Future { return r.Raft.RemoveServer(id, prev, timeout) }))
+	}}
 }
 
-// change is a change of the membership that begins when it is waited for: handing it to Raft may take as long.
+// change is a change of the membership that is made when it is waited for: handing it to Raft may take as long.
 type change struct {
 	raft.IndexFuture // nil: autopilot does not ask for the index
 
-	leading context.Context //nolint:containedctx // Lives as long as one call.
-	begin   begin
+	make func() error
 }
 
 // Error implements raft.Future.
-func (c change) Error() error { return await(c.leading, c.begin) }
+func (c change) Error() error { return c.make() }
 
 // begin is a future that begins when it is waited for.
 type begin func() raft.Future

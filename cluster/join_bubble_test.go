@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,4 +69,28 @@ func TestALostDiskIsReplacedBesideARemovedNode(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What autopilot has seen may be a while ago: a member that was removed since is not added again as a voter, which would count
+// in the quorum for ever.
+func TestWhoWasRemovedIsNotPromoted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clustertest.New(t, 3)
+		c.Ready()
+		leader := c.Leader()
+		n4 := c.Add("n4", func(cfg *cluster.Config) { cfg.Join = []string{"n1:7401"} })
+		c.Wait("a fourth voter", func() bool { return n4.Ready() == nil && voters(t, leader) == 4 })
+		if err := leader.PromoteStable(n4.Info().NodeID, "n4:7401"); err != nil {
+			t.Errorf("a second promotion = %v", err)
+		}
+		if err := leader.Remove(within(t, 20*time.Second), "n4", false); err != nil {
+			t.Fatal(err)
+		}
+		if err := leader.PromoteStable(n4.Info().NodeID, "n4:7401"); !errors.Is(err, cluster.ErrMemberNotFound) {
+			t.Errorf("promotion of a removed member = %v", err)
+		}
+		if got := voters(t, leader); got != 3 {
+			t.Errorf("%d voters, want 3", got)
+		}
+	})
 }

@@ -28,6 +28,7 @@ type pilot struct {
 
 func newPilot(n *Node, r *raft.Raft) *pilot {
 	p := &pilot{node: n, raft: &awaited{Raft: r}, turn: make(chan struct{}, 1), seen: map[raft.ServerID]time.Time{}}
+	p.raft.pilot = p
 	p.Autopilot = autopilot.New(p.raft, p,
 		autopilot.WithLogger(newRaftLogger(n.log.With("component", "autopilot"))),
 		autopilot.WithPromoter(promoter{StablePromoter: &autopilot.StablePromoter{}, node: n}),
