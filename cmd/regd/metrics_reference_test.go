@@ -37,7 +37,7 @@ func (r metricRow) unit() string {
 var describedMetric = regexp.MustCompile(`^Desc\{fqName: (".*"), help: (".*"), unit: ".*", constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
 
 // metricRows are what collectors describe, by name. The kind is that of the series which are gathered, or for a metric that
-// has none yet that of the collector.
+// has none yet that of the collector, or what its name says.
 func metricRows(all []prometheus.Collector) (map[string]metricRow, error) {
 	registry := prometheus.NewRegistry()
 	rows := map[string]metricRow{}
@@ -68,6 +68,15 @@ func metricRows(all []prometheus.Collector) (map[string]metricRow, error) {
 		row := rows[f.GetName()]
 		row.kind = strings.ToLower(f.GetType().String())
 		rows[f.GetName()] = row
+	}
+	for name, row := range rows {
+		if row.kind == "" { // Made when it is asked for, and now there is nothing to tell of.
+			row.kind = "gauge"
+			if strings.HasSuffix(name, "_total") {
+				row.kind = "counter"
+			}
+			rows[name] = row
+		}
 	}
 	return rows, err
 }
