@@ -31,17 +31,14 @@ func (s *Server) limitCollectors() []prometheus.Collector {
 		Name: "regd_connection_holds_total",
 		Help: "Number of times that a connection was not read from for up to half a second, as its calls were refused.",
 	}, func() float64 { return float64(s.conns.held.Load()) }))
-	for resource, refused := range map[string]*uint64{
-		"connections": &s.conns.refused.total, "connections_per_address": &s.conns.refused.perIP,
+	for resource, refused := range map[string]func() uint64{
+		"connections":             func() uint64 { total, _ := s.conns.refusals(); return total },
+		"connections_per_address": func() uint64 { _, perIP := s.conns.refusals(); return perIP },
 	} {
 		all = append(all, prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "regd_connections_refused_total", ConstLabels: prometheus.Labels{"resource": resource},
 			Help: "Connections of clients that were closed at once because of a limit, by resource.",
-		}, func() float64 {
-			s.conns.mu.Lock()
-			defer s.conns.mu.Unlock()
-			return float64(*refused)
-		}))
+		}, func() float64 { return float64(refused()) }))
 	}
 	return all
 }

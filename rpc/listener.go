@@ -76,6 +76,13 @@ func (c *connections) used() (total, perIP int) {
 	return c.open, perIP
 }
 
+// refusals returns how many connections were refused, as there were too many in all and from their address.
+func (c *connections) refusals() (total, perIP uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused.total, c.refused.perIP
+}
+
 // limitListener closes connections beyond the limits before a byte is read from them.
 type limitListener struct {
 	net.Listener
