@@ -114,8 +114,11 @@ func TestWhySaysWhatIsNotKept(t *testing.T) {
 		}, "no history"},
 		{&apiv1.ExplainResponse{Kept: true, AfterRevision: 50}, []string{"is gone", "the history has nothing of it; it reaches back to revision 50"}, ""},
 		{&apiv1.ExplainResponse{Instance: live, Kept: true, AfterRevision: 50, Transitions: []*registryv1.Transition{created}}, []string{"registered as incarnation 1"}, "kept"},
-		{&apiv1.ExplainResponse{Kept: true, More: true, IdentitiesWithheld: true, Transitions: []*registryv1.Transition{created}},
-			[]string{"older changes are left out: --limit shows more", "Who did it is not shown to you"}, "kept"},
+		{
+			&apiv1.ExplainResponse{Kept: true, More: true, IdentitiesWithheld: true, Transitions: []*registryv1.Transition{created}},
+			[]string{"older changes are left out: --limit shows more", "Who did it is not shown to you"},
+			"kept",
+		},
 	} {
 		var out bytes.Buffer
 		if err := viewWhy(client.Key{Namespace: "n", Service: "s", ID: "i"}, tt.resp).print(&out, now); err != nil {
