@@ -27,7 +27,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race e2e bench microbench fuzz chaos chaos-mutants lint fmt generate check \
+.PHONY: help build run test race e2e bench microbench fuzz chaos chaos-mutants plays lint fmt generate check \
 	check-generated check-breaking check-format check-tidy check-bench check-deploy check-helm image vet clean
 
 help: ## Show this list
@@ -84,6 +84,11 @@ chaos: ## Torture five processes for some minutes, as root with all faults (agai
 	CHAOS=1 $(GO) test ./test/chaos/internal/... -count=1 -timeout 5m
 	CHAOS=1 CHAOS_SEED=$(SEED) CHAOS_REPORT=$(CURDIR)/.chaos $(GO) test ./test/chaos/deck -run 'TestDeck$$' -count=1 -v -timeout 20m
 	CHAOS=1 $(GO) test ./test/chaos -run Hostile -count=1 -v -timeout 5m
+
+# As root, for the StatefulSet; the upgrade needs the commit before the last change.
+plays: ## Play what operators do: the StatefulSet, the disaster runbook, a rolling upgrade (two minutes)
+	CHAOS=1 $(GO) test ./test/chaos/internal/pods -count=1 -timeout 2m
+	CHAOS=1 $(GO) test ./test/chaos -run 'StatefulSet|Disaster|Upgrade' -count=1 -v -timeout 15m
 
 chaos-mutants: ## Show that each of ten slips in the product is caught (one: MUTANT=M3)
 	CHAOS_MUTANTS=$(MUTANT) $(GO) test ./test/chaos/deck -run TestMutants -count=1 -v -timeout 60m

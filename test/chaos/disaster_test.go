@@ -19,6 +19,7 @@ import (
 // which is left, with three members, for writers, watchers and services that never noticed whose cluster it is. A node with
 // the data of the former cluster then disturbs nothing (G1, G9).
 func TestTheDisasterRunbookBringsTheRegistryBack(t *testing.T) {
+	nodes.Alone(t)
 	c := nodes.Start(t, 3)
 	n1, n2, n3 := c.Node("n1"), c.Node("n2"), c.Node("n3")
 	v := observe(t, newClient(t, c.Addresses()))

@@ -104,7 +104,10 @@ func (c cli) versions(t *testing.T) []version {
 
 // What the binary is built of.
 func sources() []string {
-	return []string{"cluster", "cmd", "fsm", "health", "proto", "rpc", "client", "go.mod", ":(exclude,glob)**/*_test.go", ":(exclude,glob)**/testdata/**"}
+	return []string{
+		"cluster", "cmd", "fsm", "health", "proto", "rpc", "client", "go.mod",
+		":(exclude,glob)**/*_test.go", ":(exclude,glob)**/testdata/**",
+	}
 }
 
 // previous is the newest commit whose sources are not the present ones: that before the last change, which may not be
@@ -120,11 +123,10 @@ func previous(t *testing.T) (string, error) {
 	}
 	ref := "HEAD"
 	if changed == "" {
-		last, err := git(t, append([]string{"rev-list", "-1", "HEAD", "--"}, sources()...)...)
-		if err != nil {
+		if ref, err = git(t, append([]string{"rev-list", "-1", "HEAD", "--"}, sources()...)...); err != nil {
 			return "", err
 		}
-		ref = last + "^"
+		ref += "^"
 	}
 	commit, err := git(t, "rev-parse", "--verify", "--short", ref+"^{commit}")
 	if err != nil {
