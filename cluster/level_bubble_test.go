@@ -129,7 +129,7 @@ func TestAnOldVersionOnNewerDataStopsAndChangesNothing(t *testing.T) {
 				})
 				n3, err := cluster.Open(cfg)
 				if err == nil {
-					err = <-stopped
+					err = endOf(t, stopped)
 					_ = n3.Close() // As its process would: it may lead.
 				}
 				if (n3 == nil) != written || !errors.Is(err, cluster.ErrTooOld) || !strings.Contains(err.Error(), "level 1") {
@@ -140,6 +140,17 @@ func TestAnOldVersionOnNewerDataStopsAndChangesNothing(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// endOf waits until a node can't go on, and returns why. After a minute it returns nil.
+func endOf(t *testing.T, stopped <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-stopped:
+		return err
+	case <-time.After(time.Minute):
+		return nil
 	}
 }
 
@@ -160,7 +171,7 @@ func TestAnEntryOfALaterVersionStopsTheNode(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.Leader().Raft().Apply(fsm.AppendEntry(nil, 1, [][]byte{command}), 0)
-				if err = <-stopped; !errors.Is(err, cluster.ErrTooOld) || !errors.Is(err, fsm.ErrUnknownCommand) {
+				if err = endOf(t, stopped); !errors.Is(err, cluster.ErrTooOld) || !errors.Is(err, fsm.ErrUnknownCommand) {
 					t.Errorf("the node stopped for: %v", err)
 				}
 				c.Stop("n1")
