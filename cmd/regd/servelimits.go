@@ -32,7 +32,7 @@ type limitSetting struct {
 func (c *limitSettings) all() []limitSetting {
 	return []limitSetting{
 		{"max-connections", &c.Connections, "connections of clients in all; each takes an open file"},
-		{"max-connections-per-address", &c.ConnectionsPerAddress, "connections from one IP address; more where clients share one, behind a proxy"},
+		{"max-connections-per-address", &c.ConnectionsPerAddress, "connections from one IP address; more where clients share one"},
 		{"max-streams", &c.Streams, "calls and streams that one connection may have open"},
 		{"max-in-flight", &c.InFlight, "calls that are worked on at once; reads and registrations get a part of them"},
 		{"max-watches", &c.Watches, "watch streams that are open at once"},

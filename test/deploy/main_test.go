@@ -44,7 +44,8 @@ func testMain(m *testing.M) (code int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	// As make build does it, which has compiled all of it before.
-	if _, err = run(ctx, []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-buildvcs=false", "-o", regd, "./cmd/regd"); err != nil {
+	build := []string{"build", "-trimpath", "-buildvcs=false", "-o", regd, "./cmd/regd"}
+	if _, err = run(ctx, []string{"CGO_ENABLED=0"}, "go", build...); err != nil {
 		return 1, err
 	}
 	if waiting, err = startNode(ctx, filepath.Join(dir, "waiting"), "--join", "127.0.0.1:1"); err != nil {
