@@ -20,6 +20,8 @@ var (
 	ErrLogStore = errors.New("data folder has another log store")
 	// ErrNotWritable: the folder can't be made, or this user can't write in it.
 	ErrNotWritable = errors.New("data folder is not writable")
+	// ErrExposed: everybody on this machine may write in the folder.
+	ErrExposed = errors.New("data folder is open to others")
 	// ErrCorrupt: a file is damaged or missing; the error is a CorruptError too.
 	ErrCorrupt = errors.New("data folder is damaged")
 	// ErrSync: a write or an fsync failed for another reason than lack of
