@@ -91,6 +91,8 @@ type Config struct {
 	// a node that installs a snapshot or starts from one has skipped entries, and one that starts applies again what
 	// its last snapshot lacks. Default: nobody sees them.
 	Applied func(index, term uint64, data []byte)
+	// Tracer is told of the steps of writes and linearizable reads. Default: nobody is, which costs nothing.
+	Tracer Tracer
 	// OnFatal is called at most once when the node can't go on (a failed fsync, a damaged log, a command that this
 	// version does not know): it serves no more, and the process should end with the error. It is called on the
 	// goroutine that met the error, and may keep it: Raft panics on some of what it is told next.

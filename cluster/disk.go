@@ -27,7 +27,9 @@ func (l aheadLogs) StoreLogs(entries []*raft.Log) error {
 }
 
 // IsMonotonic implements raft.MonotonicLogStore.
-func (l aheadLogs) IsMonotonic() bool {
-	inner, ok := l.LogStore.(raft.MonotonicLogStore)
+func (l aheadLogs) IsMonotonic() bool { return isMonotonic(l.LogStore) }
+
+func isMonotonic(logs raft.LogStore) bool {
+	inner, ok := logs.(raft.MonotonicLogStore)
 	return ok && inner.IsMonotonic()
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -42,14 +43,15 @@ type line struct {
 // forwarded is a proposal on its way to the leader.
 type forwarded struct {
 	command []byte
-	answer  chan answer // capacity 1
+	answer  chan answer          // capacity 1
+	trace   *peerv1.TraceContext // nil: of a call that nobody traces
 }
 
 // propose has the leader apply a command. It returns ErrUnknownOutcome when it can't tell whether the leader did; with all
 // other errors nothing was done.
-func (f *forwards) propose(ctx context.Context, to leaderAt, command []byte) (answer, error) {
+func (f *forwards) propose(ctx context.Context, to leaderAt, command []byte, trace *peerv1.TraceContext) (answer, error) {
 	l := f.lineTo(to) //nolint:contextcheck // A line outlives the call that opens it.
-	q := &forwarded{command: command, answer: make(chan answer, 1)}
+	q := &forwarded{command: command, answer: make(chan answer, 1), trace: trace}
 	if err := l.add(q); err != nil {
 		return answer{}, err
 	}
@@ -192,7 +194,7 @@ func (l *line) take() []*peerv1.Proposal {
 	for i, q := range l.waiting[:k] {
 		l.number++
 		l.sent[l.number] = q
-		batch[i] = &peerv1.Proposal{Number: l.number, Command: q.command}
+		batch[i] = &peerv1.Proposal{Number: l.number, Command: q.command, Trace: q.trace}
 	}
 	rest := copy(l.waiting, l.waiting[k:])
 	clear(l.waiting[rest:])
@@ -274,7 +276,7 @@ func (s *peerServer) take(ctx context.Context, proposals []*peerv1.Proposal, out
 	for _, p := range proposals {
 		err := refused
 		if err == nil {
-			err = n.submitHere(p.GetCommand(), n.isUrgent(p.GetCommand()), func(a answer) { out.put(p.GetNumber(), a) })
+			err = n.submitHere(p, n.isUrgent(p.GetCommand()), func(a answer) { out.put(p.GetNumber(), a) })
 		}
 		if err != nil {
 			out.put(p.GetNumber(), answer{err: err})
@@ -329,5 +331,11 @@ func (n *Node) forwardProposal(ctx context.Context, command []byte) (answer, err
 	if err != nil {
 		return answer{}, err
 	}
-	return n.forwards.propose(ctx, to, command)
+	if n.tracing == nil {
+		return n.forwards.propose(ctx, to, command, nil)
+	}
+	trace, end := n.tracing.Forward(ctx, cmp.Or(n.feed.State().Member(to.id).GetName(), to.id))
+	a, err := n.forwards.propose(ctx, to, command, trace)
+	end(err)
+	return a, err
 }

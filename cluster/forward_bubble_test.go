@@ -82,7 +82,7 @@ func forwarding(f *forwards, to leaderAt, n int, within time.Duration) []chan an
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), within)
 			defer cancel()
-			a, err := f.propose(ctx, to, fmt.Append(nil, i))
+			a, err := f.propose(ctx, to, fmt.Append(nil, i), nil)
 			a.err = err
 			all[i] <- a
 		}()

@@ -40,7 +40,14 @@ func newMachine(f *feed.Feed, applied func(index, term uint64, data []byte), fat
 	})}
 }
 
-// Apply applies one committed entry. It returns a fsm.Result, or an error when the entry can't be applied by this
+// applied is what Apply returns, and when that began and ended: it began once the entry was committed.
+type applied struct {
+	fsm.Result
+
+	began, ended time.Time
+}
+
+// Apply applies one committed entry. It returns an applied, or an error when the entry can't be applied by this
 // version: then the node applies nothing more and is brought to an end, as skipping would make it differ from the rest.
 func (m *machine) Apply(l *raft.Log) any {
 	if m.broken != nil {
@@ -58,8 +65,9 @@ func (m *machine) Apply(l *raft.Log) any {
 	m.feed.Publish(next, result.Events)
 	m.applied(l.Index, l.Term, l.Data)
 	m.behind.Add(int64(len(l.Data)))
-	m.took.Observe((time.Since(m.start) - begun).Seconds())
-	return result
+	ended := time.Since(m.start)
+	m.took.Observe((ended - begun).Seconds())
+	return applied{result, m.start.Add(begun), m.start.Add(ended)}
 }
 
 // stuck tells how long the Apply under way has lasted, 0 when none is.

@@ -52,6 +52,7 @@ type Node struct {
 	renewals   *renewals
 	fresh      freshness
 	pilot      *pilot
+	tracing    *tracing
 }
 
 // lifecycle is how a node starts and stops.
@@ -88,7 +89,7 @@ func Open(cfg Config) (*Node, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration of node %q: %w", cfg.Name, err)
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), started: time.Now()}
+	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), tracing: newTracing(cfg.Tracer)}
 	n.formed = make(chan struct{})
 	var once sync.Once
 	n.fatal = func(err error) {
@@ -116,7 +117,7 @@ func Open(cfg Config) (*Node, error) {
 		return nil, errors.Join(err, n.store.Close())
 	}
 	n.fsm = newMachine(n.feed, cfg.Applied, n.fatal)
-	n.proposer = newProposer(cfg.MaxPending, func(data []byte) raft.ApplyFuture {
+	n.proposer = newProposer(cfg.MaxPending, n.tracing, func(data []byte) raft.ApplyFuture {
 		return n.raft.Load().Apply(data, enqueueTimeout)
 	}, func(index uint64) { n.port.transport.Load().Committed(index) }) // Raft has committed: there is a transport.
 	n.forwards = &forwards{dial: n.port.peers.leader, most: cfg.MaxPending}
@@ -190,7 +191,7 @@ func (n *Node) startRaft(notify chan<- bool) error {
 		HighestTerm: voted, Gate: n.gate, Following: following, AddressProvider: addressProvider{n}, Timeout: transportTimeout,
 		MaxPool: 3, AheadFor: n.cfg.HeartbeatTimeout / 2, Logger: newRaftLogger(n.log.With("component", "transport")),
 	})
-	logs := aheadLogs{LogStore: n.disk.Logs(), send: func(entries []*raft.Log) {
+	logs := aheadLogs{LogStore: n.tracing.logs(n.disk.Logs()), send: func(entries []*raft.Log) {
 		if r := started.Load(); r != nil {
 			t.SendAhead(entries, r.CommitIndex())
 		}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/regd-io/regd/fsm"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 )
 
@@ -42,13 +43,16 @@ type proposer struct {
 	abandon   context.CancelFunc
 	// took is how long each entry was under way.
 	took prometheus.Histogram
+	// tracing is told of entries with commands of traced calls; nil: nobody traces.
+	tracing *tracing
 }
 
 // proposal is one command on its way into the log.
 type proposal struct {
 	command []byte
-	taken   atomic.Bool  // by the proposer, or by the caller who gave up first
-	deliver func(answer) // called once if the proposer took it, and must not block
+	taken   atomic.Bool     // by the proposer, or by the caller who gave up first
+	deliver func(answer)    // called once if the proposer took it, and must not block
+	trace   *TracedProposal // nil: of a call that nobody traces
 }
 
 type answer struct {
@@ -57,9 +61,9 @@ type answer struct {
 	err     error
 }
 
-func newProposer(maxPending int, apply func([]byte) raft.ApplyFuture, paused func(index uint64)) *proposer {
+func newProposer(maxPending int, tracing *tracing, apply func([]byte) raft.ApplyFuture, paused func(index uint64)) *proposer {
 	p := &proposer{
-		queue: make(chan *proposal, maxPending), apply: apply, paused: paused,
+		queue: make(chan *proposal, maxPending), apply: apply, paused: paused, tracing: tracing,
 		done: make(chan struct{}), ended: make(chan struct{}),
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "regd_commit_seconds",
@@ -100,9 +104,9 @@ const finishTimeout = time.Second
 
 // propose puts a command into the log and waits for its outcome. It returns ErrUnknownOutcome when ctx ends after the
 // command was taken; before that, ctx's own error: then nothing was done.
-func (p *proposer) propose(ctx context.Context, command []byte) (answer, error) {
+func (p *proposer) propose(ctx context.Context, command []byte, trace *TracedProposal) (answer, error) {
 	answered := make(chan answer, 1)
-	q := &proposal{command: command, deliver: func(a answer) { answered <- a }}
+	q := &proposal{command: command, deliver: func(a answer) { answered <- a }, trace: trace}
 	if err := p.submit(q); err != nil {
 		return answer{}, err
 	}
@@ -235,11 +239,11 @@ func (p *proposer) commit(batch []*proposal) (index uint64) {
 	begun := time.Now()
 	future := p.apply(fsm.AppendEntry(nil, begun.UnixMilli(), commands))
 	err := await(p.abandoned, future)
-	var result fsm.Result
+	var result applied
 	if err == nil {
 		p.took.Observe(time.Since(begun).Seconds())
 		switch r := future.Response().(type) {
-		case fsm.Result:
+		case applied:
 			result = r
 		case error:
 			err = fmt.Errorf("%w: %w", ErrUnknownOutcome, r)
@@ -258,6 +262,7 @@ func (p *proposer) commit(batch []*proposal) (index uint64) {
 		index = future.Index()
 		q.deliver(answer{outcome: result.Outcomes[i], index: index})
 	}
+	p.tracing.entry(batch, TracedEntry{Index: index, Taken: begun, Committed: result.began, Applied: result.ended, Err: err})
 	return index
 }
 
@@ -308,15 +313,15 @@ func (n *Node) proposeHere(ctx context.Context, data []byte, urgent bool) (answe
 	if err := n.roomFor(urgent); err != nil {
 		return answer{}, err
 	}
-	return n.proposer.propose(ctx, data)
+	return n.proposer.propose(ctx, data, n.tracing.proposal(ctx))
 }
 
 // submitHere is proposeHere for a follower's command: it does not wait.
-func (n *Node) submitHere(data []byte, urgent bool, deliver func(answer)) error {
+func (n *Node) submitHere(p *peerv1.Proposal, urgent bool, deliver func(answer)) error {
 	if err := n.roomFor(urgent); err != nil {
 		return err
 	}
-	return n.proposer.submit(&proposal{command: data, deliver: deliver})
+	return n.proposer.submit(&proposal{command: p.GetCommand(), deliver: deliver, trace: n.tracing.remote(p.GetTrace())})
 }
 
 // roomFor returns ErrDiskFull when a command may not be written.

@@ -26,10 +26,10 @@ func (f forgotten) Error() error {
 func TestAStoppingProposerWaitsForNoAnswerThatNeverComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		never := make(chan struct{})
-		p := newProposer(1, func([]byte) raft.ApplyFuture { return forgotten{answer: never} }, nil)
+		p := newProposer(1, nil, func([]byte) raft.ApplyFuture { return forgotten{answer: never} }, nil)
 		proposed, closed := make(chan error, 1), make(chan struct{})
 		go func() {
-			_, err := p.propose(t.Context(), []byte("command"))
+			_, err := p.propose(t.Context(), []byte("command"), nil)
 			proposed <- err
 		}()
 		synctest.Wait()
@@ -55,7 +55,7 @@ func TestAStoppingProposerWaitsForNoAnswerThatNeverComes(t *testing.T) {
 func TestWhoSettlesWaitsForTheEntryUnderWayAndNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := make(chan struct{})
-		p := newProposer(1, func([]byte) raft.ApplyFuture { return forgotten{answer: answer} }, nil)
+		p := newProposer(1, nil, func([]byte) raft.ApplyFuture { return forgotten{answer: answer} }, nil)
 		settle := func(within time.Duration) error {
 			ctx, cancel := context.WithTimeout(t.Context(), within)
 			defer cancel()
@@ -64,7 +64,7 @@ func TestWhoSettlesWaitsForTheEntryUnderWayAndNoOther(t *testing.T) {
 		if err := settle(0); err != nil {
 			t.Errorf("nothing is under way, and settle = %v", err)
 		}
-		go func() { _, _ = p.propose(t.Context(), []byte("command")) }() // Its end is another test's matter.
+		go func() { _, _ = p.propose(t.Context(), []byte("command"), nil) }() // Its end is another test's matter.
 		synctest.Wait()
 		if err := settle(time.Second); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("an entry is under way, and settle = %v", err)

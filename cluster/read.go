@@ -87,6 +87,18 @@ func (n *Node) View(ctx context.Context, f Freshness) (View, error) {
 // linearizable returns a State that holds every write acknowledged before the call. It waits for a leader up to
 // Config.LeaderWait.
 func (n *Node) linearizable(ctx context.Context) (*fsm.State, error) {
+	if n.tracing == nil {
+		return n.confirmed(ctx, nil)
+	}
+	r := TracedRead{Began: time.Now()}
+	st, err := n.confirmed(ctx, &r)
+	r.Ended, r.Err = time.Now(), err
+	n.tracing.Read(ctx, r)
+	return st, err
+}
+
+// confirmed is linearizable. It notes how it went in r, if it is not nil.
+func (n *Node) confirmed(ctx context.Context, r *TracedRead) (*fsm.State, error) {
 	var index uint64
 	err := n.untilLed(ctx, leaderless, func() (err error) {
 		index, err = n.readIndex(ctx)
@@ -94,6 +106,9 @@ func (n *Node) linearizable(ctx context.Context) (*fsm.State, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if r != nil {
+		r.Index, r.Confirmed = index, time.Now()
 	}
 	st, err := n.feed.WaitIndex(ctx, index)
 	if err != nil {

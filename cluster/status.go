@@ -56,6 +56,16 @@ func (n *Node) localStatus() *peerv1.NodeStatusResponse {
 	return s
 }
 
+// RaftStats is what Raft tells of itself, for people: its names and their meaning are those of hashicorp/raft. Nil: it does not run
+// yet.
+func (n *Node) RaftStats() map[string]string {
+	r := n.raft.Load()
+	if r == nil {
+		return nil
+	}
+	return r.Stats()
+}
+
 // snapshotIndex is the Raft index up to which the newest snapshot reaches; 0 when there is none.
 func (n *Node) snapshotIndex() float64 {
 	r := n.raft.Load()

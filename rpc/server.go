@@ -15,6 +15,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 
 	"github.com/regd-io/regd/cluster/certs"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
@@ -30,6 +31,8 @@ type Config struct {
 	MaxReceive int
 	// MaxStreams is the number of calls that one connection may have open. Default 256.
 	MaxStreams int
+	// Stats is told of calls by gRPC, for tracing. Nil: nobody is, which costs nothing.
+	Stats stats.Handler
 	// Audit gets a record of each write, of what operators do and of what was denied. Nil: none are written.
 	Audit *slog.Logger
 	// AccessResetFile is the file in which an operator shows that the disk of this node is his, to bootstrap access control
@@ -150,6 +153,9 @@ func (s *Server) options() []grpc.ServerOption {
 	}
 	if s.tls != nil {
 		opts = append(opts, grpc.Creds(s.tls))
+	}
+	if s.cfg.Stats != nil {
+		opts = append(opts, grpc.StatsHandler(s.cfg.Stats))
 	}
 	return opts
 }

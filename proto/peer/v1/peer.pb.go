@@ -866,7 +866,9 @@ type Proposal struct {
 	// Number of its own on this stream.
 	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// An encoded regd.raftlog.v1.Command.
-	Command       []byte `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Command []byte `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	// Where its caller stands in a distributed trace. Not set: in none that is recorded.
+	Trace         *TraceContext `protobuf:"bytes,3,opt,name=trace,proto3" json:"trace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -915,6 +917,68 @@ func (x *Proposal) GetCommand() []byte {
 	return nil
 }
 
+func (x *Proposal) GetTrace() *TraceContext {
+	if x != nil {
+		return x.Trace
+	}
+	return nil
+}
+
+// TraceContext is a place in a distributed trace, as W3C Trace Context has it.
+type TraceContext struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The header "traceparent": trace, span, and whether it is recorded.
+	Traceparent string `protobuf:"bytes,1,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// The header "tracestate". May be empty.
+	Tracestate    string `protobuf:"bytes,2,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceContext) Reset() {
+	*x = TraceContext{}
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceContext) ProtoMessage() {}
+
+func (x *TraceContext) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceContext.ProtoReflect.Descriptor instead.
+func (*TraceContext) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *TraceContext) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *TraceContext) GetTracestate() string {
+	if x != nil {
+		return x.Tracestate
+	}
+	return ""
+}
+
 // ProposeResponse answers some of the proposals.
 type ProposeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -926,7 +990,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1002,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1015,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProposeResponse) GetAnswers() []*ProposalAnswer {
@@ -978,7 +1042,7 @@ type ProposalAnswer struct {
 
 func (x *ProposalAnswer) Reset() {
 	*x = ProposalAnswer{}
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1054,7 @@ func (x *ProposalAnswer) String() string {
 func (*ProposalAnswer) ProtoMessage() {}
 
 func (x *ProposalAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1067,7 @@ func (x *ProposalAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposalAnswer.ProtoReflect.Descriptor instead.
 func (*ProposalAnswer) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProposalAnswer) GetNumber() uint64 {
@@ -1047,7 +1111,7 @@ type Renewals struct {
 
 func (x *Renewals) Reset() {
 	*x = Renewals{}
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1123,7 @@ func (x *Renewals) String() string {
 func (*Renewals) ProtoMessage() {}
 
 func (x *Renewals) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1136,7 @@ func (x *Renewals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewals.ProtoReflect.Descriptor instead.
 func (*Renewals) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Renewals) GetKind() RenewKind {
@@ -1100,7 +1164,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1176,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1189,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RenewRequest) GetRenewals() []*Renewals {
@@ -1148,7 +1212,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1224,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1237,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RenewResponse) GetEnded() []*Renewals {
@@ -1199,7 +1263,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1275,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1288,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 // NodeStatusResponse says how a node is.
@@ -1268,7 +1332,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1344,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1357,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeStatusResponse) GetMember() *v1.Member {
@@ -1419,7 +1483,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1495,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1508,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1473,7 +1537,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1549,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1562,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1551,7 +1615,7 @@ type AwaitDeliveryRequest struct {
 
 func (x *AwaitDeliveryRequest) Reset() {
 	*x = AwaitDeliveryRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1627,7 @@ func (x *AwaitDeliveryRequest) String() string {
 func (*AwaitDeliveryRequest) ProtoMessage() {}
 
 func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1640,7 @@ func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AwaitDeliveryRequest) GetNamespace() string {
@@ -1613,7 +1677,7 @@ type AwaitDeliveryResponse struct {
 
 func (x *AwaitDeliveryResponse) Reset() {
 	*x = AwaitDeliveryResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1689,7 @@ func (x *AwaitDeliveryResponse) String() string {
 func (*AwaitDeliveryResponse) ProtoMessage() {}
 
 func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1702,7 @@ func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AwaitDeliveryResponse) GetDelivery() *v12.NodeDelivery {
@@ -1676,7 +1740,7 @@ type AdministerRequest struct {
 
 func (x *AdministerRequest) Reset() {
 	*x = AdministerRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1752,7 @@ func (x *AdministerRequest) String() string {
 func (*AdministerRequest) ProtoMessage() {}
 
 func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1765,7 @@ func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerRequest.ProtoReflect.Descriptor instead.
 func (*AdministerRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AdministerRequest) GetAction() isAdministerRequest_Action {
@@ -1817,7 +1881,7 @@ type AdministerResponse struct {
 
 func (x *AdministerResponse) Reset() {
 	*x = AdministerResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1893,7 @@ func (x *AdministerResponse) String() string {
 func (*AdministerResponse) ProtoMessage() {}
 
 func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1906,7 @@ func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerResponse.ProtoReflect.Descriptor instead.
 func (*AdministerResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AdministerResponse) GetFault() *Fault {
@@ -1877,7 +1941,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +1953,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +1966,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1923,7 +1987,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +1999,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2012,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestoreResponse) GetFault() *Fault {
@@ -2004,10 +2068,16 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12)\n" +
 	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"F\n" +
 	"\x0eProposeRequest\x124\n" +
-	"\tproposals\x18\x01 \x03(\v2\x16.regd.peer.v1.ProposalR\tproposals\"<\n" +
+	"\tproposals\x18\x01 \x03(\v2\x16.regd.peer.v1.ProposalR\tproposals\"n\n" +
 	"\bProposal\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x18\n" +
-	"\acommand\x18\x02 \x01(\fR\acommand\"I\n" +
+	"\acommand\x18\x02 \x01(\fR\acommand\x120\n" +
+	"\x05trace\x18\x03 \x01(\v2\x1a.regd.peer.v1.TraceContextR\x05trace\"P\n" +
+	"\fTraceContext\x12 \n" +
+	"\vtraceparent\x18\x01 \x01(\tR\vtraceparent\x12\x1e\n" +
+	"\n" +
+	"tracestate\x18\x02 \x01(\tR\n" +
+	"tracestate\"I\n" +
 	"\x0fProposeResponse\x126\n" +
 	"\aanswers\x18\x01 \x03(\v2\x1c.regd.peer.v1.ProposalAnswerR\aanswers\"\x9d\x01\n" +
 	"\x0eProposalAnswer\x12\x16\n" +
@@ -2127,7 +2197,7 @@ func file_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_peer_v1_peer_proto_goTypes = []any{
 	(FaultKind)(0),                // 0: regd.peer.v1.FaultKind
 	(RenewKind)(0),                // 1: regd.peer.v1.RenewKind
@@ -2144,74 +2214,76 @@ var file_peer_v1_peer_proto_goTypes = []any{
 	(*ReadIndexResponse)(nil),     // 12: regd.peer.v1.ReadIndexResponse
 	(*ProposeRequest)(nil),        // 13: regd.peer.v1.ProposeRequest
 	(*Proposal)(nil),              // 14: regd.peer.v1.Proposal
-	(*ProposeResponse)(nil),       // 15: regd.peer.v1.ProposeResponse
-	(*ProposalAnswer)(nil),        // 16: regd.peer.v1.ProposalAnswer
-	(*Renewals)(nil),              // 17: regd.peer.v1.Renewals
-	(*RenewRequest)(nil),          // 18: regd.peer.v1.RenewRequest
-	(*RenewResponse)(nil),         // 19: regd.peer.v1.RenewResponse
-	(*NodeStatusRequest)(nil),     // 20: regd.peer.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),    // 21: regd.peer.v1.NodeStatusResponse
-	(*StateHashRequest)(nil),      // 22: regd.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),     // 23: regd.peer.v1.StateHashResponse
-	(*AwaitDeliveryRequest)(nil),  // 24: regd.peer.v1.AwaitDeliveryRequest
-	(*AwaitDeliveryResponse)(nil), // 25: regd.peer.v1.AwaitDeliveryResponse
-	(*AdministerRequest)(nil),     // 26: regd.peer.v1.AdministerRequest
-	(*AdministerResponse)(nil),    // 27: regd.peer.v1.AdministerResponse
-	(*RestoreRequest)(nil),        // 28: regd.peer.v1.RestoreRequest
-	(*RestoreResponse)(nil),       // 29: regd.peer.v1.RestoreResponse
-	(*v1.Member)(nil),             // 30: regd.registry.v1.Member
-	(*v11.Outcome)(nil),           // 31: regd.raftlog.v1.Outcome
-	(*v12.NodeDelivery)(nil),      // 32: regd.api.v1.NodeDelivery
+	(*TraceContext)(nil),          // 15: regd.peer.v1.TraceContext
+	(*ProposeResponse)(nil),       // 16: regd.peer.v1.ProposeResponse
+	(*ProposalAnswer)(nil),        // 17: regd.peer.v1.ProposalAnswer
+	(*Renewals)(nil),              // 18: regd.peer.v1.Renewals
+	(*RenewRequest)(nil),          // 19: regd.peer.v1.RenewRequest
+	(*RenewResponse)(nil),         // 20: regd.peer.v1.RenewResponse
+	(*NodeStatusRequest)(nil),     // 21: regd.peer.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),    // 22: regd.peer.v1.NodeStatusResponse
+	(*StateHashRequest)(nil),      // 23: regd.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),     // 24: regd.peer.v1.StateHashResponse
+	(*AwaitDeliveryRequest)(nil),  // 25: regd.peer.v1.AwaitDeliveryRequest
+	(*AwaitDeliveryResponse)(nil), // 26: regd.peer.v1.AwaitDeliveryResponse
+	(*AdministerRequest)(nil),     // 27: regd.peer.v1.AdministerRequest
+	(*AdministerResponse)(nil),    // 28: regd.peer.v1.AdministerResponse
+	(*RestoreRequest)(nil),        // 29: regd.peer.v1.RestoreRequest
+	(*RestoreResponse)(nil),       // 30: regd.peer.v1.RestoreResponse
+	(*v1.Member)(nil),             // 31: regd.registry.v1.Member
+	(*v11.Outcome)(nil),           // 32: regd.raftlog.v1.Outcome
+	(*v12.NodeDelivery)(nil),      // 33: regd.api.v1.NodeDelivery
 }
 var file_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: regd.peer.v1.Fault.kind:type_name -> regd.peer.v1.FaultKind
-	30, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
-	30, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
+	31, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
+	31, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
 	2,  // 3: regd.peer.v1.RequestJoinResponse.fault:type_name -> regd.peer.v1.Fault
 	2,  // 4: regd.peer.v1.ReadIndexResponse.fault:type_name -> regd.peer.v1.Fault
 	14, // 5: regd.peer.v1.ProposeRequest.proposals:type_name -> regd.peer.v1.Proposal
-	16, // 6: regd.peer.v1.ProposeResponse.answers:type_name -> regd.peer.v1.ProposalAnswer
-	31, // 7: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
-	2,  // 8: regd.peer.v1.ProposalAnswer.fault:type_name -> regd.peer.v1.Fault
-	1,  // 9: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
-	17, // 10: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
-	17, // 11: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
-	2,  // 12: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
-	30, // 13: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
-	32, // 14: regd.peer.v1.AwaitDeliveryResponse.delivery:type_name -> regd.api.v1.NodeDelivery
-	2,  // 15: regd.peer.v1.AwaitDeliveryResponse.fault:type_name -> regd.peer.v1.Fault
-	2,  // 16: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
-	30, // 17: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
-	2,  // 18: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
-	3,  // 19: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
-	5,  // 20: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
-	7,  // 21: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
-	9,  // 22: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
-	11, // 23: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
-	13, // 24: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
-	18, // 25: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
-	20, // 26: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
-	22, // 27: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
-	24, // 28: regd.peer.v1.PeerService.AwaitDelivery:input_type -> regd.peer.v1.AwaitDeliveryRequest
-	26, // 29: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
-	28, // 30: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
-	4,  // 31: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
-	6,  // 32: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
-	8,  // 33: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
-	10, // 34: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
-	12, // 35: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
-	15, // 36: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
-	19, // 37: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
-	21, // 38: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
-	23, // 39: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
-	25, // 40: regd.peer.v1.PeerService.AwaitDelivery:output_type -> regd.peer.v1.AwaitDeliveryResponse
-	27, // 41: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
-	29, // 42: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
-	31, // [31:43] is the sub-list for method output_type
-	19, // [19:31] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	15, // 6: regd.peer.v1.Proposal.trace:type_name -> regd.peer.v1.TraceContext
+	17, // 7: regd.peer.v1.ProposeResponse.answers:type_name -> regd.peer.v1.ProposalAnswer
+	32, // 8: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
+	2,  // 9: regd.peer.v1.ProposalAnswer.fault:type_name -> regd.peer.v1.Fault
+	1,  // 10: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
+	18, // 11: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
+	18, // 12: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
+	2,  // 13: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
+	31, // 14: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
+	33, // 15: regd.peer.v1.AwaitDeliveryResponse.delivery:type_name -> regd.api.v1.NodeDelivery
+	2,  // 16: regd.peer.v1.AwaitDeliveryResponse.fault:type_name -> regd.peer.v1.Fault
+	2,  // 17: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
+	31, // 18: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
+	2,  // 19: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
+	3,  // 20: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
+	5,  // 21: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
+	7,  // 22: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
+	9,  // 23: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
+	11, // 24: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
+	13, // 25: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
+	19, // 26: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
+	21, // 27: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
+	23, // 28: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
+	25, // 29: regd.peer.v1.PeerService.AwaitDelivery:input_type -> regd.peer.v1.AwaitDeliveryRequest
+	27, // 30: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
+	29, // 31: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
+	4,  // 32: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
+	6,  // 33: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
+	8,  // 34: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
+	10, // 35: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
+	12, // 36: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
+	16, // 37: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
+	20, // 38: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
+	22, // 39: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
+	24, // 40: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
+	26, // 41: regd.peer.v1.PeerService.AwaitDelivery:output_type -> regd.peer.v1.AwaitDeliveryResponse
+	28, // 42: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
+	30, // 43: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
+	32, // [32:44] is the sub-list for method output_type
+	20, // [20:32] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_peer_v1_peer_proto_init() }
@@ -2219,7 +2291,7 @@ func file_peer_v1_peer_proto_init() {
 	if File_peer_v1_peer_proto != nil {
 		return
 	}
-	file_peer_v1_peer_proto_msgTypes[24].OneofWrappers = []any{
+	file_peer_v1_peer_proto_msgTypes[25].OneofWrappers = []any{
 		(*AdministerRequest_Join)(nil),
 		(*AdministerRequest_Remove)(nil),
 		(*AdministerRequest_Promote)(nil),
@@ -2232,7 +2304,7 @@ func file_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_v1_peer_proto_rawDesc), len(file_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
