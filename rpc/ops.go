@@ -33,7 +33,7 @@ import (
 // It can answer before the node is open: NewOps needs none, Attach hands it in. All else is 404.
 //
 // With access control on, metrics take the permission to observe and profiles that to operate, of an identity that is shown as
-// for RPCs: "Authorization: Bearer TOKEN". With access control off, profiles are for this machine alone. Probes are for all.
+// for RPCs: "Authorization: Bearer TOKEN". With access control off, what is for operators is for this machine alone. Probes are for all.
 type Ops struct {
 	mux     *http.ServeMux
 	node    atomic.Pointer[Node]
@@ -95,7 +95,7 @@ func (o *Ops) allow(w http.ResponseWriter, r *http.Request, action registryv1.Ac
 	node := o.node.Load()
 	if node == nil || !(*node).Feed().State().Enforced() {
 		if action == registryv1.Action_ACTION_OPERATE && !local(r) {
-			http.Error(w, "profiles are for this machine alone while access control is off", http.StatusForbidden)
+			http.Error(w, "this is for this machine alone while access control is off", http.StatusForbidden)
 			return ctx, false
 		}
 		return ctx, true

@@ -113,7 +113,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		groupOperate: {
 			newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newRecoverCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a),
 			newNamespacesCmd(a),
-			newConfigCmd(a), newHealthCmd(a),
+			newConfigCmd(a), newHealthCmd(a), newDebugCmd(a),
 		},
 		groupTools: {newBenchCmd(a), newVersionCmd(a), newCompletionCmd(a)},
 	}

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -66,6 +68,18 @@ func (c *connection) addresses() []string {
 		c.limit = guessTimeout
 	}
 	return []string{defaultGRPC}
+}
+
+// token is what is shown to the cluster; empty: nothing is. It is not given by a flag: others can see the command lines of a machine.
+func (c *connection) token() (string, error) {
+	if c.tokenFile == "" {
+		return c.getenv("REGD_TOKEN"), nil
+	}
+	text, err := os.ReadFile(c.tokenFile)
+	if err != nil {
+		return "", &exitError{code: exitUsage, err: fmt.Errorf("--token-file: %w", err)}
+	}
+	return strings.TrimSpace(string(text)), nil
 }
 
 // dial makes a client. The caller closes it.

@@ -96,6 +96,7 @@ func TestMistakesNameTheNearestRightThing(t *testing.T) {
 		{"maintenance onn web web-1", `"onn" must be on or off`},
 		{"report pasing web web-1", `did you mean "passing"?`},
 		{"completion bsh", `unknown shell "bsh"; did you mean "bash"`},
+		{"serve --trace-sample half", `--trace-sample "half": must be a number such as 0.25`},
 		{"register web --port x", `--port "x": must be a number from 1 to 65535`},
 		{"register web --check-http localhost:80", `must be a URL such as http://host:port/path, or a /path`},
 		{"register web --check-http /health", `a path needs a --port`},

@@ -16,12 +16,20 @@ const (
 	logJSON = "json"
 )
 
-// newLogger makes the logger of a node: readable on a terminal, JSON lines elsewhere.
-func (a *app) newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
+// newLogger makes the logger of a node: readable on a terminal, JSON lines elsewhere. kept gets the lines as well, as JSON, unless it is nil.
+func (a *app) newLogger(w io.Writer, level, format string, kept *lastLines) (*slog.Logger, error) {
 	var least slog.Level
 	if err := least.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log level %q: %w", level, err)
 	}
+	shown := a.logHandler(w, least, format)
+	if kept == nil {
+		return slog.New(shown), nil
+	}
+	return slog.New(slog.NewMultiHandler(shown, slog.NewJSONHandler(kept, &slog.HandlerOptions{Level: least}))), nil
+}
+
+func (a *app) logHandler(w io.Writer, least slog.Level, format string) slog.Handler {
 	if format == logAuto {
 		format = logJSON
 		if isTerminal(w) {
@@ -29,9 +37,9 @@ func (a *app) newLogger(w io.Writer, level, format string) (*slog.Logger, error)
 		}
 	}
 	if format == logJSON {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: least})), nil
+		return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: least})
 	}
-	return slog.New(tint.NewTextHandler(w, &tint.Options{
+	return tint.NewTextHandler(w, &tint.Options{
 		Level: least, TimeFormat: time.StampMilli, NoColor: !bool(a.paintFor(w)),
-	})), nil
+	})
 }

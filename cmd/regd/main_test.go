@@ -198,8 +198,9 @@ func startNode(t *testing.T) (s *shell, httpAddress string) {
 	return startNodeWith(t, tlsSettings{})
 }
 
-// startNodeWith is startNode with TLS; the shell is told nothing of it, and not waited for.
-func startNodeWith(t *testing.T, secure tlsSettings) (s *shell, httpAddress string) {
+// startNodeWith is startNode with TLS and other changes of the configuration; of TLS the shell is told nothing, and not waited
+// for.
+func startNodeWith(t *testing.T, secure tlsSettings, changes ...func(*serveConfig)) (s *shell, httpAddress string) {
 	t.Helper()
 	s = newShell(t)
 	peerAddress := freeAddress(t)
@@ -209,8 +210,11 @@ func startNodeWith(t *testing.T, secure tlsSettings) (s *shell, httpAddress stri
 		Name: "n1", DataDir: filepath.Join(t.TempDir(), "n1"),
 		GRPCListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", PeerListen: peerAddress, InitialPeers: []string{peerAddress},
 		HeartbeatTimeout: 100 * time.Millisecond, NoSync: true, Logger: slog.New(slog.DiscardHandler), TLS: secure, Limits: defaultLimits(),
-		Build: buildInfo{Version: "v1.2.3", Commit: "abc", Go: "go1"},
-		Up:    func(grpc, http net.Addr) { up <- addresses{grpc.String(), http.String()} },
+		Build: buildInfo{Version: "v1.2.3", Commit: "abc", Go: "go1"}, LogLines: &lastLines{},
+		Up: func(grpc, http net.Addr) { up <- addresses{grpc.String(), http.String()} },
+	}
+	for _, change := range changes {
+		change(&cfg)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)

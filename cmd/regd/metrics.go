@@ -18,6 +18,8 @@ func (s *server) collectors() []prometheus.Collector {
 	all = append(all, s.node.Feed().Collectors()...)
 	all = append(all, s.monitor.Collectors()...)
 	all = append(all, s.tls.collectors()...)
+	all = append(all, s.traces.collectors()...)
+	all = append(all, s.backups.collectors()...)
 	for _, d := range s.doors {
 		all = append(all, d.Collectors()...)
 	}

@@ -133,7 +133,9 @@ func TestMetricReferenceIsFresh(t *testing.T) {
 	cfg := serveConfig{
 		Name: "n1", DataDir: filepath.Join(dir, "data"), GRPCListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0", PeerListen: "127.0.0.1:0",
 		HeartbeatTimeout: time.Second, NoSync: true, Logger: slog.New(slog.DiscardHandler), Limits: defaultLimits(),
-		TLS: tlsSettings{Cert: f.Cert, Key: f.Key, CA: f.CA, Every: time.Hour},
+		TLS:    tlsSettings{Cert: f.Cert, Key: f.Key, CA: f.CA, Every: time.Hour},
+		Trace:  traceSettings{OTLP: "http://127.0.0.1:4317"}, // Nothing is sent.
+		Backup: backupSettings{Dir: filepath.Join(dir, "backups"), Every: time.Hour, Keep: 1},
 	}.withDefaults()
 	s := &server{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1), manager: newSupervisor(cfg.Logger)}
 	err := s.open(t.Context())

@@ -38,9 +38,14 @@ type serveConfig struct {
 	TLS                                         tlsSettings
 	Limits                                      limitSettings
 	Doors                                       []door
+	Trace                                       traceSettings
+	Backup                                      backupSettings
 
 	Build  buildInfo
 	Logger *slog.Logger
+	// Settings and LogLines are what operators may see of the settings and of the log.
+	Settings []settingView
+	LogLines *lastLines
 	// DevChild makes the node obey the signals of regd dev.
 	DevChild bool
 	// NoSync is for tests: it leaves out fsync.
@@ -82,6 +87,8 @@ func (c serveConfig) validate() error {
 	}
 	c.TLS.validate(bad)
 	c.Limits.validate(bad)
+	c.Trace.validate(bad)
+	c.Backup.validate(c.DataDir, bad)
 	if _, on := c.TLS.peers(); on {
 		if err := certs.CheckName(c.Name); err != nil {
 			bad("--name: with TLS it stands in the certificate: %w", err)
@@ -156,6 +163,7 @@ func serveErrors() []struct {
 		{storage.ErrCorrupt, exitDataCorrupt, ""},
 		{storage.ErrLogStore, exitConfig, "start the node with the --log-store that its folder has; for another one it has to come back empty, as a new member"},
 		{storage.ErrNotWritable, exitDataDenied, "the folder must belong to the user that runs regd"},
+		{storage.ErrExposed, exitConfig, "chmod o-w  it, after a look at who changed what: a folder that is not sure can be replaced by starting empty, as a new member"},
 		{storage.ErrSync, exitDataSync, "check the disk before starting the node again"},
 		{cluster.ErrNoRemains, exitNotFound, "give the --data-dir of the node whose disk is left"},
 		{syscall.EADDRINUSE, exitFailed, "another process listens there: stop it, or choose another port"},
@@ -171,10 +179,14 @@ type server struct {
 	node    *cluster.Node
 	monitor *health.Monitor
 	tls     security
+	traces  tracing
 	api     *rpc.Server
 	doors   []doorServer
 	audit   auditLog
-	fatal   chan error // capacity 1
+	backups *backups
+	// opened is node, for who asks while it opens.
+	opened atomic.Pointer[cluster.Node]
+	fatal  chan error // capacity 1
 
 	stopping atomic.Bool
 	manager  *supervisor
@@ -220,7 +232,14 @@ func (s *server) open(ctx context.Context) error {
 	if s.ops, err = startOps(ctx, s.cfg.HTTPListen, s.log); err != nil {
 		return err
 	}
+	s.showPages()
+	if s.cfg.AdvertiseHTTP == s.cfg.HTTPListen { // Whose port may have been 0.
+		s.cfg.AdvertiseHTTP = s.ops.addr().String()
+	}
 	if s.tls, err = openSecurity(s.cfg); err != nil {
+		return &exitError{code: exitConfig, err: err}
+	}
+	if s.traces, err = openTracing(ctx, s.cfg); err != nil {
 		return &exitError{code: exitConfig, err: err}
 	}
 	if s.audit, err = openAudit(s.cfg.AuditLog, os.Stdout); err != nil {
@@ -241,7 +260,7 @@ func (s *server) open(ctx context.Context) error {
 	}
 	served := servedNode{s.node, &s.stopping}
 	api := rpc.Config{
-		Logger: s.log, TLS: s.tls.api(s.cfg.TLS), Audit: s.audit.log,
+		Logger: s.log, TLS: s.tls.api(s.cfg.TLS), Audit: s.audit.log, Stats: s.traces.stats(),
 		AccessResetFile: filepath.Join(s.cfg.DataDir, "access-reset"),
 	}
 	s.cfg.Limits.apply(&api)
@@ -251,6 +270,7 @@ func (s *server) open(ctx context.Context) error {
 	if err = s.openDoors(ctx, served); err != nil {
 		return err
 	}
+	s.backups = newBackups(s.cfg.Backup, served, s.log)
 	if err = s.ops.serveNode(served, s.collectors()); err != nil {
 		return err
 	}
@@ -273,7 +293,7 @@ func (s *server) openNode(ctx context.Context) error {
 		Name: s.cfg.Name, DataDir: s.cfg.DataDir, LogStore: storage.LogStore(s.cfg.LogStore), PeerListen: s.cfg.PeerListen, PeerAdvertise: s.cfg.AdvertisePeer,
 		GRPCAdvertise: s.cfg.AdvertiseGRPC, HTTPAdvertise: s.cfg.AdvertiseHTTP, Version: s.cfg.Build.Version,
 		InitialPeers: s.cfg.InitialPeers, Join: s.cfg.Join, NonVoter: s.cfg.NonVoter,
-		HeartbeatTimeout: s.cfg.HeartbeatTimeout, NoSync: s.cfg.NoSync, Network: network, Logger: s.log,
+		HeartbeatTimeout: s.cfg.HeartbeatTimeout, NoSync: s.cfg.NoSync, Network: network, Logger: s.log, Tracer: s.traces.tracer(),
 		Lead: func(ctx context.Context, term uint64) {
 			<-made
 			s.monitor.Lead(ctx, term)
@@ -292,6 +312,7 @@ func (s *server) openNode(ctx context.Context) error {
 	}
 	defer close(made)
 	s.node = node
+	s.opened.Store(node)
 	cfg := health.DefaultConfig()
 	cfg.Logger = s.log
 	cfg.Node = s.cfg.Name
@@ -318,6 +339,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	ready, cancel := context.WithCancel(ctx)
 	serving.Go(func() error { s.announce(ready); return nil })
+	serving.Go(func() error { s.backups.run(ready); return nil })
 	serving.Go(func() error { s.manager.attend(ready, servedNode{s.node, &s.stopping}); return nil })
 	var err error
 	select {
@@ -376,6 +398,7 @@ func (s *server) close(ctx context.Context) error {
 	if s.node != nil {
 		errs = append(errs, s.node.Close())
 	}
+	s.traces.close(ctx)
 	s.tls.close()
 	errs = append(errs, s.audit.close())
 	if s.ops != nil {

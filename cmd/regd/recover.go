@@ -63,7 +63,7 @@ refused: those nodes only need to be started.`,
 		if dir == "" || len(lost) == 0 {
 			return usageErrorf("--data-dir and --lost: both must be given")
 		}
-		logger, err := a.newLogger(a.stderr, "warn", logAuto)
+		logger, err := a.newLogger(a.stderr, "warn", logAuto, nil)
 		if err != nil {
 			return err
 		}

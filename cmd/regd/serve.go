@@ -21,6 +21,7 @@ const (
 
 func newServeCmd(a *app) *cobra.Command {
 	settings := serveSettings{serveConfig: serveConfig{Build: a.build, Doors: a.openings()}}
+	own := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	cmd := &cobra.Command{
 		Use:   "serve [flags]",
 		Short: "Run a node of a cluster.",
@@ -45,7 +46,7 @@ known by their certificate: spiffe://<trust domain>/regd/peer/<name> (docs/secur
 On SIGTERM or SIGINT the node turns not ready, waits --shutdown-delay, hands leadership over, asks its clients to go
 elsewhere, and stops. A second signal ends it at once. A node is never removed from its cluster by stopping: that is
 done by  regd members remove.`,
-		Annotations: map[string]string{helpAnnotation: `HTTP for operations: /livez /readyz[?verbose] /startupz /metrics
+		Annotations: map[string]string{helpAnnotation: `HTTP for operations: /livez /readyz[?verbose] /startupz /metrics /debug/pprof /debug/{log,settings,files,raft}
 
 Exit codes: 0 stopped as asked, 70 data folder in use, 71 of another cluster, 72 newer, 73 damaged, 74 not writable,
 75 disk failed, 78 wrong configuration. None of these is healed by starting again.`},
@@ -54,7 +55,8 @@ Exit codes: 0 stopped as asked, 70 data folder in use, 71 of another cluster, 72
 			if err := settings.read(cmd.Flags()); err != nil {
 				return err
 			}
-			logger, err := a.newLogger(a.stderr, settings.logLevel, settings.logFormat)
+			settings.Settings, settings.LogLines = viewSettings(own), &lastLines{}
+			logger, err := a.newLogger(a.stderr, settings.logLevel, settings.logFormat, settings.LogLines)
 			if err != nil {
 				return &exitError{code: exitConfig, err: err}
 			}
@@ -62,8 +64,10 @@ Exit codes: 0 stopped as asked, 70 data folder in use, 71 of another cluster, 72
 			return serve(cmd.Context(), settings.serveConfig)
 		},
 	}
+	settings.addFlags(own)
 	fs := cmd.Flags()
-	settings.addFlags(fs)
+	fs.SortFlags = false
+	fs.AddFlagSet(own)
 	fs.BoolVar(&settings.DevChild, "dev-child", false, "obey the signals of regd dev")
 	if err := fs.MarkHidden("dev-child"); err != nil {
 		panic(err) // Only a misspelt name.
@@ -128,6 +132,8 @@ func (c *serveConfig) addFlags(fs *pflag.FlagSet) {
 	c.TLS.addFlags(fs)
 	c.Limits.addFlags(fs)
 	fs.StringVar(&c.AuditLog, "audit-log", "", "`file` that gets a line of JSON for each write and whatever was refused; - for stdout")
+	c.Backup.addFlags(fs)
+	c.Trace.addFlags(fs)
 	fs.BoolVar(&c.Insecure, "insecure", false, "listen beyond this machine without TLS")
 	for _, d := range c.Doors {
 		d.addFlags(fs)

@@ -101,7 +101,8 @@ func TestUnusableDataFolderHasItsExitCode(t *testing.T) {
 func TestConfigurationFaultsAreToldAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newShell(t).run("serve", "--name", strings.Repeat("x", 64), "--grpc-listen", "0.0.0.0:1", "--peer-listen", "nonsense",
-		"--heartbeat-timeout", "1ms", "--shutdown-delay", "-1s", "--join", "x")
+		"--heartbeat-timeout", "1ms", "--shutdown-delay", "-1s", "--join", "x", "--trace-otlp", "collector:4317", "--trace-sample", "nan",
+		"--backup-dir", "b", "--backup-every", "1s", "--backup-keep", "0")
 	if r.code != exitConfig {
 		t.Errorf("exit code %d, want 78", r.code)
 	}
@@ -109,6 +110,8 @@ func TestConfigurationFaultsAreToldAtOnce(t *testing.T) {
 		"--name ", "--data-dir: must be set", "--heartbeat-timeout 1ms: must be 50ms", "--shutdown-delay -1s",
 		"--grpc-listen 0.0.0.0:1: reaches beyond this machine without TLS", `--advertise-grpc "0.0.0.0:1": nobody can reach that`,
 		`--peer-listen "nonsense": must be host:port`, `--join "x": must be host:port`,
+		`--trace-otlp "collector:4317": must be http://host:port`, "--trace-sample NaN: must be 0 to 1",
+		"--backup-every 1s: must be at least 1m0s", "--backup-keep 0: must be 1 to 10000",
 	} {
 		if !strings.Contains(r.stderr, says) {
 			t.Errorf("stderr lacks %q:\n%s", says, r.stderr)

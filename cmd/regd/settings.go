@@ -58,6 +58,8 @@ func valueError(f *pflag.Flag, err *pflag.InvalidValueError) error {
 		return errors.New("must be a duration with its unit, such as 300ms, 5s or 2m")
 	case "int", "uint32", "uint64":
 		return errors.New("must be a whole number")
+	case "float64":
+		return errors.New("must be a number such as 0.25")
 	}
 	return cmp.Or(err.Unwrap(), error(err))
 }

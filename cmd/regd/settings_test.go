@@ -42,6 +42,7 @@ func TestFlagWinsOverEnvironmentOverFileOverDefault(t *testing.T) {
 		Name: "flag", DataDir: "/env", LogStore: "boltdb", HeartbeatTimeout: 2 * time.Second, InitialPeers: []string{"a:1", "b:1"},
 		Join: []string{"c:1", "d:1"}, Insecure: true, GRPCListen: defaultGRPC, PeerListen: defaultPeer, HTTPListen: defaultHTTP,
 		TLS: tlsSettings{ClientAuth: "none", MinVersion: "1.3"}, Limits: defaultLimits(),
+		Trace: traceSettings{Sample: defaultTraceSample}, Backup: backupSettings{Every: defaultBackupEvery, Keep: defaultBackupKeep},
 	}
 	if diff := cmp.Diff(want, *cfg); diff != "" {
 		t.Errorf("settings differ (-want +got):\n%s", diff)
