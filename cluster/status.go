@@ -76,6 +76,19 @@ func (n *Node) snapshotIndex() float64 {
 	return float64(index)
 }
 
+// catchUp waits until this node knows what the leader knew when it was asked, but not long: without a leader it has to tell what
+// it knows.
+func (n *Node) catchUp(ctx context.Context) {
+	if n.Info().LeaderID == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout)
+	defer cancel()
+	if _, err := n.View(ctx, Freshness{}); err != nil {
+		n.log.Debug("the status is of what this node knows", "err", err)
+	}
+}
+
 // knownSelf is this node as the cluster knows it, or as it will announce itself.
 func (n *Node) knownSelf() *registryv1.Member {
 	if m := n.feed.State().Member(n.id); m != nil {
@@ -84,9 +97,13 @@ func (n *Node) knownSelf() *registryv1.Member {
 	return n.member()
 }
 
-// Status tells how the cluster is, as seen from this node; with local, only what this node knows without asking. The
-// header is the caller's to fill. It returns an error only when ctx ends.
+// Status tells how the cluster is, as seen from this node; with local, only what this node knows without asking. Else, as long
+// as the cluster has a leader, it shows every change of the members that was acknowledged before. The header is the caller's
+// to fill. It returns an error only when ctx ends.
 func (n *Node) Status(ctx context.Context, local bool) (*apiv1.StatusResponse, error) {
+	if !local {
+		n.catchUp(ctx)
+	}
 	servers := n.servers()
 	if len(servers) == 0 {
 		servers = []raft.Server{{ID: raft.ServerID(n.id), Suffrage: raft.Nonvoter}}
