@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,7 +36,7 @@ func sticking() (option clustertest.Option, release func()) {
 				<-released
 			}
 		}
-	}, func() { close(released) }
+	}, sync.OnceFunc(func() { close(released) })
 }
 
 // enter puts an entry into the log past the proposer, which has but one under way.
@@ -120,7 +121,9 @@ func TestANodeStopsAlthoughRaftForgetsAProposal(t *testing.T) {
 func TestANodeStopsAlthoughRaftForgetsAPromotion(t *testing.T) {
 	t.Parallel()
 	option, release := sticking()
-	c := clustertest.New(t, 1, option)
+	// There must be time to stick. What sticks must be released before the nodes are stopped, also when the test has failed.
+	c := clustertest.New(t, 1, option, func(cfg *cluster.Config) { cfg.PromoteAfter = 5 * time.Second })
+	t.Cleanup(release)
 	c.Ready()
 	r := c.Leader().Raft()
 	suffrage := func() (is, votes bool) {
