@@ -61,9 +61,9 @@ func TestATokenOfAnotherNamespaceReachesNothing(t *testing.T) {
 		return fmt.Errorf("it shows %v", m)
 	}
 	watches := func(filter *apiv1.Filter) error {
-		ctx, cancel := context.WithCancel(ctx)
+		watching, cancel := context.WithCancel(ctx)
 		defer cancel()
-		stream, err := r.registry.WatchService(ctx, &apiv1.WatchServiceRequest{Filter: filter})
+		stream, err := r.registry.WatchService(watching, &apiv1.WatchServiceRequest{Filter: filter})
 		if err != nil {
 			return err
 		}

@@ -165,7 +165,7 @@ func toStatus(fault Fault, err error, leader string) *status.Status {
 	if fault.Reason == apiv1.Reason_REASON_OVERLOADED {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(overloadRetry)})
 	}
-	var limited *rateLimited
+	var limited *rateError
 	if errors.As(err, &limited) {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(limited.after)})
 	}

@@ -18,11 +18,11 @@ import (
 // ErrRateLimited says that a namespace writes more than its quota lets a node take.
 var ErrRateLimited = errors.New("the namespace writes more than its quota allows")
 
-// rateLimited is an ErrRateLimited that knows when to come back.
-type rateLimited struct{ after time.Duration }
+// rateError is an ErrRateLimited that knows when to come back.
+type rateError struct{ after time.Duration }
 
-func (e *rateLimited) Error() string        { return ErrRateLimited.Error() }
-func (e *rateLimited) Is(target error) bool { return target == ErrRateLimited }
+func (e *rateError) Error() string        { return ErrRateLimited.Error() }
+func (e *rateError) Is(target error) bool { return target == ErrRateLimited }
 
 // quotas holds at this node those limits of namespaces that are no matter of what all replicas know: how much is written, and
 // how many watch. The limits themselves are in the State. The zero value holds nobody back.
@@ -105,7 +105,7 @@ func (q *quotas) writeOne(st *fsm.State, namespace string, writes uint64) error 
 		return nil
 	}
 	per := strconv.FormatUint(limit, 10)
-	return explain(&rateLimited{after}, "namespace "+namespace+" may write "+per+" times a second at each node",
+	return explain(&rateError{after}, "namespace "+namespace+" may write "+per+" times a second at each node",
 		"namespace", namespace, "resource", "writes_per_second", "limit", per)
 }
 
@@ -131,8 +131,8 @@ func (q *quotas) watch(st *fsm.State, namespace string) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if used := q.watches[namespace]; limit > 0 && used >= limit {
-		return explain(fsm.ErrQuota, fmt.Sprintf("namespace %s may have %d watches at each node, and has %d at this one", namespace, limit, used),
-			quotaFacts(fsm.Quota{Namespace: namespace, Resource: "watches", Used: used, Limit: limit})...)
+		what := fmt.Sprintf("namespace %s may have %d watches at each node, and has %d at this one", namespace, limit, used)
+		return explain(fsm.ErrQuota, what, quotaFacts(fsm.Quota{Namespace: namespace, Resource: "watches", Used: used, Limit: limit})...)
 	}
 	if q.watches == nil {
 		q.watches = map[string]uint64{}
@@ -175,7 +175,8 @@ func explainQuota(err error) error {
 
 func quotaFacts(q fsm.Quota) []string {
 	return []string{
-		"namespace", q.Namespace, "resource", q.Resource, "used", strconv.FormatUint(q.Used, 10), "limit", strconv.FormatUint(q.Limit, 10),
+		"namespace", q.Namespace, "resource", q.Resource,
+		"used", strconv.FormatUint(q.Used, 10), "limit", strconv.FormatUint(q.Limit, 10),
 	}
 }
 

@@ -59,6 +59,12 @@ func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64, boun
 		m.Number++
 		incarnation = m.Number
 	}
+	m.seat(key, r.GetInstance(), next, old, incarnation)
+	return true, &raftlogv1.Outcome{Number: incarnation}
+}
+
+// seat puts an instance that nothing speaks against in the place of the old one, nil for none.
+func (m *Registry) seat(key Key, spec []byte, next *registryv1.Instance, old *Instance, incarnation uint64) {
 	next.Incarnation = incarnation
 	next.CreateRevision = m.Revision
 	next.RegisteredUnixMs = m.Time
@@ -72,8 +78,7 @@ func (m *Registry) registerAlone(r *raftlogv1.Register, incarnation uint64, boun
 	m.why = &registryv1.Transition{
 		SessionId: next.GetSessionId(), LeaseId: next.GetLeaseId(), Replaced: old.message().GetIncarnation(),
 	}
-	m.put(key, &Instance{Spec: bytes.Clone(r.GetInstance()), Message: next}, registryv1.Cause_CAUSE_REGISTERED)
-	return true, &raftlogv1.Outcome{Number: incarnation}
+	m.put(key, &Instance{Spec: bytes.Clone(spec), Message: next}, registryv1.Cause_CAUSE_REGISTERED)
 }
 
 // deniedInstance refuses an instance that the actor may not register, or not hang on that.
