@@ -47,7 +47,7 @@ func (d *dnsDoor) addFlags(fs *pflag.FlagSet) {
 	enumVar(fs, &d.order, "dns-order", "order of the answers: random, or the same for the same client", string(dns.OrderShuffle), string(dns.OrderRendezvous))
 	fs.StringSliceVar(&d.zones, "dns-zone", nil, "zones of clients, as `network=zone`: instances in the zone come first")
 	fs.IntVar(&c.UDPSize, "dns-udp-size", 1232, "largest answer by UDP in bytes, where the client takes as much")
-	fs.IntVar(&c.RateLimit, "dns-rate-limit", 0, "queries a second by UDP from one address of another machine; 0: any number")
+	fs.IntVar(&c.RateLimit, "dns-rate-limit", 2000, "queries a second by UDP from one address of another machine, beyond which half are asked to come by TCP; 0: any number")
 	fs.StringSliceVar(&d.forward, "dns-forward", nil, "`resolvers` that are asked for all other names, for clients with private addresses; default: none")
 	setDefault(fs, "dns-health", dnsWarning)
 	setDefault(fs, "dns-unhealthy", string(dns.UnhealthyEmpty))

@@ -30,8 +30,7 @@ type composer struct {
 	scores []uint64 // by record
 	ranked bool
 	ranks  []uint32 // by record, if ranked
-	seen   []bool   // by target
-	place  []int32  // of the targets, by record as they are in the message
+	place  []int32  // of the SRV targets, by record as they are in the message
 }
 
 // maxPointer is where a name must begin at the latest for others to point at it.
@@ -77,7 +76,7 @@ func (c *composer) compose(b []byte, q *question, a *answer, who asker, serial u
 		binary.BigEndian.PutUint16(b[2:], binary.BigEndian.Uint16(b[2:])|flagTruncated)
 	}
 	binary.BigEndian.PutUint16(b[6:], uint16(n))
-	if a.targets > 0 {
+	if a.glued {
 		b = c.glue(b, a, n, limit)
 	}
 	return c.end(b, q, a.rcode), cut
@@ -140,7 +139,7 @@ func (c *composer) records(b []byte, a *answer, wanted, limit int) ([]byte, int)
 		b = append(b, 0xC0, headerSize) // The question's name, as it was written.
 		at := len(b)
 		b = append(b, r.rr...)
-		if c.ranked && a.targets > 0 {
+		if c.ranked && isType(r.rr, miekg.TypeSRV) {
 			binary.BigEndian.PutUint16(b[at+srvPriorityAt:], uint16(min(c.ranks[i], 1<<16-1)))
 		}
 		c.place = append(c.place, int32(at+srvTargetAt))
@@ -148,16 +147,14 @@ func (c *composer) records(b []byte, a *answer, wanted, limit int) ([]byte, int)
 	return b, wanted
 }
 
-// glue appends the addresses of the targets of the first n records, each once, as many as fit.
+// glue appends the addresses of the targets of the first n records, as many as fit.
 func (c *composer) glue(b []byte, a *answer, n, limit int) []byte {
-	c.seen = append(c.seen[:0], make([]bool, a.targets)...)
 	added := uint16(0)
 	for k, i := range c.order[:n] {
 		r := &a.records[i]
-		if r.glue == nil || c.seen[r.target] {
+		if r.glue == nil {
 			continue
 		}
-		c.seen[r.target] = true
 		target := r.rr[srvTargetAt:]
 		if at := int(c.place[k]); at <= maxPointer {
 			target = []byte{0xC0 | byte(at>>8), byte(at)}

@@ -114,6 +114,7 @@ type Config struct {
 const (
 	maxTTL      = 24 * time.Hour
 	maxDomains  = 8
+	maxDomain   = 200 // There is more before it: 44 bytes of an address and its port.
 	minUDPSize  = miekg.MinMsgSize
 	maxUDPSize  = 4096
 	safeUDPSize = 1232 // No path cuts it in fragments: dnsflagday.net/2020.
@@ -135,6 +136,8 @@ func (c Config) Faults() []error {
 	for _, d := range c.Domains {
 		if _, ok := miekg.IsDomainName(d); !ok || miekg.Fqdn(d) == "." || strings.ContainsAny(d, `\ `) {
 			bad("domain %q: must be a domain name", d)
+		} else if len(d) > maxDomain {
+			bad("domain %q: has %d characters, the limit is %d", d, len(d), maxDomain)
 		}
 	}
 	if c.Datacenter != "" && !isLabel(c.Datacenter) {

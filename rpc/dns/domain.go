@@ -52,9 +52,6 @@ func newDomain(name, main string, negative time.Duration) (*domain, error) {
 		Refresh: 3600, Retry: 600, Expire: 86400, Minttl: uint32(negative / time.Second),
 	}, miekg.TypeSOA)
 	d.serialAt = len(d.soa) - fixed
-	if d.soa == nil {
-		return nil, fmt.Errorf("is too long: %q must be a domain name", "hostmaster."+main)
-	}
 	return d, nil
 }
 

@@ -138,8 +138,16 @@ func TestAnswersKeepToTheSizeThatTheClientTakes(t *testing.T) {
 		for _, tt := range []struct {
 			edns, config, limit int
 		}{
-			{0, 0, 512}, {0, 4096, 512}, {100, 0, 512}, {512, 0, 512}, {700, 0, 700}, {1232, 0, 1232}, {4096, 0, 1232}, {4096, 4096, 4096},
-			{65535, 4096, 4096}, {65535, 512, 512},
+			{0, 0, 512},
+			{0, 4096, 512},
+			{100, 0, 512},
+			{512, 0, 512},
+			{700, 0, 700},
+			{1232, 0, 1232},
+			{4096, 0, 1232},
+			{4096, 4096, 4096},
+			{65535, 4096, 4096},
+			{65535, 512, 512},
 		} {
 			s, w := newTestServer(t, n, func(c *Config) { c.UDPSize = tt.config })
 			r := newRequest("big.service.regd.", qtype)
@@ -156,7 +164,7 @@ func TestAnswersKeepToTheSizeThatTheClientTakes(t *testing.T) {
 			}
 			record := 16
 			if qtype == miekg.TypeSRV {
-				record = 38
+				record = 43
 			}
 			if room := tt.limit - len(reply); !complete && room >= record+11 {
 				t.Errorf("%s, EDNS %d: %d bytes are left, enough for another record", miekg.TypeToString[qtype], tt.edns, room)
@@ -180,7 +188,7 @@ func TestLargeAnswersByTCP(t *testing.T) {
 	first, m := get("192.0.2.1")
 	again, _ := get("192.0.2.1")
 	other, _ := get("192.0.2.2")
-	if len(first) < 1500 || len(first) == 2000 || m.Truncated {
+	if len(first) < 1300 || len(first) == 2000 || m.Truncated {
 		t.Errorf("%d records, truncated %v", len(first), m.Truncated)
 	}
 	if !slices.Equal(first, again) {
@@ -229,20 +237,20 @@ func TestGlueIsForTheRecordsThatAreThereAndBehindThem(t *testing.T) {
 
 func TestShuffleFavoursNobody(t *testing.T) {
 	t.Parallel()
-	s, w := newTestServer(t, many(t, 100))
+	s, w := newTestServer(t, many(t, 10))
 	w.c.pick = random
-	const rounds = 5000
+	const rounds = 1000
 	first := map[string]int{}
 	for range rounds {
 		first[texts(query(t, s, w, "big.service.regd.", miekg.TypeA))[0]]++
 	}
-	// Binomial, mean 50, deviation 7: 6 of them are missed once in 10^6 runs of this test.
+	// Binomial, mean 100, deviation 9.5: 6 of them are missed once in 10^7 runs of this test.
 	for address, count := range first {
-		if count < 8 || count > 100 {
+		if count < 43 || count > 157 {
 			t.Errorf("%s came first %d times of %d", address, count, rounds)
 		}
 	}
-	if len(first) != 100 {
+	if len(first) != 10 {
 		t.Errorf("%d instances came first", len(first))
 	}
 }

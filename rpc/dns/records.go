@@ -1,8 +1,8 @@
 package dns
 
 import (
+	"encoding/binary"
 	"encoding/hex"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -20,7 +20,6 @@ type record struct {
 	rr []byte
 	// glue is the address of an SRV's target, in wire form but for its owner, the target. Nil: there is none.
 	glue     []byte
-	target   int    // number of the target among those of the answer
 	hash     uint64 // of what the record is about, for rendezvous
 	priority uint16
 	zone     string
@@ -29,6 +28,7 @@ type record struct {
 // Where in an SRV record, without its owner, the priority and the target are.
 const (
 	srvPriorityAt = 10
+	srvPortAt     = 14
 	srvTargetAt   = 16
 )
 
@@ -40,10 +40,11 @@ const defaultPriority = 1
 
 // endpoint is what DNS tells of an instance.
 type endpoint struct {
-	host string     // Empty: addr is set.
-	addr netip.Addr // invalid: host is a name
-	port uint16     // 0: none
-	rec  *fsm.Record
+	host     string     // Empty: addr is set.
+	addr     netip.Addr // invalid: host is a name
+	port     uint16     // 0: none
+	priority uint16
+	rec      *fsm.Record
 }
 
 // Fields of registryv1.Instance and Port.
@@ -58,7 +59,7 @@ const (
 // newEndpoint reads address and port out of the encoded instance: decoding all of it takes ten times as long. port is the
 // name of one; empty: the first.
 func newEndpoint(r *fsm.Record, port string) endpoint {
-	e := endpoint{rec: r}
+	e := endpoint{rec: r, priority: defaultPriority}
 	eachField(r.Spec(), func(number protowire.Number, value []byte) {
 		switch {
 		case number == fieldAddress:
@@ -66,6 +67,12 @@ func newEndpoint(r *fsm.Record, port string) endpoint {
 		case number == fieldPorts && e.port == 0:
 			if name, n := decodePort(value); port == "" || strings.EqualFold(name, port) {
 				e.port = n
+			}
+		case number == fieldMetadata:
+			if key, text := decodePair(value); string(key) == priorityKey {
+				if p, err := strconv.ParseUint(string(text), 10, 16); err == nil {
+					e.priority = uint16(p)
+				}
 			}
 		}
 	})
@@ -122,13 +129,17 @@ func decodePort(b []byte) (name string, number uint16) {
 	return name, number
 }
 
-func (e endpoint) priority() uint16 {
-	if text, ok := e.rec.Metadata(priorityKey); ok {
-		if p, err := strconv.ParseUint(text, 10, 16); err == nil {
-			return uint16(p)
+// decodePair reads an entry of a map of strings.
+func decodePair(b []byte) (key, value []byte) {
+	eachField(b, func(number protowire.Number, field []byte) {
+		switch number {
+		case 1:
+			key = field
+		case 2:
+			value = field
 		}
-	}
-	return defaultPriority
+	})
+	return key, value
 }
 
 // is tells whether the endpoint has an address that records of a type can hold. An address with a zone ("%eth0") means
@@ -142,11 +153,12 @@ type packer struct {
 	domain  *domain
 	ttl     uint32
 	records []record
-	targets map[string]int // by name
 	seen    map[string]bool
 }
 
-func newPacker(d *domain, ttl uint32) *packer { return &packer{domain: d, ttl: ttl} }
+func newPacker(d *domain, ttl uint32) *packer {
+	return &packer{domain: d, ttl: ttl, seen: make(map[string]bool)}
+}
 
 // wire returns a record in wire form, without its owner; nil if it can't be.
 func (p *packer) wire(rr miekg.RR, rtype uint16) []byte {
@@ -161,57 +173,69 @@ func (p *packer) wire(rr miekg.RR, rtype uint16) []byte {
 
 // add adds a record, unless it is there already.
 func (p *packer) add(rr miekg.RR, rtype uint16, about endpoint) {
-	b := p.wire(rr, rtype)
-	if b == nil || p.seen[string(b)] {
+	if b := p.wire(rr, rtype); b != nil {
+		p.keep(record{rr: b}, b, about)
+	}
+}
+
+// keep keeps a record, unless one of that identity is there already.
+func (p *packer) keep(r record, identity []byte, about endpoint) {
+	if p.seen[string(identity)] {
 		return
 	}
-	if p.seen == nil {
-		p.seen = make(map[string]bool)
-	}
-	p.seen[string(b)] = true
-	r := record{rr: b, hash: xxh3.Hash(b)}
+	p.seen[string(identity)] = true
+	r.hash = xxh3.Hash(identity)
+	r.priority = about.priority
 	if about.rec != nil {
-		r.zone, r.priority = about.rec.Zone(), about.priority()
-	}
-	if rtype == miekg.TypeSRV {
-		r.target, r.glue = p.target(b, about)
-		// Weight and priority may change, and the instance be the same.
-		r.hash = xxh3.Hash(b[srvPriorityAt+4:])
+		r.zone = about.rec.Zone()
 	}
 	p.records = append(p.records, r)
 }
 
-// target numbers the target of an SRV record, and makes its glue.
-func (p *packer) target(srv []byte, about endpoint) (number int, glue []byte) {
-	name := string(srv[srvTargetAt:])
-	number, known := p.targets[name]
-	if !known {
-		if p.targets == nil {
-			p.targets = make(map[string]int)
-		}
-		number = len(p.targets)
-		p.targets[name] = number
+// address returns an A or AAAA record. It and service are written by hand: a service may have thousands.
+func (p *packer) address(addr netip.Addr) []byte {
+	rtype := miekg.TypeA
+	if addr.Is6() {
+		rtype = miekg.TypeAAAA
 	}
-	if about.addr.IsValid() {
-		glue = p.wire(addressRR(about.addr))
-	}
-	return number, glue
+	raw := addr.AsSlice()
+	return append(p.header(rtype, len(raw)), raw...)
 }
 
-func addressRR(addr netip.Addr) (miekg.RR, uint16) {
-	ip := net.IP(addr.AsSlice())
-	if addr.Is4() {
-		return &miekg.A{A: ip}, miekg.TypeA
+// header begins a record, without its owner, whose data are so many bytes.
+func (p *packer) header(rtype uint16, size int) []byte {
+	b := make([]byte, 0, srvPriorityAt+size)
+	b = binary.BigEndian.AppendUint16(b, rtype)
+	b = binary.BigEndian.AppendUint16(b, miekg.ClassINET)
+	b = binary.BigEndian.AppendUint32(b, p.ttl)
+	return binary.BigEndian.AppendUint16(b, uint16(size))
+}
+
+// service returns the SRV record of an endpoint with an address. That gets a name for each port, so that each record has glue of
+// its own: where several share a target, HAProxy gives the glue to the first.
+func (p *packer) service(e endpoint) []byte {
+	var target [maxName]byte
+	t := appendLabel(target[:0], strconv.AppendUint(nil, uint64(e.port), 10))
+	t = appendLabel(t, hex.AppendEncode(nil, e.addr.AsSlice()))
+	t = appendLabel(t, []byte(wordAddr))
+	t = append(t, p.domain.wire...)
+	b := p.header(miekg.TypeSRV, srvTargetAt-srvPriorityAt+len(t))
+	for _, n := range []uint16{e.priority, uint16(e.rec.Weight()), e.port} {
+		b = binary.BigEndian.AppendUint16(b, n)
 	}
-	return &miekg.AAAA{AAAA: ip}, miekg.TypeAAAA
+	return append(b, t...)
+}
+
+func appendLabel(b, label []byte) []byte {
+	return append(append(b, byte(len(label))), label...)
 }
 
 // addresses adds A or AAAA records.
 func (p *packer) addresses(endpoints []endpoint, rtype uint16) {
 	for _, e := range endpoints {
 		if e.is(rtype) {
-			rr, _ := addressRR(e.addr)
-			p.add(rr, rtype, e)
+			b := p.address(e.addr)
+			p.keep(record{rr: b}, b, e)
 		}
 	}
 }
@@ -226,17 +250,20 @@ func (p *packer) aliases(endpoints []endpoint) {
 	}
 }
 
-// services adds SRV records.
+// services adds SRV records. Instances at the same address and port are one, whatever their priority and weight.
 func (p *packer) services(endpoints []endpoint) {
 	for _, e := range endpoints {
-		if e.port == 0 || e.addr.Zone() != "" {
-			continue
+		switch {
+		case e.port == 0 || e.addr.Zone() != "":
+		case e.host == "":
+			b := p.service(e)
+			p.keep(record{rr: b, glue: p.address(e.addr)}, b[srvPortAt:], e)
+		default:
+			srv := &miekg.SRV{Priority: e.priority, Weight: uint16(e.rec.Weight()), Port: e.port, Target: miekg.Fqdn(e.host)}
+			if b := p.wire(srv, miekg.TypeSRV); b != nil {
+				p.keep(record{rr: b}, b[srvPortAt:], e)
+			}
 		}
-		target := miekg.Fqdn(e.host)
-		if e.host == "" {
-			target = hex.EncodeToString(e.addr.AsSlice()) + "." + wordAddr + "." + p.domain.name
-		}
-		p.add(&miekg.SRV{Priority: e.priority(), Weight: uint16(e.rec.Weight()), Port: e.port, Target: target}, miekg.TypeSRV, e)
 	}
 }
 
@@ -250,17 +277,12 @@ func (p *packer) metadata(endpoints []endpoint) {
 			if number != fieldMetadata {
 				return
 			}
-			var kv [2]string
-			eachField(pair, func(n protowire.Number, v []byte) {
-				if n == 1 || n == 2 {
-					kv[n-1] = string(v)
-				}
-			})
-			if strings.HasPrefix(kv[0], rawPrefix) {
-				p.text(e, kv[1])
-			} else {
-				p.text(e, kv[0]+"="+kv[1])
+			key, value := decodePair(pair)
+			text := string(value)
+			if !strings.HasPrefix(string(key), rawPrefix) {
+				text = string(key) + "=" + text
 			}
+			p.text(e, text)
 		})
 	}
 }

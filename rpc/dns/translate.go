@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,8 +20,8 @@ import (
 type answer struct {
 	rcode   int
 	records []record
-	targets int  // how many the SRV records name
 	size    int  // of the records, with a pointer as owner each
+	glued   bool // Some have glue.
 	one     bool // Of the records one is answered: a name has one alias.
 	varied  bool // They differ in priority.
 	zoned   bool // Some are in a zone.
@@ -81,10 +82,11 @@ func (a *answer) unless(denied bool) *answer {
 
 // done makes an answer of records.
 func (p *packer) done() *answer {
-	a := &answer{records: p.records, targets: len(p.targets)}
+	a := &answer{records: p.records}
 	for i := range p.records {
 		r := &p.records[i]
 		a.size += 2 + len(r.rr)
+		a.glued = a.glued || r.glue != nil
 		a.varied = a.varied || r.priority != p.records[0].priority
 		a.zoned = a.zoned || r.zone != ""
 	}
@@ -107,13 +109,20 @@ func (t *translator) inService(st *fsm.State, d *domain, a asked, qtype uint16, 
 	if a.kind == kindPortsOf || a.kind == kindInstance && before == "" {
 		return nothing(), source{}
 	}
-	if before != "" && a.ids {
-		return t.instance(svc, d, before, qtype), from
-	}
-	if before != "" {
+	var ans *answer
+	switch {
+	case before != "" && a.ids:
+		ans = t.instance(svc, d, before, qtype)
+	case before != "":
 		a.tag = before
+		fallthrough
+	default:
+		ans = t.service(svc, d, a, qtype)
 	}
-	return t.service(svc, d, a, qtype), from
+	if ans.rcode != 0 { // Anybody can make up tags and ids.
+		from = source{}
+	}
+	return ans, from
 }
 
 // find finds the service that a name asks for, and the labels before it. If several services could be meant, it is the one
@@ -272,8 +281,14 @@ func (p *packer) single(e endpoint, qtype uint16) {
 	}
 }
 
-// address answers about an address that is written in the name: hexadecimal digits.
+// address answers about an address that is written in the name, in hexadecimal digits; a port may be before it.
 func (t *translator) address(d *domain, head []string, qtype uint16) *answer {
+	if len(head) == 2 {
+		if _, err := strconv.ParseUint(head[0], 10, 16); err != nil {
+			return absent()
+		}
+		head = head[1:]
+	}
 	raw, err := hex.DecodeString(strings.Join(head, "."))
 	addr, ok := netip.AddrFromSlice(raw)
 	if err != nil || !ok {

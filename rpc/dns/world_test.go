@@ -31,6 +31,8 @@ type fakeNode struct {
 	state atomic.Pointer[fsm.State]
 	age   atomic.Int64
 	fails atomic.Pointer[error]
+	// onView runs before each View.
+	onView atomic.Pointer[func()]
 }
 
 func newFakeNode(tb testing.TB) *fakeNode {
@@ -41,6 +43,9 @@ func newFakeNode(tb testing.TB) *fakeNode {
 }
 
 func (n *fakeNode) View(_ context.Context, fresh cluster.Freshness) (cluster.View, error) {
+	if fn := n.onView.Load(); fn != nil {
+		(*fn)()
+	}
 	if err := n.fails.Load(); err != nil {
 		return cluster.View{}, *err
 	}
@@ -52,6 +57,9 @@ func (n *fakeNode) apply(commands ...*raftlogv1.Command) {
 	n.tb.Helper()
 	var encoded [][]byte
 	for _, cmd := range commands {
+		if n.state.Load().FeatureLevel() >= fsm.AccessLevel {
+			cmd.Level = fsm.AccessLevel // Else it would count as that of a node which does not know of access control.
+		}
 		data, err := proto.Marshal(cmd)
 		if err != nil {
 			n.tb.Fatal(err)

@@ -1,4 +1,4 @@
-package doors
+package doors_test
 
 import (
 	"encoding/json"

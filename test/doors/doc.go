@@ -1,2 +1,0 @@
-// Package doors tests the front doors for foreign protocols as their users have them: with real clients, against real nodes.
-package doors

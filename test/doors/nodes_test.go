@@ -1,0 +1,155 @@
+// Package doors_test has programs that speak foreign protocols ask a real node: one file for each door, here what they share.
+// A test is skipped without its program, unless CHAOS_STRICT is set, and where regd does not have its door.
+package doors_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/regd-io/regd/client"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if scratch != "" {
+		_ = os.RemoveAll(scratch) // Nothing depends on it.
+	}
+	os.Exit(code)
+}
+
+// scratch is the folder of the binary, once that is built.
+var scratch string
+
+// regd builds the binary under test, once, and returns its path.
+var regd = sync.OnceValues(func() (string, error) {
+	var err error
+	if scratch, err = os.MkdirTemp("", "regd-doors-"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(scratch, "regd")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, "github.com/regd-io/regd/cmd/regd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // As make build has it.
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return path, fmt.Errorf("build regd: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// program finds a program, or skips the test.
+func program(t *testing.T, name, debian string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+		return path
+	case os.Getenv("CHAOS_STRICT") != "":
+		t.Fatalf("there is no %s: install %s", name, debian)
+	default:
+		t.Skipf("there is no %s: install %s to run this test", name, debian)
+	}
+	return ""
+}
+
+// freeAddress is a local address on which nobody listened a moment ago.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// node is a cluster of one.
+type node struct {
+	client *client.Client
+	door   string // address of the door
+}
+
+// startNode runs a cluster of one with a door, until the test ends.
+func startNode(t *testing.T, door string, flags ...string) *node {
+	t.Helper()
+	path, err := regd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	help, err := exec.Command(path, "serve", "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(help), "--"+door+"-listen") {
+		t.Skipf("this regd has no door for %s", door)
+	}
+	grpc, peer, n := freeAddress(t), freeAddress(t), &node{door: freeAddress(t)}
+	run(t, path, append([]string{
+		"serve", "--name", "n1", "--data-dir", filepath.Join(t.TempDir(), "n1"), "--grpc-listen", grpc, "--peer-listen", peer,
+		"--http-listen", freeAddress(t), "--initial-peers", peer, "--heartbeat-timeout", "100ms", "--" + door + "-listen", n.door,
+	}, flags...)...)
+	if n.client, err = client.New([]string{grpc}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.client.Close() })
+	return n
+}
+
+// run runs a program until the test ends, and shows what it said if the test fails.
+func run(t *testing.T, path string, args ...string) {
+	t.Helper()
+	var out output
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // It was killed: that is all it says.
+		if t.Failed() {
+			t.Logf("%s said:\n%s", filepath.Base(path), out.String())
+		}
+	})
+}
+
+// output is what a program says.
+type output struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// eventually waits until a fact holds; the fact says what is missing, or nothing.
+func eventually(t *testing.T, fact func() string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		missing := fact()
+		if missing == "" {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal(missing)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
