@@ -28,7 +28,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help build run test race e2e bench microbench fuzz chaos chaos-mutants plays lint fmt generate check \
-	check-generated check-breaking check-format check-tidy check-bench check-deploy check-helm image vet clean
+	check-generated check-breaking check-format check-tidy check-bench check-consul check-deploy check-helm image vet clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,7 +108,7 @@ generate: ## Rewrite the generated code from proto/
 	@find proto -name '*.pb.go' -exec rm -f {} +
 	@cp -R .gen/proto/. proto/ && rm -rf .gen
 
-check: check-generated check-breaking check-tidy check-format lint vet check-bench check-deploy ## Verify what CI verifies, apart from the tests
+check: check-generated check-breaking check-tidy check-format lint vet check-bench check-consul check-deploy ## Verify what CI verifies, apart from the tests
 
 check-generated: generate
 	@git diff --exit-code --stat -- 'proto/*.pb.go' && \
@@ -144,6 +144,11 @@ check-deploy: build ## Verify what is in deploy and docs: manifests, chart, unit
 # Not part of check: where nothing is compiled yet, Helm takes ten minutes.
 check-helm: build ## Hold what check-deploy makes of the chart against Helm itself
 	cd test/deploy && HELM=1 $(GO) test -vet=off -run TestHelmRendersTheSame -v -timeout 20m ./...
+
+# The door for Consul's clients, tried by the client that most programs have against three processes: half a minute. A module of
+# its own.
+check-consul: ## Verify that Consul's Go client works with regd
+	cd test/consul && $(GO) mod tidy -diff && $(GO) vet ./... && $(LINT) run && $(LINT) fmt --diff && $(GO) test ./...
 
 clean: ## Remove what the other targets made, the .regd-dev cluster included
 	rm -rf bin .gen .regd-dev .chaos .bench

@@ -35,6 +35,7 @@ type doorServer interface {
 // doors are those that this binary has.
 func doors() []door {
 	return []door{
+		new(consulDoor),
 		new(dnsDoor),
 	}
 }
@@ -53,9 +54,13 @@ func (s *server) openDoors(ctx context.Context, node servedNode) error {
 		if err != nil {
 			return err
 		}
-		if opened != nil {
-			s.doors = append(s.doors, opened)
+		if opened == nil {
+			continue
 		}
+		if shows, ok := opened.(interface{ Gather(g prometheus.Gatherer) }); ok {
+			shows.Gather(s.ops.registry) // It shows the metrics of the node to its clients.
+		}
+		s.doors = append(s.doors, opened)
 	}
 	return nil
 }
