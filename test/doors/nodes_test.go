@@ -73,6 +73,7 @@ func freeAddress(t *testing.T) string {
 type node struct {
 	client *client.Client
 	door   string // address of the door
+	ops    string // address of the port for operations
 }
 
 // startNode runs a cluster of one with a door, until the test ends.
@@ -89,10 +90,10 @@ func startNode(t *testing.T, door string, flags ...string) *node {
 	if !strings.Contains(string(help), "--"+door+"-listen") {
 		t.Skipf("this regd has no door for %s", door)
 	}
-	grpc, peer, n := freeAddress(t), freeAddress(t), &node{door: freeAddress(t)}
+	grpc, peer, n := freeAddress(t), freeAddress(t), &node{door: freeAddress(t), ops: freeAddress(t)}
 	run(t, path, append([]string{
 		"serve", "--name", "n1", "--data-dir", filepath.Join(t.TempDir(), "n1"), "--grpc-listen", grpc, "--peer-listen", peer,
-		"--http-listen", freeAddress(t), "--initial-peers", peer, "--heartbeat-timeout", "100ms", "--" + door + "-listen", n.door,
+		"--http-listen", n.ops, "--initial-peers", peer, "--heartbeat-timeout", "100ms", "--" + door + "-listen", n.door,
 	}, flags...)...)
 	if n.client, err = client.New([]string{grpc}); err != nil {
 		t.Fatal(err)
