@@ -75,7 +75,7 @@ func TestBundleHoldsWhatIsKnownAndNoSecret(t *testing.T) {
 	}
 	eventually(t, func() string {
 		var log strings.Builder
-		if err := lines.write(&log); err != nil || !strings.Contains(log.String(), `"msg":"ready"`) {
+		if err = lines.write(&log); err != nil || !strings.Contains(log.String(), `"msg":"ready"`) {
 			return "it does not say that it is ready: " + log.String()
 		}
 		return ""
