@@ -32,7 +32,7 @@ func (n *Namespaces) Put(ctx context.Context, entry *registryv1.Namespace) (chan
 		return func(
 			ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption,
 		) (*apiv1.PutNamespaceResponse, error) {
-			return namespaceService(conn).Put(ctx, req, opts...)
+			return namespaceService(conn).PutNamespace(ctx, req, opts...)
 		}
 	})
 	return resp.GetChanged(), err
@@ -45,7 +45,7 @@ func (n *Namespaces) Delete(ctx context.Context, name string) (changed bool, err
 		return func(
 			ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption,
 		) (*apiv1.DeleteNamespaceResponse, error) {
-			return namespaceService(conn).Delete(ctx, req, opts...)
+			return namespaceService(conn).DeleteNamespace(ctx, req, opts...)
 		}
 	})
 	return resp.GetChanged(), err
@@ -55,7 +55,7 @@ func (n *Namespaces) Delete(ctx context.Context, name string) (changed bool, err
 func (n *Namespaces) Get(ctx context.Context, name string) (*apiv1.NamespaceInfo, error) {
 	resp, err := read(ctx, n.c, "get namespace "+name,
 		func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.GetNamespaceResponse, error) {
-			return namespaceService(conn).Get(ctx, &apiv1.GetNamespaceRequest{Name: name}, opts...)
+			return namespaceService(conn).GetNamespace(ctx, &apiv1.GetNamespaceRequest{Name: name}, opts...)
 		})
 	return resp.GetNamespace(), err
 }
@@ -75,7 +75,7 @@ func (n *Namespaces) list(ctx context.Context) ([]*apiv1.NamespaceInfo, error) {
 	for page := ""; ; {
 		resp, err := read(ctx, n.c, "list namespaces",
 			func(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) (*apiv1.ListNamespacesResponse, error) {
-				return namespaceService(conn).List(ctx, &apiv1.ListNamespacesRequest{PageToken: page}, opts...)
+				return namespaceService(conn).ListNamespaces(ctx, &apiv1.ListNamespacesRequest{PageToken: page}, opts...)
 			})
 		if err != nil {
 			return nil, err

@@ -103,10 +103,10 @@ var accessRules = map[string]accessRule{
 	apiv1.AccessService_DeleteGrant_FullMethodName:    always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
 	apiv1.AccessService_ListGrants_FullMethodName:     always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
 
-	apiv1.NamespaceService_Put_FullMethodName:    always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
-	apiv1.NamespaceService_Delete_FullMethodName: always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
-	apiv1.NamespaceService_Get_FullMethodName:    always(onCluster(registryv1.Action_ACTION_OBSERVE)),
-	apiv1.NamespaceService_List_FullMethodName:   always(onCluster(registryv1.Action_ACTION_OBSERVE)),
+	apiv1.NamespaceService_PutNamespace_FullMethodName:    always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
+	apiv1.NamespaceService_DeleteNamespace_FullMethodName: always(onCluster(registryv1.Action_ACTION_ADMINISTER)),
+	apiv1.NamespaceService_GetNamespace_FullMethodName:    always(onCluster(registryv1.Action_ACTION_OBSERVE)),
+	apiv1.NamespaceService_ListNamespaces_FullMethodName:  always(onCluster(registryv1.Action_ACTION_OBSERVE)),
 
 	// Probes have no tokens, and the API is no secret.
 	healthpb.Health_Check_FullMethodName:                              nil,

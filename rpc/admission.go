@@ -144,7 +144,7 @@ func classOf(method string) class {
 		apiv1.SessionService_Open_FullMethodName, apiv1.LeaseService_Grant_FullMethodName,
 		apiv1.LockService_Acquire_FullMethodName:
 		return classRegister
-	case apiv1.RegistryService_Explain_FullMethodName, apiv1.NamespaceService_Get_FullMethodName, apiv1.NamespaceService_List_FullMethodName,
+	case apiv1.RegistryService_Explain_FullMethodName, apiv1.NamespaceService_GetNamespace_FullMethodName, apiv1.NamespaceService_ListNamespaces_FullMethodName,
 		apiv1.RegistryService_Get_FullMethodName, apiv1.RegistryService_ListServices_FullMethodName,
 		apiv1.RegistryService_ListInstances_FullMethodName, apiv1.SessionService_List_FullMethodName,
 		apiv1.LeaseService_GetLease_FullMethodName, apiv1.LeaseService_ListLeases_FullMethodName,

@@ -36,7 +36,7 @@ func audited(method string) bool {
 		apiv1.AccessService_Bootstrap_FullMethodName, apiv1.AccessService_SetEnforcement_FullMethodName,
 		apiv1.AccessService_PutPolicy_FullMethodName, apiv1.AccessService_DeletePolicy_FullMethodName,
 		apiv1.AccessService_CreateToken_FullMethodName, apiv1.AccessService_DeleteToken_FullMethodName,
-		apiv1.NamespaceService_Put_FullMethodName, apiv1.NamespaceService_Delete_FullMethodName,
+		apiv1.NamespaceService_PutNamespace_FullMethodName, apiv1.NamespaceService_DeleteNamespace_FullMethodName,
 		apiv1.AccessService_PutGrant_FullMethodName, apiv1.AccessService_DeleteGrant_FullMethodName:
 		return true
 	}

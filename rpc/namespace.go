@@ -20,8 +20,8 @@ type namespaceServer struct {
 // MaxQuota is the largest limit of a quota.
 const MaxQuota = 1_000_000_000
 
-// Put says something about a namespace.
-func (s *namespaceServer) Put(ctx context.Context, req *apiv1.PutNamespaceRequest) (*apiv1.PutNamespaceResponse, error) {
+// PutNamespace says something about a namespace.
+func (s *namespaceServer) PutNamespace(ctx context.Context, req *apiv1.PutNamespaceRequest) (*apiv1.PutNamespaceResponse, error) {
 	var f faults
 	id := f.request(req)
 	entry := f.namespaceEntry("namespace", req.GetNamespace())
@@ -37,8 +37,8 @@ func (s *namespaceServer) Put(ctx context.Context, req *apiv1.PutNamespaceReques
 	return &apiv1.PutNamespaceResponse{Header: s.writeHeader(out.Revision), Changed: out.Changed}, nil
 }
 
-// Get returns a namespace and what is in it.
-func (s *namespaceServer) Get(ctx context.Context, req *apiv1.GetNamespaceRequest) (*apiv1.GetNamespaceResponse, error) {
+// GetNamespace returns a namespace and what is in it.
+func (s *namespaceServer) GetNamespace(ctx context.Context, req *apiv1.GetNamespaceRequest) (*apiv1.GetNamespaceResponse, error) {
 	var f faults
 	name, fresh := f.namespace("name", req.GetName()), f.freshness(req.GetFreshness())
 	if err := f.err(); err != nil {
@@ -51,8 +51,8 @@ func (s *namespaceServer) Get(ctx context.Context, req *apiv1.GetNamespaceReques
 	return &apiv1.GetNamespaceResponse{Header: header, Namespace: s.info(st, name)}, nil
 }
 
-// List lists namespaces by name.
-func (s *namespaceServer) List(ctx context.Context, req *apiv1.ListNamespacesRequest) (*apiv1.ListNamespacesResponse, error) {
+// ListNamespaces lists namespaces by name.
+func (s *namespaceServer) ListNamespaces(ctx context.Context, req *apiv1.ListNamespacesRequest) (*apiv1.ListNamespacesResponse, error) {
 	var f faults
 	p, err := s.openPage(ctx, &f, &apiv1.ListNamespacesRequest{}, req)
 	if err != nil {
@@ -86,8 +86,8 @@ func (s *namespaceServer) info(st *fsm.State, name string) *apiv1.NamespaceInfo 
 	}
 }
 
-// Delete deletes the entry of a namespace.
-func (s *namespaceServer) Delete(
+// DeleteNamespace deletes the entry of a namespace.
+func (s *namespaceServer) DeleteNamespace(
 	ctx context.Context, req *apiv1.DeleteNamespaceRequest,
 ) (*apiv1.DeleteNamespaceResponse, error) {
 	var f faults

@@ -43,7 +43,7 @@ func (r *rig) bound(tb testing.TB, name string, quota *registryv1.Quota) {
 	if r.node.feed.State().FeatureLevel() < fsm.HistoryLevel {
 		r.node.upgraded(tb)
 	}
-	if _, err := r.namespaces().Put(bg, &apiv1.PutNamespaceRequest{
+	if _, err := r.namespaces().PutNamespace(bg, &apiv1.PutNamespaceRequest{
 		Namespace: &registryv1.Namespace{Name: name, Quota: quota},
 	}); err != nil {
 		tb.Fatal(err)
@@ -69,14 +69,14 @@ func factsOfError(err error) map[string]string {
 func TestNamespacesArePutListedAndDeleted(t *testing.T) {
 	r := newRig(t)
 	ns := r.namespaces()
-	_, err := ns.Put(bg, &apiv1.PutNamespaceRequest{Namespace: &registryv1.Namespace{Name: "team-a"}})
+	_, err := ns.PutNamespace(bg, &apiv1.PutNamespaceRequest{Namespace: &registryv1.Namespace{Name: "team-a"}})
 	wantReason(t, err, codes.FailedPrecondition, apiv1.Reason_REASON_FEATURE_LEVEL)
 	r.node.upgraded(t)
 	entry := &registryv1.Namespace{Name: "team-a", Description: "ours", Quota: &registryv1.Quota{
 		MaxInstances: 5, MaxLocks: 4, MaxWatches: 3, MaxWritesPerSecond: 100,
 	}}
 	for _, want := range []bool{true, false} {
-		put, putErr := ns.Put(bg, &apiv1.PutNamespaceRequest{Namespace: entry})
+		put, putErr := ns.PutNamespace(bg, &apiv1.PutNamespaceRequest{Namespace: entry})
 		if putErr != nil || put.GetChanged() != want {
 			t.Fatalf("put: changed %t, %v; want %t", put.GetChanged(), putErr, want)
 		}
@@ -89,7 +89,7 @@ func TestNamespacesArePutListedAndDeleted(t *testing.T) {
 	}
 	var got []string
 	for token := ""; ; { // Page by page.
-		list, listErr := ns.List(bg, &apiv1.ListNamespacesRequest{PageSize: 1, PageToken: token})
+		list, listErr := ns.ListNamespaces(bg, &apiv1.ListNamespacesRequest{PageSize: 1, PageToken: token})
 		if listErr != nil {
 			t.Fatal(listErr)
 		}
@@ -103,18 +103,18 @@ func TestNamespacesArePutListedAndDeleted(t *testing.T) {
 	if diff := cmp.Diff([]string{"team-a 1 1", "team-b 1 0"}, got); diff != "" {
 		t.Errorf("list (-want +got):\n%s", diff)
 	}
-	found, err := ns.Get(bg, &apiv1.GetNamespaceRequest{Name: "team-a"})
+	found, err := ns.GetNamespace(bg, &apiv1.GetNamespaceRequest{Name: "team-a"})
 	entry.ModifyRevision = found.GetNamespace().GetNamespace().GetModifyRevision()
 	if diff := cmp.Diff(entry, found.GetNamespace().GetNamespace(), protocmp.Transform()); err != nil || diff != "" || entry.GetModifyRevision() == 0 {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 	for _, want := range []bool{true, false} {
-		deleted, deleteErr := ns.Delete(bg, &apiv1.DeleteNamespaceRequest{Name: "team-a"})
+		deleted, deleteErr := ns.DeleteNamespace(bg, &apiv1.DeleteNamespaceRequest{Name: "team-a"})
 		if deleteErr != nil || deleted.GetChanged() != want {
 			t.Errorf("delete: changed %t, %v; want %t", deleted.GetChanged(), deleteErr, want)
 		}
 	}
-	found, err = ns.Get(bg, &apiv1.GetNamespaceRequest{Name: "team-a"})
+	found, err = ns.GetNamespace(bg, &apiv1.GetNamespaceRequest{Name: "team-a"})
 	if n := found.GetNamespace(); err != nil || n.GetNamespace().GetModifyRevision() != 0 || n.GetInstances() != 1 || n.GetLocks() != 1 {
 		t.Errorf("after it was deleted: %v, %v", n, err)
 	}
@@ -124,7 +124,7 @@ func TestNamespacesArePutListedAndDeleted(t *testing.T) {
 		"namespace.description":         {Name: "a", Description: strings.Repeat("x", 257)},
 		"namespace.quota.max_instances": {Name: "a", Quota: &registryv1.Quota{MaxInstances: MaxQuota + 1}},
 	} {
-		_, err = ns.Put(bg, &apiv1.PutNamespaceRequest{Namespace: req})
+		_, err = ns.PutNamespace(bg, &apiv1.PutNamespaceRequest{Namespace: req})
 		wantReason(t, err, codes.InvalidArgument, apiv1.Reason_REASON_INVALID_ARGUMENT)
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%v does not name %s", err, name)

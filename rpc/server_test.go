@@ -42,7 +42,7 @@ func TestEveryMethodHasAClass(t *testing.T) {
 		"Bootstrap": classRenew, "SetEnforcement": classRenew, "PutPolicy": classRenew, "DeletePolicy": classRenew,
 		"ListPolicies": classRenew, "CreateToken": classRenew, "DeleteToken": classRenew, "ListTokens": classRenew,
 		"PutGrant": classRenew, "DeleteGrant": classRenew, "ListGrants": classRenew, "WhoAmI": classRenew,
-		"Put": classRenew, "Delete": classRenew, "Explain": classList,
+		"PutNamespace": classRenew, "GetNamespace": classList, "ListNamespaces": classList, "DeleteNamespace": classRenew, "Explain": classList,
 	}
 	r := newRig(t)
 	for service, info := range r.server.grpc.GetServiceInfo() {

@@ -593,12 +593,12 @@ const file_api_v1_namespace_service_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"h\n" +
 	"\x17DeleteNamespaceResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged2\xd0\x02\n" +
-	"\x10NamespaceService\x12J\n" +
-	"\x03Put\x12 .regd.api.v1.PutNamespaceRequest\x1a!.regd.api.v1.PutNamespaceResponse\x12J\n" +
-	"\x03Get\x12 .regd.api.v1.GetNamespaceRequest\x1a!.regd.api.v1.GetNamespaceResponse\x12O\n" +
-	"\x04List\x12\".regd.api.v1.ListNamespacesRequest\x1a#.regd.api.v1.ListNamespacesResponse\x12S\n" +
-	"\x06Delete\x12#.regd.api.v1.DeleteNamespaceRequest\x1a$.regd.api.v1.DeleteNamespaceResponseB,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
+	"\achanged\x18\x02 \x01(\bR\achanged2\xf5\x02\n" +
+	"\x10NamespaceService\x12S\n" +
+	"\fPutNamespace\x12 .regd.api.v1.PutNamespaceRequest\x1a!.regd.api.v1.PutNamespaceResponse\x12S\n" +
+	"\fGetNamespace\x12 .regd.api.v1.GetNamespaceRequest\x1a!.regd.api.v1.GetNamespaceResponse\x12Y\n" +
+	"\x0eListNamespaces\x12\".regd.api.v1.ListNamespacesRequest\x1a#.regd.api.v1.ListNamespacesResponse\x12\\\n" +
+	"\x0fDeleteNamespace\x12#.regd.api.v1.DeleteNamespaceRequest\x1a$.regd.api.v1.DeleteNamespaceResponseB,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_namespace_service_proto_rawDescOnce sync.Once
@@ -641,14 +641,14 @@ var file_api_v1_namespace_service_proto_depIdxs = []int32{
 	0,  // 9: regd.api.v1.ListNamespacesResponse.namespaces:type_name -> regd.api.v1.NamespaceInfo
 	10, // 10: regd.api.v1.DeleteNamespaceRequest.request_id:type_name -> regd.api.v1.RequestID
 	11, // 11: regd.api.v1.DeleteNamespaceResponse.header:type_name -> regd.api.v1.ResponseHeader
-	1,  // 12: regd.api.v1.NamespaceService.Put:input_type -> regd.api.v1.PutNamespaceRequest
-	3,  // 13: regd.api.v1.NamespaceService.Get:input_type -> regd.api.v1.GetNamespaceRequest
-	5,  // 14: regd.api.v1.NamespaceService.List:input_type -> regd.api.v1.ListNamespacesRequest
-	7,  // 15: regd.api.v1.NamespaceService.Delete:input_type -> regd.api.v1.DeleteNamespaceRequest
-	2,  // 16: regd.api.v1.NamespaceService.Put:output_type -> regd.api.v1.PutNamespaceResponse
-	4,  // 17: regd.api.v1.NamespaceService.Get:output_type -> regd.api.v1.GetNamespaceResponse
-	6,  // 18: regd.api.v1.NamespaceService.List:output_type -> regd.api.v1.ListNamespacesResponse
-	8,  // 19: regd.api.v1.NamespaceService.Delete:output_type -> regd.api.v1.DeleteNamespaceResponse
+	1,  // 12: regd.api.v1.NamespaceService.PutNamespace:input_type -> regd.api.v1.PutNamespaceRequest
+	3,  // 13: regd.api.v1.NamespaceService.GetNamespace:input_type -> regd.api.v1.GetNamespaceRequest
+	5,  // 14: regd.api.v1.NamespaceService.ListNamespaces:input_type -> regd.api.v1.ListNamespacesRequest
+	7,  // 15: regd.api.v1.NamespaceService.DeleteNamespace:input_type -> regd.api.v1.DeleteNamespaceRequest
+	2,  // 16: regd.api.v1.NamespaceService.PutNamespace:output_type -> regd.api.v1.PutNamespaceResponse
+	4,  // 17: regd.api.v1.NamespaceService.GetNamespace:output_type -> regd.api.v1.GetNamespaceResponse
+	6,  // 18: regd.api.v1.NamespaceService.ListNamespaces:output_type -> regd.api.v1.ListNamespacesResponse
+	8,  // 19: regd.api.v1.NamespaceService.DeleteNamespace:output_type -> regd.api.v1.DeleteNamespaceResponse
 	16, // [16:20] is the sub-list for method output_type
 	12, // [12:16] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name

@@ -19,10 +19,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	NamespaceService_Put_FullMethodName    = "/regd.api.v1.NamespaceService/Put"
-	NamespaceService_Get_FullMethodName    = "/regd.api.v1.NamespaceService/Get"
-	NamespaceService_List_FullMethodName   = "/regd.api.v1.NamespaceService/List"
-	NamespaceService_Delete_FullMethodName = "/regd.api.v1.NamespaceService/Delete"
+	NamespaceService_PutNamespace_FullMethodName    = "/regd.api.v1.NamespaceService/PutNamespace"
+	NamespaceService_GetNamespace_FullMethodName    = "/regd.api.v1.NamespaceService/GetNamespace"
+	NamespaceService_ListNamespaces_FullMethodName  = "/regd.api.v1.NamespaceService/ListNamespaces"
+	NamespaceService_DeleteNamespace_FullMethodName = "/regd.api.v1.NamespaceService/DeleteNamespace"
 )
 
 // NamespaceServiceClient is the client API for NamespaceService service.
@@ -35,13 +35,13 @@ const (
 type NamespaceServiceClient interface {
 	// Put says something about a namespace, in place of what was said before. It holds at once. A limit below what there is
 	// refuses what is new and removes nothing.
-	Put(ctx context.Context, in *PutNamespaceRequest, opts ...grpc.CallOption) (*PutNamespaceResponse, error)
+	PutNamespace(ctx context.Context, in *PutNamespaceRequest, opts ...grpc.CallOption) (*PutNamespaceResponse, error)
 	// Get returns the entry of a namespace, if it has one, and what is in it.
-	Get(ctx context.Context, in *GetNamespaceRequest, opts ...grpc.CallOption) (*GetNamespaceResponse, error)
+	GetNamespace(ctx context.Context, in *GetNamespaceRequest, opts ...grpc.CallOption) (*GetNamespaceResponse, error)
 	// List lists the namespaces that have an entry, or hold instances or locks, by name.
-	List(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
+	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
 	// Delete deletes the entry of a namespace: it is unlimited from then on, and what is in it stays.
-	Delete(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
+	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
 }
 
 type namespaceServiceClient struct {
@@ -52,40 +52,40 @@ func NewNamespaceServiceClient(cc grpc.ClientConnInterface) NamespaceServiceClie
 	return &namespaceServiceClient{cc}
 }
 
-func (c *namespaceServiceClient) Put(ctx context.Context, in *PutNamespaceRequest, opts ...grpc.CallOption) (*PutNamespaceResponse, error) {
+func (c *namespaceServiceClient) PutNamespace(ctx context.Context, in *PutNamespaceRequest, opts ...grpc.CallOption) (*PutNamespaceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PutNamespaceResponse)
-	err := c.cc.Invoke(ctx, NamespaceService_Put_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, NamespaceService_PutNamespace_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *namespaceServiceClient) Get(ctx context.Context, in *GetNamespaceRequest, opts ...grpc.CallOption) (*GetNamespaceResponse, error) {
+func (c *namespaceServiceClient) GetNamespace(ctx context.Context, in *GetNamespaceRequest, opts ...grpc.CallOption) (*GetNamespaceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetNamespaceResponse)
-	err := c.cc.Invoke(ctx, NamespaceService_Get_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, NamespaceService_GetNamespace_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *namespaceServiceClient) List(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error) {
+func (c *namespaceServiceClient) ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListNamespacesResponse)
-	err := c.cc.Invoke(ctx, NamespaceService_List_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, NamespaceService_ListNamespaces_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *namespaceServiceClient) Delete(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error) {
+func (c *namespaceServiceClient) DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteNamespaceResponse)
-	err := c.cc.Invoke(ctx, NamespaceService_Delete_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, NamespaceService_DeleteNamespace_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -102,13 +102,13 @@ func (c *namespaceServiceClient) Delete(ctx context.Context, in *DeleteNamespace
 type NamespaceServiceServer interface {
 	// Put says something about a namespace, in place of what was said before. It holds at once. A limit below what there is
 	// refuses what is new and removes nothing.
-	Put(context.Context, *PutNamespaceRequest) (*PutNamespaceResponse, error)
+	PutNamespace(context.Context, *PutNamespaceRequest) (*PutNamespaceResponse, error)
 	// Get returns the entry of a namespace, if it has one, and what is in it.
-	Get(context.Context, *GetNamespaceRequest) (*GetNamespaceResponse, error)
+	GetNamespace(context.Context, *GetNamespaceRequest) (*GetNamespaceResponse, error)
 	// List lists the namespaces that have an entry, or hold instances or locks, by name.
-	List(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
+	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
 	// Delete deletes the entry of a namespace: it is unlimited from then on, and what is in it stays.
-	Delete(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
+	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
 	mustEmbedUnimplementedNamespaceServiceServer()
 }
 
@@ -119,17 +119,17 @@ type NamespaceServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedNamespaceServiceServer struct{}
 
-func (UnimplementedNamespaceServiceServer) Put(context.Context, *PutNamespaceRequest) (*PutNamespaceResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Put not implemented")
+func (UnimplementedNamespaceServiceServer) PutNamespace(context.Context, *PutNamespaceRequest) (*PutNamespaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PutNamespace not implemented")
 }
-func (UnimplementedNamespaceServiceServer) Get(context.Context, *GetNamespaceRequest) (*GetNamespaceResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
+func (UnimplementedNamespaceServiceServer) GetNamespace(context.Context, *GetNamespaceRequest) (*GetNamespaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetNamespace not implemented")
 }
-func (UnimplementedNamespaceServiceServer) List(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+func (UnimplementedNamespaceServiceServer) ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNamespaces not implemented")
 }
-func (UnimplementedNamespaceServiceServer) Delete(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
+func (UnimplementedNamespaceServiceServer) DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteNamespace not implemented")
 }
 func (UnimplementedNamespaceServiceServer) mustEmbedUnimplementedNamespaceServiceServer() {}
 func (UnimplementedNamespaceServiceServer) testEmbeddedByValue()                          {}
@@ -152,74 +152,74 @@ func RegisterNamespaceServiceServer(s grpc.ServiceRegistrar, srv NamespaceServic
 	s.RegisterService(&NamespaceService_ServiceDesc, srv)
 }
 
-func _NamespaceService_Put_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+func _NamespaceService_PutNamespace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PutNamespaceRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(NamespaceServiceServer).Put(ctx, in)
+		return srv.(NamespaceServiceServer).PutNamespace(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: NamespaceService_Put_FullMethodName,
+		FullMethod: NamespaceService_PutNamespace_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(NamespaceServiceServer).Put(ctx, req.(*PutNamespaceRequest))
+		return srv.(NamespaceServiceServer).PutNamespace(ctx, req.(*PutNamespaceRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _NamespaceService_Get_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+func _NamespaceService_GetNamespace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetNamespaceRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(NamespaceServiceServer).Get(ctx, in)
+		return srv.(NamespaceServiceServer).GetNamespace(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: NamespaceService_Get_FullMethodName,
+		FullMethod: NamespaceService_GetNamespace_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(NamespaceServiceServer).Get(ctx, req.(*GetNamespaceRequest))
+		return srv.(NamespaceServiceServer).GetNamespace(ctx, req.(*GetNamespaceRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _NamespaceService_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+func _NamespaceService_ListNamespaces_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListNamespacesRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(NamespaceServiceServer).List(ctx, in)
+		return srv.(NamespaceServiceServer).ListNamespaces(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: NamespaceService_List_FullMethodName,
+		FullMethod: NamespaceService_ListNamespaces_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(NamespaceServiceServer).List(ctx, req.(*ListNamespacesRequest))
+		return srv.(NamespaceServiceServer).ListNamespaces(ctx, req.(*ListNamespacesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _NamespaceService_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+func _NamespaceService_DeleteNamespace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteNamespaceRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(NamespaceServiceServer).Delete(ctx, in)
+		return srv.(NamespaceServiceServer).DeleteNamespace(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: NamespaceService_Delete_FullMethodName,
+		FullMethod: NamespaceService_DeleteNamespace_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(NamespaceServiceServer).Delete(ctx, req.(*DeleteNamespaceRequest))
+		return srv.(NamespaceServiceServer).DeleteNamespace(ctx, req.(*DeleteNamespaceRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -232,20 +232,20 @@ var NamespaceService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*NamespaceServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Put",
-			Handler:    _NamespaceService_Put_Handler,
+			MethodName: "PutNamespace",
+			Handler:    _NamespaceService_PutNamespace_Handler,
 		},
 		{
-			MethodName: "Get",
-			Handler:    _NamespaceService_Get_Handler,
+			MethodName: "GetNamespace",
+			Handler:    _NamespaceService_GetNamespace_Handler,
 		},
 		{
-			MethodName: "List",
-			Handler:    _NamespaceService_List_Handler,
+			MethodName: "ListNamespaces",
+			Handler:    _NamespaceService_ListNamespaces_Handler,
 		},
 		{
-			MethodName: "Delete",
-			Handler:    _NamespaceService_Delete_Handler,
+			MethodName: "DeleteNamespace",
+			Handler:    _NamespaceService_DeleteNamespace_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
