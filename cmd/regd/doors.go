@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,10 +40,12 @@ func doors() []door {
 }
 
 // openRoutes opens the doors that are at the port for operations: they have no settings, only a package, a file and a line.
-func (s *server) openRoutes() error {
-	return errors.Join(
-		s.openSD(),
-	)
+func (s *server) openRoutes() {
+	for _, open := range []func(){
+		s.openSD,
+	} {
+		open()
+	}
 }
 
 // openDoors opens the doors that are to be open.

@@ -20,6 +20,7 @@ func (s *server) collectors() []prometheus.Collector {
 	all = append(all, s.tls.collectors()...)
 	all = append(all, s.traces.collectors()...)
 	all = append(all, s.backups.collectors()...)
+	all = append(all, s.routes...)
 	for _, d := range s.doors {
 		all = append(all, d.Collectors()...)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
 
 	"github.com/regd-io/regd/cluster/certs/certstest"
 )
@@ -137,6 +138,14 @@ func TestMetricReferenceIsFresh(t *testing.T) {
 		Trace:  traceSettings{OTLP: "http://127.0.0.1:4317"}, // Nothing is sent.
 		Backup: backupSettings{Dir: filepath.Join(dir, "backups"), Every: time.Hour, Keep: 1},
 	}.withDefaults()
+	cfg.Doors = doors()
+	for _, d := range cfg.Doors {
+		fs := pflag.NewFlagSet(d.name(), pflag.ContinueOnError)
+		d.addFlags(fs)
+		if err := fs.Set(d.name()+"-listen", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s := &server{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1), manager: newSupervisor(cfg.Logger)}
 	err := s.open(t.Context())
 	t.Cleanup(func() {

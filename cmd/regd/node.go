@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/regd-io/regd/cluster"
@@ -182,6 +183,7 @@ type server struct {
 	traces  tracing
 	api     *rpc.Server
 	doors   []doorServer
+	routes  []prometheus.Collector // of the doors at the port for operations
 	audit   auditLog
 	backups *backups
 	// opened is node, for who asks while it opens.
@@ -271,10 +273,8 @@ func (s *server) open(ctx context.Context) error {
 		return err
 	}
 	s.backups = newBackups(s.cfg.Backup, served, s.log)
-	if err = s.ops.serveNode(served, s.collectors()); err != nil {
-		return err
-	}
-	return s.openRoutes()
+	s.openRoutes()
+	return s.ops.serveNode(served, s.collectors())
 }
 
 // openNode opens the node and the monitor that works while it leads. The monitor needs the node to exist, and the node

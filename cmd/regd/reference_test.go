@@ -210,12 +210,20 @@ func configPage(settings *pflag.FlagSet) string {
 // nodeSettings are the flags of regd serve that are settings.
 func nodeSettings() *pflag.FlagSet {
 	fs := pflag.NewFlagSet("serve", pflag.ContinueOnError)
-	new(serveSettings).addFlags(fs)
+	(&serveSettings{serveConfig: serveConfig{Doors: doors()}}).addFlags(fs)
 	return fs
 }
 
+// wholeRoot is the command tree with all doors.
+func wholeRoot(t *testing.T) *cobra.Command {
+	t.Helper()
+	a := newShell(t).app(&bytes.Buffer{}, &bytes.Buffer{})
+	a.doors = doors
+	return a.root()
+}
+
 func TestCommandReferenceIsFresh(t *testing.T) {
-	root := newShell(t).app(&bytes.Buffer{}, &bytes.Buffer{}).root()
+	root := wholeRoot(t)
 	asReviewed(t, referencePath("cli.md"), cliPage(root, nodeSettings()))
 }
 
@@ -225,7 +233,7 @@ func TestConfigReferenceIsFresh(t *testing.T) {
 
 // Each command, and each flag that help shows, is in the reference.
 func TestReferencesAreComplete(t *testing.T) {
-	root, settings := newShell(t).app(&bytes.Buffer{}, &bytes.Buffer{}).root(), nodeSettings()
+	root, settings := wholeRoot(t), nodeSettings()
 	cli, config := cliPage(root, settings), configPage(settings)
 	walk(root, func(cmd *cobra.Command) {
 		if cmd.Hidden {

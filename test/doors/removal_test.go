@@ -12,7 +12,7 @@ import (
 
 // wiring is the one line that opens a door, in a file of cmd/regd.
 func wiring(name string) *regexp.Regexp {
-	return regexp.MustCompile(`(?im)^\t+(new\(` + name + `Door\)|s\.open` + name + `\(\)),\n`)
+	return regexp.MustCompile(`(?im)^\t+(new\(` + name + `Door\)|s\.open` + name + `),\n`)
 }
 
 // TestADoorCanBeTakenOut takes out the folder of each door, its file of settings, and the line that wires it. What is left
@@ -40,7 +40,7 @@ func TestADoorCanBeTakenOut(t *testing.T) {
 			}
 			run("vet", "-overlay", overlay, "./cmd/regd", "./rpc")
 			if os.Getenv("CHAOS_STRICT") == "1" {
-				run("test", "-count=1", "-overlay", overlay, "./cmd/regd")
+				run("test", "-count=1", "-skip", "Reference", "-overlay", overlay, "./cmd/regd") // The references are made anew.
 			}
 		})
 	}
