@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -71,7 +72,7 @@ func TestAnOldNodeJoinsOnlyAnOldCluster(t *testing.T) {
 		for _, name := range []string{"n3", "n4"} {
 			c.Wait(name+" to be told why not", func() bool {
 				_, err := c.Node(name).Propose(within(t, time.Second), clustertest.Register("web", "a"))
-				return errors.Is(err, cluster.ErrStarting) && strings.Contains(err.Error(), "knows feature level 1 and the cluster has reached 2")
+				return errors.Is(err, cluster.ErrStarting) && strings.Contains(err.Error(), fmt.Sprintf("knows feature level 1 and the cluster has reached %d", fsm.FeatureLevel))
 			})
 		}
 		for _, n := range []*cluster.Node{c.Node("n1"), c.Node("n2")} {
@@ -177,7 +178,7 @@ func TestAnEntryOfALaterVersionStopsTheNode(t *testing.T) {
 				c.Stop("n1")
 				var cfg cluster.Config
 				c.Reconfigure("n1", func(now *cluster.Config) { cfg = *now })
-				if _, err = cluster.Open(cfg); !errors.Is(err, cluster.ErrTooOld) || !strings.Contains(err.Error(), "feature level 3") {
+				if _, err = cluster.Open(cfg); !errors.Is(err, cluster.ErrTooOld) || !strings.Contains(err.Error(), fmt.Sprintf("feature level %d", fsm.FeatureLevel+1)) {
 					t.Errorf("started again: %v", err)
 				}
 			})

@@ -18,12 +18,29 @@ const (
 	groupWrite  fs.FileMode = 0o020
 )
 
-// protect sees to it that the folder is this user's alone: it holds the whole registry, and hashes of secrets. Where others
-// may write, nothing can be believed: ErrExposed. What they may read is taken from them, with a warning. A folder that its
-// group may write is warned of unless this process is of that group, as it is on volumes of Kubernetes.
-//
-// The folder itself may be listed by others, as mount points often can. Files that are not the store's are left alone.
-func protect(dir string, log *slog.Logger) error {
+// The folder holds the whole registry, and hashes of secrets: it is to be its user's alone. It may itself be listed by others, as
+// mount points often can. What is looked at is what stands in it, for who can't get into a folder can't get at its files.
+// Files that are not the store's are left alone.
+func eachOwn(dir string, fn func(path string, info fs.FileInfo) error) error {
+	for _, name := range []string{identityFile, lockFile, databaseFile, snapshotsDir, walDir} {
+		path := filepath.Join(dir, name)
+		info, err := os.Lstat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err == nil && (info.Mode().IsRegular() || info.IsDir()):
+			err = fn(path, info)
+		}
+		if err != nil {
+			return accessError(err)
+		}
+	}
+	return nil
+}
+
+// refuseExposed refuses a folder in which everybody may write: nothing in it can be believed. It is ErrExposed. Of one that its
+// group may write it warns, unless this process is of that group, as it is on volumes of Kubernetes.
+func refuseExposed(dir string, log *slog.Logger) error {
 	info, err := os.Stat(dir)
 	if err != nil {
 		return accessError(err)
@@ -34,34 +51,19 @@ func protect(dir string, log *slog.Logger) error {
 	if info.Mode().Perm()&groupWrite != 0 && !ofOwnGroup(info) {
 		log.Warn("a group that this process is not of may write in the data folder: chmod g-w it", "dir", dir, "mode", info.Mode().String())
 	}
-	for _, name := range []string{identityFile, lockFile, databaseFile, snapshotsDir, walDir} {
-		err := filepath.WalkDir(filepath.Join(dir, name), func(path string, entry fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			return protectOne(path, entry, log)
-		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return accessError(err)
-		}
-	}
-	return nil
+	return eachOwn(dir, notWritable)
 }
 
-func protectOne(path string, entry fs.DirEntry, log *slog.Logger) error {
-	info, err := entry.Info()
-	if err != nil {
-		return err
-	}
-	perm := info.Mode().Perm()
-	if !(info.Mode().IsRegular() || info.IsDir()) || perm&othersAny == 0 {
-		return nil
-	}
-	if err := notWritable(path, info); err != nil {
-		return err
-	}
-	log.Warn("others could read this, which holds what is registered: it is made private", "path", path, "mode", info.Mode().String())
-	return os.Chmod(path, perm&^othersAny)
+// makePrivate takes from others what they may do with what is in the folder, with a warning.
+func makePrivate(dir string, log *slog.Logger) error {
+	return eachOwn(dir, func(path string, info fs.FileInfo) error {
+		perm := info.Mode().Perm()
+		if perm&othersAny == 0 {
+			return nil
+		}
+		log.Warn("others could read this, which holds what is registered: it is made private", "path", path, "mode", info.Mode().String())
+		return os.Chmod(path, perm&^othersAny)
+	})
 }
 
 func notWritable(path string, info fs.FileInfo) error {

@@ -142,8 +142,8 @@ type Store struct {
 // Open makes or opens the data folder and takes it for this process. It reads
 // and verifies everything in it first (some 3 us an entry; progress is logged)
 // and refuses, without having changed anything but the lock file, with ErrLocked, ErrNewerFormat, ErrLogStore,
-// ErrNotWritable, ErrExposed, ErrDiskFull or a CorruptError. What others could read is made private. A damaged snapshot that an older one and the log replace is
-// set aside with a warning; so is an append cut off that a power loss has torn.
+// ErrNotWritable, ErrExposed, ErrDiskFull or a CorruptError. A damaged snapshot that an older one and the log replace is
+// set aside with a warning; so is an append cut off that a power loss has torn. What others could read is made private.
 func Open(cfg Config) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("storage configuration: %w", err)
@@ -161,10 +161,13 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{dir: dir, lock: lock}
-	if err := protect(dir, cfg.Logger); err != nil {
+	if err := refuseExposed(dir, cfg.Logger); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.open(cfg); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if err := makePrivate(dir, cfg.Logger); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil

@@ -204,7 +204,7 @@ func TestLockIsHeldByOneAtATime(t *testing.T) {
 	if r := s.run("lock", "backup", "--no-wait", "--", "echo", "no"); r.code != exitConflict || r.stdout != "" {
 		t.Errorf("--no-wait: exit code %d, want 7\n%s%s", r.code, r.stdout, r.stderr)
 	}
-	if r := s.run("lock", "backup", "--timeout", "300ms", "--", "echo", "no"); r.code != exitTimeout || r.stdout != "" {
+	if r := s.run("lock", "backup", "--timeout", "2s", "--", "echo", "no"); r.code != exitTimeout || r.stdout != "" {
 		t.Errorf("--timeout: exit code %d, want 6\n%s%s", r.code, r.stdout, r.stderr)
 	}
 	next := s.start("lock", "backup", "--", "sh", "-c", "echo token=$REGD_LOCK_TOKEN; exit 3")
