@@ -21,7 +21,7 @@ func FuzzApply(f *testing.F) {
 			f.Fatal(err)
 		}
 		for n, e := range decodeGolden(f, log) {
-			if n%10 == 0 {
+			if n%50 == 0 {
 				f.Add(e.Data)
 			}
 		}
