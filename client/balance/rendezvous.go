@@ -97,7 +97,7 @@ func (r *rendezvous) recall(key uint64) (i int, sure bool) {
 		r.memo.Store(m) // of several at the same time one stays
 	}
 	if i, sure = m.get(key); !sure {
-		if i, sure = r.first(key); sure {
+		if i, sure = r.first(key); sure && r.env.random()%memoEvery == 0 {
 			m.put(key, i)
 		}
 	}
@@ -182,13 +182,19 @@ func (l lead) race(d, rate uint64, i int) lead {
 // the low ones the index of the member plus one, so that a word says it all.
 type memo []atomic.Uint64
 
-// memoFrom is the number of members from which on there is a memo. With fewer, to remember a key would take a good part of
-// the time that it takes to find the member anew.
-const memoFrom = 256
+const (
+	// memoFrom is the number of members from which on there is a memo. With fewer, finding the member anew takes no longer.
+	memoFrom = 64
+	// memoEvery is how many keys that are not remembered come to one that then is. To write the word costs a good part of
+	// finding the member, and most new keys never come again; one that comes often is soon there.
+	memoEvery = 8
+	// memoBits is how many bits number the slots at least.
+	memoBits = 10
+)
 
-// newMemo returns an empty memo for n members, of 8 to 16 bytes for each.
+// newMemo returns an empty memo for n members, of 8 to 16 bytes for each, and 8 kB at least.
 func newMemo(n int) *memo {
-	m := make(memo, 1<<bits.Len(uint(n)))
+	m := make(memo, 1<<max(memoBits, bits.Len(uint(n))))
 	return &m
 }
 
