@@ -240,7 +240,11 @@ func ended(set bool, what string) string {
 func (v whyView) print(w io.Writer, now time.Time) error {
 	var b strings.Builder
 	name := clean(v.Namespace + "/" + v.Service + "/" + v.ID)
-	fmt.Fprintf(&b, "%s is %s\n", name, v.Health)
+	state := v.Health
+	if state == gone && len(v.Changes) == 0 { // Nothing tells that it ever was there: perhaps the name is misspelt.
+		state = "not registered"
+	}
+	fmt.Fprintf(&b, "%s is %s\n", name, state)
 	if v.More {
 		b.WriteString("  older changes are left out: --limit shows more\n")
 	} else if why := v.missing(now); why != "" {
@@ -264,7 +268,7 @@ func (v whyView) print(w io.Writer, now time.Time) error {
 func (v whyView) missing(now time.Time) string {
 	switch {
 	case !v.Kept:
-		return "no history is kept yet: all members of the cluster must be of a version that knows of it, see regd members -o wide"
+		return "no history is kept yet: it begins with the first write once all members are of a version that knows of it"
 	case v.reaches:
 		return ""
 	}

@@ -56,7 +56,7 @@ func TestNamespacesAreBoundedAndInstancesExplainedByCommands(t *testing.T) {
 	if why.Health != gone || !why.More || !why.Kept || len(why.Changes) != 1 || why.Changes[0].Cause != "deregistered" || why.Changes[0].Text != "deregistered" {
 		t.Errorf("%+v", why)
 	}
-	if got = s.ok("why", "web/none"); !strings.Contains(got, "default/web/none is gone\n  the history has nothing of it") {
+	if got = s.ok("why", "web/none"); !strings.Contains(got, "default/web/none is not registered\n  the history has nothing of it") {
 		t.Errorf("why of none:\n%s", got)
 	}
 	if r := s.run("why", "web"); r.code != exitUsage || !strings.Contains(r.stderr, "[NAMESPACE/]SERVICE/INSTANCE") {
@@ -112,7 +112,7 @@ func TestWhySaysWhatIsNotKept(t *testing.T) {
 		{&apiv1.ExplainResponse{Instance: live, Kept: true, AfterRevision: 50, AfterUnixMs: 1_700_000_000_000}, []string{
 			"what happened before revision 50 (", ", 1m0s ago) is no longer kept; it was registered as incarnation 9 at 2020-09-1",
 		}, "no history"},
-		{&apiv1.ExplainResponse{Kept: true, AfterRevision: 50}, []string{"is gone", "the history has nothing of it; it reaches back to revision 50"}, ""},
+		{&apiv1.ExplainResponse{Kept: true, AfterRevision: 50}, []string{"is not registered", "the history has nothing of it; it reaches back to revision 50"}, ""},
 		{&apiv1.ExplainResponse{Instance: live, Kept: true, AfterRevision: 50, Transitions: []*registryv1.Transition{created}}, []string{"registered as incarnation 1"}, "kept"},
 		{
 			&apiv1.ExplainResponse{Kept: true, More: true, IdentitiesWithheld: true, Transitions: []*registryv1.Transition{created}},
