@@ -37,8 +37,8 @@ func (c class) String() string {
 }
 
 // share is the part of the calls in flight, in percent, up to which a class is let in. What adds or reads may take half:
-// of the default limit that is two full log entries of registrations, one under way and one that waits, and more would
-// only wait longer. The other half is for what keeps alive and takes away, so that a node that has little of its
+// of the default limit that is one full log entry of registrations. More would wait longer, and wake
+// all at once when theirs is applied: then what tells the followers that the leader lives waits its turn behind them. The other half is for what keeps alive and takes away, so that a node that has little of its
 // processor and is slow for all has room for them.
 func (c class) share() int64 {
 	return [...]int64{100, 90, 80, 50, 40, 30}[c]
@@ -66,12 +66,19 @@ func (a *admission) most(c class) int64 { return max(1, a.limit*c.share()/100) }
 
 // enter lets a call in, or fails with ErrOverloaded. Whoever was let in calls leave once it is done.
 func (a *admission) enter(c class) error {
-	n := a.inFlight.Add(1)
-	if n <= a.most(c) {
+	if a.take(c) {
 		return nil
 	}
-	a.inFlight.Add(-1)
 	return a.refuse(c)
+}
+
+// take takes a place for a call, if there is one.
+func (a *admission) take(c class) bool {
+	if a.inFlight.Add(1) <= a.most(c) {
+		return true
+	}
+	a.inFlight.Add(-1)
+	return false
 }
 
 func (a *admission) leave() { a.inFlight.Add(-1) }
@@ -88,19 +95,28 @@ func (a *admission) refuse(c class) error {
 
 // refuseUnread refuses a call, of which only the headers have come, that admit would refuse. To read and decode a message
 // and to start a goroutine for it costs several times what the refusal does, and under overload that is what a node would
-// mostly do. A call is let in by admit alone: what passes here has no place yet.
+// mostly do. What passes here has its place from now on: else, whenever places become free, all connections would read on
+// before the first call takes one, and thousands of goroutines would start to be refused. What else a node has to do, and
+// to tell its followers that it lives is part of that, would wait behind them.
 //
-// Calls of classRenew are left to admit and to the streams, which know what is in flight when they need a place, and calls
-// with more time than most to admit: until a call's time is over, gRPC keeps the timer of one that is refused here. It
-// holds a lock of the connection meanwhile, so this must be quick. Interceptors, and with them the metrics of gRPC, do not
-// see what is refused here; regd_admission_rejected_total counts it.
+// Calls of classRenew are left to admit and to the streams, which know what is in flight when they need a place, and so are
+// calls that wait, and those with more time than most: until a call's time is over, gRPC keeps the timer of one that is
+// refused here. It holds a lock of the connection meanwhile, so this must be quick. Interceptors, and with them the metrics
+// of gRPC, do not see what is refused here; regd_admission_rejected_total counts it.
 func (s *Server) refuseUnread(ctx context.Context, call *tap.Info) (context.Context, error) {
 	a, c := s.core.admission, classOf(call.FullMethodName)
-	if c == classRenew || !a.full(c) {
+	if c == classRenew {
 		return ctx, nil
 	}
 	if end, ok := ctx.Deadline(); ok && time.Until(end) > DefaultTimeout {
 		return ctx, nil
+	}
+	if waits(call.FullMethodName) {
+		if !a.full(c) {
+			return ctx, nil
+		}
+	} else if a.take(c) {
+		return a.reserve(ctx), nil
 	}
 	holdBack(ctx)
 	leader := s.core.node.Info().LeaderAddress
@@ -113,6 +129,24 @@ func (s *Server) refuseUnread(ctx context.Context, call *tap.Info) (context.Cont
 	r := &refusal{status: toStatus(fault, err, leader).Err(), leader: leader}
 	a.refusals[c].Store(r)
 	return ctx, r.status
+}
+
+// unreadFor is how long a place is kept for a call whose headers have come but not its message. They mostly come together.
+const unreadFor = 250 * time.Millisecond
+
+// reservation is the key of the timer that gives the place of an unread call away, in its context.
+type reservation struct{}
+
+// reserve keeps the place that was taken for a call which is not read yet. If its message is late or never comes, the place
+// is free again, and the call needs another one.
+func (a *admission) reserve(ctx context.Context) context.Context {
+	return context.WithValue(ctx, reservation{}, time.AfterFunc(unreadFor, a.leave))
+}
+
+// reserved tells whether a call has its place already. It does so once.
+func reserved(ctx context.Context) bool {
+	expiry, ok := ctx.Value(reservation{}).(*time.Timer)
+	return ok && expiry.Stop()
 }
 
 // collectors are the metrics of admission.

@@ -174,3 +174,43 @@ type oneListener struct {
 }
 
 func (l *oneListener) Accept() (net.Conn, error) { return l.conn, nil }
+
+// Calls of which only the headers have come have their places already, but not for long: who sends no more can't keep them.
+func TestAnUnreadCallHasItsPlaceForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, dial := started(t)
+		c := raw(t, dial())
+		a := server.core.admission
+		free := func(n int64) { a.inFlight.Store(a.most(classRegister) - n) }
+		taken := func(want int64) {
+			t.Helper()
+			synctest.Wait()
+			if got := a.inFlight.Load() - a.most(classRegister); got != want {
+				t.Errorf("%d places beyond those of registrations are taken, not %d", got, want)
+			}
+		}
+
+		free(2)
+		prompt, late := c.open(apiv1.RegistryService_Register_FullMethodName), c.open(apiv1.RegistryService_Register_FullMethodName)
+		taken(0)
+		refused := c.open(apiv1.RegistryService_Register_FullMethodName)
+		if said, _, _ := c.said(refused); !said {
+			t.Error("a third call was let in before the first two were read")
+		}
+		time.Sleep(refusalHold)
+		c.send(prompt)
+		c.wantAnswer(prompt)
+		taken(-1)
+		time.Sleep(unreadFor)
+		taken(-2)
+
+		a.inFlight.Store(a.most(classRegister))
+		c.send(late) // Its place is gone, and there is no other.
+		c.wantAnswer(late)
+		if n := a.rejected[classRegister].Load(); n != 2 {
+			t.Errorf("%d calls were counted as refused, not 2", n)
+		}
+		taken(0)
+		a.inFlight.Store(0)
+	})
+}

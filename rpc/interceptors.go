@@ -35,9 +35,11 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	defer cancel()
 	// What waits is let in by its handler, since it must not count while it does.
 	if !waits(info.FullMethod) {
-		if err = s.core.admission.enter(classOf(info.FullMethod)); err != nil {
-			holdBack(ctx)
-			return nil, err
+		if !reserved(ctx) {
+			if err = s.core.admission.enter(classOf(info.FullMethod)); err != nil {
+				holdBack(ctx)
+				return nil, err
+			}
 		}
 		defer s.core.admission.leave()
 	}

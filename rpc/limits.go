@@ -146,7 +146,7 @@ const (
 	// DefaultMaxConnsPerIP is the number of connections from one address.
 	DefaultMaxConnsPerIP = 200
 	// DefaultMaxInFlight is the number of calls that are worked on at once; see admission.
-	DefaultMaxInFlight = 2048
+	DefaultMaxInFlight = 1024
 	// DefaultMaxLockWaiters is the number of Acquire calls that wait at once.
 	DefaultMaxLockWaiters = 10_000
 	// DefaultMaxWatches is the number of watch streams that are open at once.

@@ -42,7 +42,7 @@ type Config struct {
 	MaxConns int
 	// MaxConnsPerIP is the number of connections from one address. Default 200.
 	MaxConnsPerIP int
-	// MaxInFlight is the number of calls that are worked on at once. Default 2,048.
+	// MaxInFlight is the number of calls that are worked on at once. Default 1,024.
 	MaxInFlight int
 	// MaxLockWaiters is the number of Acquire calls that wait at once. Default 10,000.
 	MaxLockWaiters int

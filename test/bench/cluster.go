@@ -91,6 +91,19 @@ func (c *cluster) log(i int) string {
 	return string(text[max(0, len(text)-2000):])
 }
 
+// keepLogs copies the nodes' logs to a new folder in another, and returns which.
+func (c *cluster) keepLogs(in string) (string, error) {
+	if err := os.MkdirAll(in, 0o755); err != nil { //nolint:gosec // A report is nobody's secret.
+		return "", err
+	}
+	to, err := os.MkdirTemp(in, "failed-")
+	for i := range c.processes {
+		text, readErr := os.ReadFile(c.logFile(i))
+		err = errors.Join(err, readErr, os.WriteFile(filepath.Join(to, strconv.Itoa(i)+".log"), text, 0o600))
+	}
+	return to, err
+}
+
 // kill ends a node at once.
 func (c *cluster) kill(i int) {
 	if p := c.processes[i]; p != nil {

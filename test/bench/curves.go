@@ -110,7 +110,7 @@ func at(ctx context.Context, o options, c curve, size int) (point, error) {
 		n = size
 	}
 	p := point{Size: size}
-	err := onCluster(ctx, &regd{binary: o.regd, logStore: o.logStore}, n, func(on *cluster) (err error) {
+	err := onCluster(ctx, &regd{binary: o.regd, logStore: o.logStore}, n, o.out, func(on *cluster) (err error) {
 		p.Values, err = c.measure(ctx, on, size, o.last)
 		return err
 	})

@@ -106,7 +106,7 @@ func measure(ctx context.Context, o options) (*report, error) {
 func rounds(ctx context.Context, o options, j job, r *report) error {
 	for round := range o.rounds {
 		for _, create := range systems(o, j.alone) {
-			f, err := once(ctx, create, j, o.last)
+			f, err := once(ctx, create, j, o)
 			if err != nil {
 				return fmt.Errorf("%s, round %d: %w", j.name, round+1, err)
 			}
@@ -118,19 +118,19 @@ func rounds(ctx context.Context, o options, j job, r *report) error {
 }
 
 // once measures a job on a fresh cluster.
-func once(ctx context.Context, create func() system, j job, last time.Duration) (figure, error) {
+func once(ctx context.Context, create func() system, j job, o options) (figure, error) {
 	s := create()
 	var f figure
-	err := onCluster(ctx, s, nodes, func(c *cluster) error {
-		r, err := j.run(ctx, c, last)
+	err := onCluster(ctx, s, nodes, o.out, func(c *cluster) error {
+		r, err := j.run(ctx, c, o.last)
 		f = newFigure(s.name(), r, c.usage().memory)
 		return err
 	})
 	return f, err
 }
 
-// onCluster measures on a fresh cluster, of which nothing is left behind.
-func onCluster(ctx context.Context, s system, nodes int, measure func(c *cluster) error) error {
+// onCluster measures on a fresh cluster, of which nothing is left behind but, when it fails, the nodes' logs in a folder.
+func onCluster(ctx context.Context, s system, nodes int, out string, measure func(c *cluster) error) error {
 	dir, err := os.MkdirTemp("", "regd-bench-")
 	if err != nil {
 		return err
@@ -142,7 +142,12 @@ func onCluster(ctx context.Context, s system, nodes int, measure func(c *cluster
 	}
 	defer c.stop()
 	if err = measure(c); err != nil {
-		return fmt.Errorf("%s: %w", s.name(), err)
+		err = fmt.Errorf("%s: %w", s.name(), err)
+		logs, keepErr := c.keepLogs(out)
+		if keepErr != nil {
+			return errors.Join(err, keepErr)
+		}
+		return fmt.Errorf("%w (logs of the nodes: %s)", err, logs)
 	}
 	return nil
 }
