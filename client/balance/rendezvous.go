@@ -58,6 +58,7 @@ const mixed = 8
 // row is members in a row: all of one weight, or a few whose weights differ by about an eighth at most.
 type row struct {
 	quads      [][4]uint64 // their hashes, filled up with the last one's
+	places     []uint32    // by the low bits of a hash, or one of the next places: where it is in the quads, plus one
 	rate       uint64      // the least of theirs
 	start, end int         // the first member, and the one after the last
 }
@@ -68,8 +69,25 @@ func newRow(members []*member, start int, rate uint64) row {
 	for i := range 4 * len(w.quads) {
 		w.quads[i/4][i%4] = members[min(i, len(members)-1)].hash
 	}
+	w.places = make([]uint32, 1<<bits.Len(uint(2*len(members))))
+	for i, m := range members {
+		w.places[w.place(m.hash)] = uint32(i + 1)
+	}
 	return w
 }
+
+// place returns the place of a hash: where it is, or where it would be.
+func (w *row) place(hash uint64) uint64 {
+	last := uint64(len(w.places) - 1)
+	at := hash & last
+	for w.places[at] != 0 && w.hash(int(w.places[at])-1) != hash {
+		at = (at + 1) & last
+	}
+	return at
+}
+
+// hash returns the hash of the member with an index in the row.
+func (w *row) hash(i int) uint64 { return w.quads[i/4][i%4] }
 
 // pick implements picker.
 func (r *rendezvous) pick(q query) choice {
@@ -122,7 +140,7 @@ func (r *rendezvous) first(key uint64) (i int, sure bool) {
 	} else {
 		l.cost = math.MaxUint64
 		for m := w.start; m < w.end; m++ {
-			l = l.race(pair(key, w.quads[(m-w.start)/4][(m-w.start)%4]), r.rates[m], m)
+			l = l.race(pair(key, w.hash(m-w.start)), r.rates[m], m)
 		}
 	}
 	if l.next == math.MaxUint64 {
@@ -146,16 +164,7 @@ func (w *row) least(key uint64) uint64 {
 }
 
 // find returns the index of the member with a hash, which is known to be there.
-func (w *row) find(hash uint64) int {
-	for i := range w.quads {
-		for j, h := range w.quads[i] {
-			if h == hash {
-				return w.start + 4*i + j
-			}
-		}
-	}
-	return w.start
-}
+func (w *row) find(hash uint64) int { return w.start + int(w.places[w.place(hash)]) - 1 }
 
 // lead is where a race for the least cost stands.
 type lead struct {
