@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,13 +14,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/segment"
-	"github.com/hashicorp/raft-wal/types"
 )
 
 // listed is the list of segments in a closed folder.
@@ -274,135 +268,6 @@ func TestForgedListOfSegmentsIsRefused(t *testing.T) {
 	}
 }
 
-// A segment is sealed by the append that fills it. The node may stop before the
-// next one is listed, or the disk may have had no room for it.
-func TestRotationThatWasBrokenOffIsFinished(t *testing.T) {
-	dir := builtIn(t, LogStoreWAL, 100)
-	list := listed(t, dir)
-	tail, _ := list.tail()
-	check(t, os.Remove(newest(t, dir)))
-	sealed := list.Segments[len(list.Segments)-2]
-	relist(t, dir, func(l *segmentList) {
-		l.Segments = l.Segments[:len(l.Segments)-1]
-		open := &l.Segments[len(l.Segments)-1]
-		open.SealTime, open.MaxIndex, open.IndexStart = tail.SealTime, 0, 0
-		l.NextSegmentID = tail.ID
-		l.Last = 0
-	})
-	s := open(t, dir)
-	wantEntries(t, s.Logs(), 1, sealed.MaxIndex)
-	appendEntries(t, s, sealed.MaxIndex+1, 120)
-	closeStore(t, s)
-	wantEntries(t, open(t, dir).Logs(), 1, 120)
-}
-
-// fullList is a stable store that can be made to have no room for the list of segments.
-type fullList struct {
-	*raftboltdb.BoltStore
-	full bool
-}
-
-func (f *fullList) Set(key, value []byte) error {
-	if f.full && string(key) == segmentsKey {
-		return &os.PathError{Op: "write", Path: databaseFile, Err: syscall.ENOSPC}
-	}
-	return f.BoltStore.Set(key, value)
-}
-
-func TestRotationOnAFullDiskIsRefusedAndTriedAgain(t *testing.T) {
-	dir := t.TempDir()
-	cfg := inStore(LogStoreWAL, dir)
-	cfg.OnFatal = func(err error) { t.Errorf("fatal: %v", err) }
-	s := openConfig(t, cfg)
-	inner := &fullList{BoltStore: s.db, full: true}
-	s.stable.inner = inner
-	next, err := uint64(1), error(nil)
-	for ; err == nil && next < 1000; next++ {
-		err = s.Logs().StoreLog(entry(next))
-	}
-	for range 3 {
-		next-- // The one that failed.
-		wantEntries(t, s.Logs(), 1, next-1)
-		if err = s.Logs().StoreLog(entry(next)); !errors.Is(err, ErrDiskFull) || !s.Full() {
-			t.Fatalf("append %d: %v, full %v", next, err, s.Full())
-		}
-		next++
-	}
-	next--
-	inner.full = false
-	appendEntries(t, s, next, next+100)
-	closeStore(t, s)
-	wantEntries(t, open(t, dir).Logs(), 1, next+100)
-}
-
-// As raft does it: appends of many entries, which fill one segment after the
-// other, snapshots that delete the front, and followers that read far behind.
-func TestSegmentsRotateUnderLoad(t *testing.T) {
-	cfg := inStore(LogStoreWAL, filepath.Join(t.TempDir(), "data"))
-	cfg.segmentSize = 64 << 10
-	cfg.OnFatal = func(err error) { t.Errorf("fatal: %v", err) }
-	const batch, between, trailing = 40, 800, 300
-	var first, last atomic.Uint64
-	first.Store(1)
-	var rotations uint64
-	for range 3 {
-		s := openConfig(t, cfg)
-		stop := make(chan struct{})
-		var readers sync.WaitGroup
-		for range 2 {
-			readers.Go(func() {
-				for index := first.Load(); ; index++ {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					written := last.Load()
-					if index > written {
-						index = first.Load()
-					}
-					var got raft.Log
-					err := s.Logs().GetLog(index, &got)
-					if err != nil && (!errors.Is(err, raft.ErrLogNotFound) || first.Load() <= index && index <= written) {
-						t.Errorf("get entry %d: %v", index, err)
-						return
-					}
-				}
-			})
-		}
-		for range 4 {
-			for range between / batch {
-				next := last.Load() + 1
-				check(t, s.Logs().StoreLogs(entries(next, next+batch-1)))
-				last.Store(next + batch - 1)
-			}
-			makeSnapshot(t, s, last.Load(), "state")
-			low := first.Swap(last.Load() - trailing + 1)
-			check(t, s.Logs().DeleteRange(low, first.Load()-1))
-		}
-		close(stop)
-		readers.Wait()
-		closeStore(t, s)
-		list := listed(t, cfg.Dir)
-		if kept, err := os.ReadDir(filepath.Join(cfg.Dir, walDir)); err != nil || len(kept) != len(list.Segments) {
-			t.Errorf("%d files, %d segments are listed, %v", len(kept), len(list.Segments), err)
-		}
-		rotations = list.NextSegmentID
-		s = openConfig(t, cfg)
-		if got, err := s.Logs().FirstIndex(); err != nil || got != first.Load() {
-			t.Errorf("first index %d, %v, want %d", got, err, first.Load())
-		}
-		if got, err := s.Logs().LastIndex(); err != nil || got != last.Load() {
-			t.Errorf("last index %d, %v, want %d", got, err, last.Load())
-		}
-		wantEntries(t, s.Logs(), first.Load(), last.Load())
-		closeStore(t, s)
-	}
-	if rotations < 50 {
-		t.Errorf("%d segments", rotations)
-	}
-}
-
 // A follower that lags reads what a snapshot deletes: it gets the entry or none, never an error that means damage.
 func TestWhatIsDeletedWhileItIsRead(t *testing.T) {
 	cfg := inStore(LogStoreWAL, t.TempDir())
@@ -505,128 +370,5 @@ func breakDescriptor(t *testing.T, path string) {
 	}
 	if broken != 1 {
 		t.Fatalf("%d descriptors of %s", broken, path)
-	}
-}
-
-// FuzzSegment checks arbitrary bytes as a segment, the checksums of its batches
-// put right: no panic, and what passes is read by the library as it was checked,
-// and appended to unless it is sealed.
-func FuzzSegment(f *testing.F) {
-	info := types.SegmentInfo{ID: 3, BaseIndex: 5, MinIndex: 5, Codec: wal.CodecBinaryV1, SizeLimit: 4096}
-	f.Add(encodedSegment(f, info, 3), false)
-	f.Add(encodedSegment(f, info, 0), false)
-	f.Add(encodedSegment(f, info, 12), true)
-	f.Fuzz(func(t *testing.T, content []byte, reseal bool) {
-		if len(content) > 1<<14 {
-			return // Longer ones hold nothing else, only more of it.
-		}
-		file := memFile(append(bytes.Clone(content), make([]byte, max(0, int(info.SizeLimit)-len(content)))...))
-		if reseal {
-			resealBatches(file)
-		}
-		read, cut, where, err := checkSegment(file, info, 0)
-		if err != nil {
-			if where == "" {
-				t.Fatalf("error %q has no place", err)
-			}
-			return
-		}
-		if cut {
-			clear(file[read.end:])
-		}
-		filer := segment.NewFiler("", memFiles{file: append(file, make([]byte, info.SizeLimit)...)}) // room for one more
-		var library types.SegmentReader
-		if last := read.last(info); read.index > 0 {
-			sealed := info
-			sealed.SealTime, sealed.IndexStart, sealed.MaxIndex = time.Unix(1, 0), uint64(read.index), last
-			library, err = filer.Open(sealed)
-			check(t, err)
-		} else {
-			tail, err := filer.RecoverTail(info)
-			check(t, err)
-			if got := tail.LastIndex(); len(read.offsets) > 0 && got != last || len(read.offsets) == 0 && got != 0 {
-				t.Fatalf("the library reads up to %d, checked was %d", got, last)
-			}
-			var data bytes.Buffer
-			check(t, new(wal.BinaryCodec).Encode(seal(entries(last+1, last+1))[0], &data))
-			check(t, tail.Append([]types.LogEntry{{Index: last + 1, Data: data.Bytes()}}))
-			library, read.offsets = tail, append(read.offsets, 0)
-		}
-		for i := range read.offsets {
-			var e raft.Log
-			data, err := library.GetLog(info.BaseIndex + uint64(i))
-			check(t, err)
-			check(t, new(wal.BinaryCodec).Decode(data.Bs, &e))
-			check(t, unseal(info.BaseIndex+uint64(i), &e))
-			check(t, data.Close())
-		}
-	})
-}
-
-// memFiles is a folder with one file, in memory.
-type memFiles struct {
-	types.VFS
-	file memFile
-}
-
-func (f memFiles) OpenReader(_, _ string) (types.ReadableFile, error) { return f.file, nil }
-
-func (f memFiles) OpenWriter(_, _ string) (types.WritableFile, error) { return f.file, nil }
-
-// memFile is a file in memory, of a size that does not change: what is written beyond it is lost.
-type memFile []byte
-
-func (f memFile) ReadAt(b []byte, at int64) (int, error) { return bytes.NewReader(f).ReadAt(b, at) }
-
-func (f memFile) WriteAt(b []byte, at int64) (int, error) {
-	copy(f[at:], b)
-	return len(b), nil
-}
-
-func (f memFile) Sync() error { return nil }
-
-func (f memFile) Close() error { return nil }
-
-// encodedSegment is a segment with n entries, one a batch.
-func encodedSegment(f *testing.F, info types.SegmentInfo, n int) []byte {
-	f.Helper()
-	cfg := inStore(LogStoreWAL, f.TempDir())
-	cfg.segmentSize = int(info.SizeLimit)
-	s, err := Open(cfg)
-	if err != nil {
-		f.Fatal(err)
-	}
-	for i := range uint64(n) {
-		if err = s.Logs().StoreLog(entry(info.BaseIndex + i)); err != nil {
-			f.Fatal(err)
-		}
-	}
-	tail := s.log.(*walLog).file(info.BaseIndex)
-	if err = s.Close(); err != nil {
-		f.Fatal(err)
-	}
-	content, err := os.ReadFile(filepath.Join(cfg.Dir, tail))
-	if err != nil {
-		f.Fatal(err)
-	}
-	content[16] = byte(info.ID)
-	resealBatches(content)
-	return content
-}
-
-// resealBatches puts the checksums of all batches right.
-func resealBatches(file []byte) {
-	from, at := 0, segmentHeader
-	for {
-		kind, _, next, ok := frameAt(file, at)
-		if !ok {
-			return
-		}
-		if kind == frameCommit {
-			sum := crc32.Checksum(file[from:at], castagnoli())
-			file[at+4], file[at+5], file[at+6], file[at+7] = byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)
-			from = next
-		}
-		at = next
 	}
 }
