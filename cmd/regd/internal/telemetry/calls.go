@@ -2,13 +2,15 @@ package telemetry
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
@@ -79,14 +81,16 @@ func about(req any) []attribute.KeyValue {
 // worthASpan leaves out streams, and what is not regd's own: health checks and reflection.
 func worthASpan() otelgrpc.Filter {
 	streams := map[string]bool{}
-	for _, service := range []grpc.ServiceDesc{
-		apiv1.RegistryService_ServiceDesc, apiv1.SessionService_ServiceDesc, apiv1.LeaseService_ServiceDesc,
-		apiv1.LockService_ServiceDesc, apiv1.ClusterService_ServiceDesc, apiv1.AccessService_ServiceDesc,
-	} {
-		for _, s := range service.Streams {
-			streams["/"+service.ServiceName+"/"+s.StreamName] = true
+	protoregistry.GlobalFiles.RangeFilesByPackage("regd.api.v1", func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				m := service.Methods().Get(j)
+				streams[fmt.Sprintf("/%s/%s", service.FullName(), m.Name())] = m.IsStreamingClient() || m.IsStreamingServer()
+			}
 		}
-	}
+		return true
+	})
 	return func(call *stats.RPCTagInfo) bool {
 		return strings.HasPrefix(call.FullMethodName, "/regd.api.") && !streams[call.FullMethodName]
 	}
