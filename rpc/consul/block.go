@@ -78,16 +78,20 @@ func (s *Server) first(a *request) (cluster.View, error) {
 	ctx, cancel := context.WithTimeout(a.Context(), maxWork)
 	defer cancel()
 	mode := a.mode
-	if a.index > 0 && s.node.Feed().State().Revision() >= a.index {
+	if a.index > 0 && s.current.Load() && s.node.Feed().State().Revision() >= a.index {
 		mode = cluster.ModeStale
 	}
 	v, err := s.node.View(ctx, cluster.Freshness{Mode: mode})
+	if err == nil {
+		err = s.informed(v)
+	}
 	if err == nil && a.index > v.State.Revision() && mode == cluster.ModeStale {
-		// The client was at a node that is ahead of this one, most likely. If not, the index is of another cluster.
+		// The client was at a node that is ahead of this one, most likely. If not, the index is of another cluster: only a State
+		// that is current can tell. Without a leader neither is known, and to answer as if it were so would turn time back.
 		soon, over := context.WithTimeout(ctx, catchUp)
 		defer over()
-		if ahead, aheadErr := s.node.View(soon, cluster.Freshness{Mode: cluster.ModeAtLeast, MinRevision: a.index}); aheadErr == nil {
-			v = ahead
+		if v, err = s.node.View(soon, cluster.Freshness{Mode: cluster.ModeAtLeast, MinRevision: a.index}); err != nil {
+			v, err = s.node.View(ctx, cluster.Freshness{Mode: cluster.ModeLinearizable})
 		}
 	}
 	if err == nil && a.index > v.State.Revision() {
@@ -96,7 +100,23 @@ func (s *Server) first(a *request) (cluster.View, error) {
 	return v, err
 }
 
-// catchUp is how long a stale query waits for a node that is behind what the client has seen.
+// informed refuses the State of a node that has just started, and so knows next to nothing, until it has been up to date once: even
+// for a stale query it is no answer that there is nothing. From then on such a State may be of any age.
+func (s *Server) informed(v cluster.View) error {
+	if s.current.Load() {
+		return nil
+	}
+	if v.Mode == cluster.ModeStale && (v.Staleness < 0 || v.Staleness > upToDate) {
+		return &failure{http.StatusServiceUnavailable, "this node has not been up to date since it started: ask another one, or later"}
+	}
+	s.current.Store(true)
+	return nil
+}
+
+// upToDate is how old a State may be that shows that the node has caught up.
+const upToDate = 10 * time.Second
+
+// catchUp is how long a stale query waits for a node that is behind what the client has seen, before the leader is asked.
 const catchUp = time.Second
 
 // indexOf returns the index of a query in a State.

@@ -207,6 +207,13 @@ func TestIndexOfAnotherNodeIsKept(t *testing.T) {
 		if now := index(t, rec); now > known {
 			t.Errorf("index %d at revision %d", now, known)
 		}
+		// Without a leader nobody can tell: the node may be behind. So it is not said that less has happened.
+		w.mu.Lock()
+		w.err = cluster.ErrNoLeader
+		w.mu.Unlock()
+		if rec := w.ask("GET", after("health/service/none", known+1)+"&stale", ""); rec.Code != http.StatusInternalServerError || rec.Body.String() != noLeader {
+			t.Errorf("an index that is ahead, without a leader: %d %s", rec.Code, rec.Body)
+		}
 	})
 }
 
@@ -299,6 +306,38 @@ func TestWaitingNeedsNoLeaderButAnAnswerDoes(t *testing.T) {
 		if rec := w.ask("PUT", "agent/service/register", `{"Name":"x"}`); rec.Code != http.StatusInternalServerError || rec.Body.String() != "No cluster leader" {
 			t.Errorf("a write without a leader: %d %s", rec.Code, rec.Body)
 		}
+	})
+}
+
+func TestNodeThatHasJustStartedSaysNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		behind := func(age time.Duration) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.age = age
+		}
+		refused := func(query string) {
+			t.Helper()
+			if rec := w.ask("GET", "health/service/web?"+query, ""); rec.Code != http.StatusServiceUnavailable || rec.Header().Get("X-Consul-Index") != "" {
+				t.Errorf("%s: %d %s, want a refusal", query, rec.Code, rec.Body)
+			}
+		}
+		w.server.current.Store(false) // As after a start.
+		behind(-1)
+		for _, query := range []string{"stale", "cached", "stale&index=1"} {
+			refused(query)
+		}
+		behind(time.Minute)
+		refused("stale")
+		behind(time.Second)
+		at := index(t, w.ask("GET", "health/service/web?stale", ""))
+		behind(-1)
+		if now := index(t, w.ask("GET", "health/service/web?stale", "")); now != at {
+			t.Errorf("index %d, want %d", now, at)
+		}
+		w.server.current.Store(false)
+		index(t, w.ask("GET", "health/service/web?index=1", "")) // It asks for what is current, and this shows it to be.
+		index(t, w.ask("GET", "health/service/web?stale", ""))
 	})
 }
 

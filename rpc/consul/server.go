@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -114,6 +115,8 @@ type Server struct {
 	wholes  chan struct{} // one token for each answer that may be as large as the registry: it is in memory as a whole
 	// restoring has a token while a snapshot comes in: its State is memory that only one may take.
 	restoring chan struct{}
+
+	current atomic.Bool // The State was up to date once.
 
 	lis     net.Listener
 	http    *http.Server
