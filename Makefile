@@ -145,10 +145,11 @@ check-deploy: build ## Verify what is in deploy and docs: manifests, chart, unit
 check-helm: build ## Hold what check-deploy makes of the chart against Helm itself
 	cd test/deploy && HELM=1 $(GO) test -vet=off -run TestHelmRendersTheSame -v -timeout 20m ./...
 
-# The door for Consul's clients, tried by the client that most programs have against three processes: half a minute. A module of
-# its own.
-check-consul: ## Verify that Consul's Go client works with regd
+# The door for Consul's clients, tried by the client that most programs have against three processes, and by what Prometheus has
+# to find its targets: a minute. Modules of their own.
+check-consul: ## Verify that Consul's Go client works with regd, and Prometheus' discovery by it
 	cd test/consul && $(GO) mod tidy -diff && $(GO) vet ./... && $(LINT) run && $(LINT) fmt --diff && $(GO) test ./...
+	cd test/prometheus && $(GO) mod tidy -diff && $(GO) vet ./... && $(LINT) run && $(LINT) fmt --diff && $(GO) test ./...
 
 clean: ## Remove what the other targets made, the .regd-dev cluster included
 	rm -rf bin .gen .regd-dev .chaos .bench
