@@ -155,7 +155,7 @@ func (c *Cluster) place() *Node {
 		n.Dir = filepath.Join(n.Disk.Dir, "data")
 	}
 	if c.options.Net == nil {
-		n.GRPC, n.Peer, n.HTTP = freeAddress(c.tb), freeAddress(c.tb), freeAddress(c.tb)
+		n.GRPC, n.Peer, n.HTTP = FreeAddress(c.tb), FreeAddress(c.tb), FreeAddress(c.tb)
 	} else {
 		places := c.options.Net.Nodes()
 		if len(c.nodes) == len(places) {
@@ -181,8 +181,8 @@ var (
 // while its node is down.
 const firstPort, lastPort = 10_000, 32_000
 
-// freeAddress is a local address on which nobody listens, and that no other node of this process has been given.
-func freeAddress(tb testing.TB) string {
+// FreeAddress is a local address on which nobody listens, and that no other node of this process has been given.
+func FreeAddress(tb testing.TB) string {
 	tb.Helper()
 	searching.Lock()
 	defer searching.Unlock()
