@@ -27,7 +27,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help build run test race e2e bench microbench fuzz chaos chaos-mutants plays lint fmt generate check \
+.PHONY: help build run test race e2e bench bench-doors microbench fuzz chaos chaos-mutants plays lint fmt generate check \
 	check-generated check-breaking check-format check-tidy check-bench check-consul check-deploy check-helm image vet clean
 
 help: ## Show this list
@@ -58,6 +58,10 @@ e2e: ## Run only the tests that start real processes, uncached and verbose
 bench: build ## Measure regd beside etcd, three processes each (narrow: BENCHFLAGS='-only read -rounds 1'; report in .bench)
 	$(GO) build -modfile=tools/etcd.mod -trimpath -o bin/etcd go.etcd.io/etcd/server/v3
 	cd test/bench && $(GO) run . -regd ../../bin/regd -etcd ../../bin/etcd -out ../../.bench -commit '$(VERSION)' $(BENCHFLAGS)
+
+bench-doors: ## Measure the doors: DNS beside a plain server (needs dnsperf), 10,000 waiting queries of Consul's clients (two minutes)
+	$(GO) test ./test/doors -run '^$$' -bench DNS -benchtime 1x -timeout 10m
+	$(GO) test ./test/doors -run '^$$' -bench Waiting -benchtime 300x -timeout 10m
 
 microbench: ## Run the benchmarks of single functions (narrow: PKG=./fsm BENCH=Apply)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m $(TESTFLAGS) $(PKG)

@@ -18,6 +18,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if address := os.Getenv(envEcho); address != "" {
+		fmt.Fprintln(os.Stderr, echo(address))
+		os.Exit(1)
+	}
 	code := m.Run()
 	if scratch != "" {
 		_ = os.RemoveAll(scratch) // Nothing depends on it.
@@ -44,78 +48,100 @@ var regd = sync.OnceValues(func() (string, error) {
 })
 
 // program finds a program, or skips the test.
-func program(t *testing.T, name, debian string) string {
-	t.Helper()
+func program(tb testing.TB, name, debian string) string {
+	tb.Helper()
 	path, err := exec.LookPath(name)
 	switch {
 	case err == nil:
 		return path
 	case os.Getenv("CHAOS_STRICT") != "":
-		t.Fatalf("there is no %s: install %s", name, debian)
+		tb.Fatalf("there is no %s: install %s", name, debian)
 	default:
-		t.Skipf("there is no %s: install %s to run this test", name, debian)
+		tb.Skipf("there is no %s: install %s to run this test", name, debian)
 	}
 	return ""
 }
 
-// freeAddress is a local address on which nobody listened a moment ago.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// given are the addresses that freeAddress has given. The system may offer one again before anybody listens there.
+var given sync.Map
+
+// freeAddress is a local address on which nobody listened a moment ago, neither by TCP nor by UDP, and which nobody here has been given.
+func freeAddress(tb testing.TB) string {
+	tb.Helper()
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		address := l.Addr().String()
+		packets, err := net.ListenPacket("udp", address)
+		l.Close()
+		if err != nil {
+			continue
+		}
+		packets.Close()
+		if _, again := given.LoadOrStore(address, true); !again {
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // node is a cluster of one.
 type node struct {
 	client *client.Client
+	grpc   string
 	door   string // address of the door
 	ops    string // address of the port for operations
 }
 
 // startNode runs a cluster of one with a door, until the test ends.
-func startNode(t *testing.T, door string, flags ...string) *node {
-	t.Helper()
+func startNode(tb testing.TB, door string, flags ...string) *node {
+	tb.Helper()
 	path, err := regd()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	help, err := exec.Command(path, "serve", "--help").Output()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if !strings.Contains(string(help), "--"+door+"-listen") {
-		t.Skipf("this regd has no door for %s", door)
+		tb.Skipf("this regd has no door for %s", door)
 	}
-	grpc, peer, n := freeAddress(t), freeAddress(t), &node{door: freeAddress(t), ops: freeAddress(t)}
-	run(t, path, append([]string{
-		"serve", "--name", "n1", "--data-dir", filepath.Join(t.TempDir(), "n1"), "--grpc-listen", grpc, "--peer-listen", peer,
+	grpc, peer := freeAddress(tb), freeAddress(tb)
+	n := &node{grpc: grpc, door: freeAddress(tb), ops: freeAddress(tb)}
+	run(tb, path, append([]string{
+		"serve", "--name", "n1", "--data-dir", filepath.Join(tb.TempDir(), "n1"), "--grpc-listen", grpc, "--peer-listen", peer,
 		"--http-listen", n.ops, "--initial-peers", peer, "--heartbeat-timeout", "100ms", "--" + door + "-listen", n.door,
 	}, flags...)...)
 	if n.client, err = client.New([]string{grpc}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { n.client.Close() })
+	tb.Cleanup(func() { n.client.Close() })
 	return n
 }
 
 // run runs a program until the test ends, and shows what it said if the test fails.
-func run(t *testing.T, path string, args ...string) {
-	t.Helper()
+func run(tb testing.TB, path string, args ...string) {
+	tb.Helper()
+	runWith(tb, nil, path, args...)
+}
+
+// runWith is run with more in the environment.
+func runWith(tb testing.TB, env []string, path string, args ...string) {
+	tb.Helper()
 	var out output
 	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // It was killed: that is all it says.
-		if t.Failed() {
-			t.Logf("%s said:\n%s", filepath.Base(path), out.String())
+		if tb.Failed() {
+			tb.Logf("%s said:\n%s", filepath.Base(path), out.String())
 		}
 	})
 }
@@ -139,9 +165,9 @@ func (o *output) String() string {
 }
 
 // eventually waits until a fact holds; the fact says what is missing, or nothing.
-func eventually(t *testing.T, fact func() string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+func eventually(tb testing.TB, fact func() string) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
 	defer cancel()
 	for {
 		missing := fact()
@@ -149,7 +175,7 @@ func eventually(t *testing.T, fact func() string) {
 			return
 		}
 		if ctx.Err() != nil {
-			t.Fatal(missing)
+			tb.Fatal(missing)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
