@@ -1,4 +1,5 @@
-// Package doors_test has programs that speak foreign protocols ask a real node: one file for each door, here what they share.
+// Package doors_test has programs that speak foreign protocols ask a real node: one file for each door, here what they share. It also
+// runs the commands of the pages about them, and measures them (make bench-doors).
 // A test is skipped without its program, unless CHAOS_STRICT is set, and where regd does not have its door.
 package doors_test
 
