@@ -6,9 +6,11 @@ import (
 	"log/slog"
 
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/regd-io/regd/fsm"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
@@ -48,27 +50,48 @@ func (a *audit) note(ctx context.Context, method string, req, resp any, err erro
 	if a.log == nil {
 		return
 	}
-	refused := errors.Is(err, fsm.ErrDenied) || errors.Is(err, ErrUnauthenticated)
-	if !refused && !audited(method) {
+	e := event{method: method, err: err, on: func() []slog.Attr { return auditedObject(req) }}
+	if answered, ok := resp.(interface{ GetHeader() *apiv1.ResponseHeader }); ok {
+		e.revision = answered.GetHeader().GetRevision()
+	}
+	a.write(ctx, e)
+}
+
+// event is what a record of the audit log is made of.
+type event struct {
+	method   string
+	on       func() []slog.Attr // what it was about
+	more     []slog.Attr
+	revision uint64 // of what was done; 0: none is known
+	err      error
+}
+
+func (a *audit) write(ctx context.Context, e event) {
+	if a.log == nil {
+		return
+	}
+	refused := errors.Is(e.err, fsm.ErrDenied) || errors.Is(e.err, ErrUnauthenticated)
+	if !refused && !audited(e.method) {
 		return
 	}
 	credential := credentialOf(ctx)
 	identity, _ := a.node.Feed().State().Identity(credential)
 	attrs := make([]slog.Attr, 0, 8)
-	attrs = append(attrs, slog.String("method", method), slog.String("identity", identity), slog.String("credential", credential))
+	attrs = append(attrs, slog.String("method", e.method), slog.String("identity", identity), slog.String("credential", credential))
 	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
 		attrs = append(attrs, slog.String("client", p.Addr.String()))
 	}
-	attrs = append(attrs, slog.Attr{Key: "on", Value: slog.GroupValue(auditedObject(req)...)})
-	if err != nil {
-		attrs = append(attrs, slog.String("err", err.Error()))
-	} else if answered, ok := resp.(interface{ GetHeader() *apiv1.ResponseHeader }); ok {
-		attrs = append(attrs, slog.Uint64("revision", answered.GetHeader().GetRevision()))
+	attrs = append(attrs, slog.Attr{Key: "on", Value: slog.GroupValue(e.on()...)})
+	attrs = append(attrs, e.more...)
+	if e.err != nil {
+		attrs = append(attrs, slog.String("err", e.err.Error()))
+	} else if e.revision > 0 {
+		attrs = append(attrs, slog.Uint64("revision", e.revision))
 	}
 	switch {
 	case refused:
 		a.log.LogAttrs(ctx, slog.LevelWarn, "refused", attrs...)
-	case err != nil:
+	case e.err != nil:
 		a.log.LogAttrs(ctx, slog.LevelInfo, "failed", attrs...)
 	default:
 		a.log.LogAttrs(ctx, slog.LevelInfo, "done", attrs...)
@@ -139,6 +162,46 @@ func auditedObject(req any) []slog.Attr {
 		add("lease", leased.GetLeaseId())
 	}
 	return attrs
+}
+
+// auditedCommand is auditedObject for what came through a door.
+func auditedCommand(cmd *raftlogv1.Command) []slog.Attr {
+	batch := func(register []*raftlogv1.Register, gone int) []slog.Attr {
+		attrs := []slog.Attr{slog.Int("register", len(register)), slog.Int("deregister", gone)}
+		return append(attrs, auditedInstance(register[0].GetInstance())...)
+	}
+	switch kind := cmd.GetKind().(type) {
+	case *raftlogv1.Command_Register:
+		return auditedInstance(kind.Register.GetInstance())
+	case *raftlogv1.Command_Deregister:
+		return auditedKey(kind.Deregister.GetKey())
+	case *raftlogv1.Command_SetCheck:
+		return append(auditedKey(kind.SetCheck.GetKey()), slog.String("check", kind.SetCheck.GetCheck()))
+	case *raftlogv1.Command_SetMaintenance:
+		return auditedKey(kind.SetMaintenance.GetKey())
+	case *raftlogv1.Command_Batch:
+		if len(kind.Batch.GetRegister()) > 0 {
+			return batch(kind.Batch.GetRegister(), len(kind.Batch.GetDeregister()))
+		}
+	case *raftlogv1.Command_OpenSession:
+		return []slog.Attr{slog.String("session", kind.OpenSession.GetId())}
+	case *raftlogv1.Command_CloseSession:
+		return []slog.Attr{slog.String("session", kind.CloseSession.GetId())}
+	}
+	return nil
+}
+
+func auditedKey(key *raftlogv1.Key) []slog.Attr {
+	return []slog.Attr{slog.String("namespace", key.GetNamespace()), slog.String("service", key.GetService()), slog.String("id", key.GetId())}
+}
+
+// auditedInstance is which one an encoded specification is about.
+func auditedInstance(spec []byte) []slog.Attr {
+	var in registryv1.Instance
+	if err := proto.Unmarshal(spec, &in); err != nil {
+		return nil // It was encoded a moment ago.
+	}
+	return auditedKey(&raftlogv1.Key{Namespace: in.GetNamespace(), Service: in.GetService(), Id: in.GetId()})
 }
 
 // rulesText is what a policy allows, in a line.

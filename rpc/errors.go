@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -209,3 +210,16 @@ func gatherFacts(facts map[string]string, err error) {
 
 // reasonName is a reason as it travels in ErrorInfo and in SubscriptionEnded.
 func reasonName(r apiv1.Reason) string { return strings.TrimPrefix(r.String(), "REASON_") }
+
+// RetryAfter is after how long it is worth to try again what an error has refused, 0 if the error does not say.
+func RetryAfter(err error) time.Duration {
+	var limited *rateError
+	switch {
+	case errors.As(err, &limited):
+		return limited.after
+	case errors.Is(err, ErrOverloaded), errors.Is(err, cluster.ErrOverloaded):
+		return overloadRetry
+	default:
+		return 0
+	}
+}

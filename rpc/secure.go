@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -44,44 +45,49 @@ type serverTLS struct {
 }
 
 func newServerTLS(cfg TLS, log *slog.Logger) *serverTLS {
-	if cfg.MinVersion == 0 {
-		cfg.MinVersion = tls.VersionTLS13
-	}
+	s := &serverTLS{source: cfg.Source, log: log, refused: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "regd_tls_refused_connections_total",
+		Help: "Connections of clients that were refused by TLS: without it, or with a certificate that is not trusted.",
+	})}
+	return s.speaking(&cfg, "h2")
+}
+
+// speaking returns one for other protocols, which counts with this one.
+func (s *serverTLS) speaking(cfg *TLS, protocols ...string) *serverTLS {
 	return &serverTLS{
-		source: cfg.Source, log: log, cfg: cfg.Source.Server(cfg.ClientAuth, cfg.Domain, cfg.MinVersion, "h2"),
-		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "regd_tls_refused_connections_total",
-			Help: "Connections of clients that were refused by TLS: without it, or with a certificate that is not trusted.",
-		}),
+		source: s.source, log: s.log, refused: s.refused,
+		cfg: s.source.Server(cfg.ClientAuth, cfg.Domain, cmp.Or(cfg.MinVersion, tls.VersionTLS13), protocols...),
 	}
 }
 
 // ServerHandshake implements credentials.TransportCredentials. The server has given the connection a deadline.
 func (s *serverTLS) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn := tls.Server(raw, s.cfg)
-	err := certs.Accept(context.Background(), conn)
-	if err == nil && conn.ConnectionState().NegotiatedProtocol == "" {
-		err = errors.New("the client offers no protocol by ALPN, so it does not speak HTTP/2")
-	}
-	if err != nil {
-		s.refuse(raw, err)
-		_ = conn.Close() // It has had its last word.
+	if err := s.accept(context.Background(), raw, conn); err != nil {
 		return nil, nil, err
 	}
 	state := conn.ConnectionState()
-	info := certified{TLSInfo: credentials.TLSInfo{
-		State: state, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
-	}}
-	if len(state.VerifiedChains) > 0 {
-		id, err := certs.IDOf(state.VerifiedChains[0][0])
-		if err != nil {
-			_ = conn.Close() // Can't be: the handshake has asked for one.
-			return nil, nil, err
-		}
-		info.name = id.Name
+	info, err := certifiedBy(state)
+	if state.NegotiatedProtocol == "" {
+		err = errors.New("the client offers no protocol by ALPN, so it does not speak HTTP/2")
+		s.refuse(raw, err)
+	}
+	if err != nil {
+		_ = conn.Close() // It has had its last word.
+		return nil, nil, err
 	}
 	stop := s.source.Watch(state, false, func() { raw.Close() })
 	return &watchedConn{Conn: conn, stop: sync.OnceFunc(stop)}, info, nil
+}
+
+// accept shakes hands on a connection over raw. When it fails the operator is told, and the connection is closed.
+func (s *serverTLS) accept(ctx context.Context, raw net.Conn, conn *tls.Conn) error {
+	err := certs.Accept(ctx, conn)
+	if err != nil {
+		s.refuse(raw, err)
+		_ = conn.Close() // It has had its last word.
+	}
+	return err
 }
 
 // refuse tells the operator of a refused connection, not oftener than every refusalLogInterval. Who just goes away, as health
@@ -129,6 +135,21 @@ func (c *watchedConn) Close() error {
 type certified struct {
 	credentials.TLSInfo
 	name string // of the client, by its certificate
+}
+
+// certifiedBy is what the certificate of a connection says of the other side. It can't fail where a handshake has asked for one.
+func certifiedBy(state tls.ConnectionState) (certified, error) {
+	info := certified{TLSInfo: credentials.TLSInfo{
+		State: state, CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}}
+	if len(state.VerifiedChains) > 0 {
+		id, err := certs.IDOf(state.VerifiedChains[0][0])
+		if err != nil {
+			return info, err
+		}
+		info.name = id.Name
+	}
+	return info, nil
 }
 
 // certificateName returns who calls, by the client certificate of the connection, which an authority has vouched for. false:

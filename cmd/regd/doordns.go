@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+	"github.com/regd-io/regd/rpc"
 	"github.com/regd-io/regd/rpc/dns"
 )
 
@@ -97,7 +98,7 @@ func (d *dnsDoor) config(bad func(string, ...any)) dns.Config {
 	return c
 }
 
-func (d *dnsDoor) validate(bad func(string, ...any)) {
+func (d *dnsDoor) validate(_ bool, bad func(string, ...any)) {
 	if c := d.config(bad); c.Listen != "" {
 		for _, fault := range c.Faults() {
 			bad("--dns-%s", fault)
@@ -105,7 +106,7 @@ func (d *dnsDoor) validate(bad func(string, ...any)) {
 	}
 }
 
-func (d *dnsDoor) open(ctx context.Context, node servedNode, log *slog.Logger) (doorServer, error) {
+func (d *dnsDoor) open(ctx context.Context, node servedNode, _ *rpc.Server, log *slog.Logger) (doorServer, error) {
 	cfg := d.config(func(string, ...any) {}) // Validated before.
 	if cfg.Listen == "" {
 		return nil, nil //nolint:nilnil // A door that stays closed.

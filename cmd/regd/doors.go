@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
+
+	"github.com/regd-io/regd/rpc"
 )
 
 // A door lets clients of a foreign protocol in. It is a package under rpc, a file door*.go here with its settings, and a line in
@@ -16,10 +18,10 @@ type door interface {
 	// title is what people call it.
 	title() string
 	addFlags(fs *pflag.FlagSet)
-	// validate reports what is wrong with its settings, as serveConfig.validate does.
-	validate(bad func(format string, args ...any))
-	// open listens and returns what serves the node, nil if the door is to stay closed.
-	open(ctx context.Context, node servedNode, log *slog.Logger) (doorServer, error)
+	// validate reports what is wrong with its settings, as serveConfig.validate does; secure tells whether clients use TLS.
+	validate(secure bool, bad func(format string, args ...any))
+	// open listens and returns what serves the node, nil if the door is to stay closed. The door lets its clients in as api does.
+	open(ctx context.Context, node servedNode, api *rpc.Server, log *slog.Logger) (doorServer, error)
 }
 
 // doorServer serves a foreign protocol.
@@ -51,7 +53,7 @@ func (s *server) openRoutes() {
 // openDoors opens the doors that are to be open.
 func (s *server) openDoors(ctx context.Context, node servedNode) error {
 	for _, d := range s.cfg.Doors {
-		opened, err := d.open(ctx, node, s.log)
+		opened, err := d.open(ctx, node, s.api, s.log)
 		if err != nil {
 			return err
 		}

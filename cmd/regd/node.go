@@ -97,8 +97,9 @@ func (c serveConfig) validate() error {
 	}
 	c.validatePeers(bad)
 	c.validateAddresses(bad)
+	_, secure := c.TLS.client()
 	for _, d := range c.Doors {
-		d.validate(bad)
+		d.validate(secure, bad)
 	}
 	return errors.Join(faults...)
 }

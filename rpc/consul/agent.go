@@ -290,14 +290,11 @@ func (s *Server) agentService(w *answer, a *request) error {
 
 // waitOut waits for a change without a place among those that work.
 func (s *Server) waitOut(a *request, about topic, deadline <-chan time.Time) (woken bool, err error) {
-	select {
-	case s.waiters <- struct{}{}:
-		defer func() { <-s.waiters }()
-	default:
-		return false, &failure{http.StatusServiceUnavailable, "too many queries wait for a change: try again"}
+	resume, err := s.rest(a)
+	if err != nil {
+		return false, err
 	}
-	s.leave()
-	defer s.reenter()
+	defer func() { err = resume(err) }()
 	woken, err = s.sleep(a, []topic{about}, deadline)
 	if err == nil {
 		err = s.ledger.reach(a.Context(), s.node.Feed().State().Revision())

@@ -129,15 +129,12 @@ func (s *Server) indexOf(a *request, v cluster.View, q read) (uint64, error) {
 
 // await waits until a topic has changed after the index that the client has, or its time is over. The index that it returns is
 // not below the client's.
-func (s *Server) await(a *request, v cluster.View, q read) (cluster.View, uint64, error) {
-	select {
-	case s.waiters <- struct{}{}:
-		defer func() { <-s.waiters }()
-	default:
-		return v, 0, &failure{http.StatusServiceUnavailable, fmt.Sprintf("%d queries wait for a change, the limit: try again", maxWaiters)}
+func (s *Server) await(a *request, v cluster.View, q read) (_ cluster.View, index uint64, err error) {
+	resume, err := s.rest(a)
+	if err != nil {
+		return v, 0, err
 	}
-	s.leave()
-	defer s.reenter()
+	defer func() { err = resume(err) }()
 	timer := time.NewTimer(a.jitter())
 	defer timer.Stop()
 	for {
@@ -153,7 +150,7 @@ func (s *Server) await(a *request, v cluster.View, q read) (cluster.View, uint64
 		if err != nil {
 			return v, 0, err
 		}
-		index, err := s.indexOf(a, v, q)
+		index, err = s.indexOf(a, v, q)
 		switch {
 		case err != nil:
 			return v, 0, err
@@ -196,8 +193,23 @@ func (s *Server) sleep(a *request, topics []topic, timeout <-chan time.Time) (wo
 	}
 }
 
-// reenter takes a place for a query that has waited: it was let in before, so it waits for one.
-func (s *Server) reenter() { s.places <- struct{}{} }
+// rest gives back a query's place among those that work, while it waits. resume takes one again, unless there is an error, which it
+// returns.
+func (s *Server) rest(a *request) (resume func(error) error, err error) {
+	select {
+	case s.waiters <- struct{}{}:
+	default:
+		return nil, &failure{http.StatusTooManyRequests, fmt.Sprintf("%d queries wait for a change, the limit: try again later or against a different server", maxWaiters)}
+	}
+	a.visit.Wait()
+	return func(err error) error {
+		<-s.waiters
+		if err != nil {
+			return err
+		}
+		return a.visit.Resume()
+	}, nil
+}
 
 // leaving tells whether Shutdown has begun.
 func (s *Server) leaving() bool {

@@ -245,12 +245,7 @@ func TestRestoreWakesEverybody(t *testing.T) {
 			again.cancel()
 		}
 		// A node that starts after a restore does not know what clients saw before it.
-		second, err := newServer(Config{Host: "here"}, w)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer second.stop()
-		w.server = second
+		w.server = w.another()
 		for n, path := range paths {
 			if now := index(t, w.ask("GET", path, "")); now <= before[n] {
 				t.Errorf("%s: index %d at a node that started after the restore, %d before it", path, now, before[n])
@@ -269,12 +264,7 @@ func TestNodeThatStartsDoesNotKnowWhatHasGone(t *testing.T) {
 		}
 		w.ok("PUT", "agent/service/deregister/web-2", "")
 		w.ok("PUT", "agent/service/deregister/db", "")
-		second, err := newServer(Config{Host: "here"}, w)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer second.stop()
-		w.server = second
+		w.server = w.another()
 		for n, path := range paths {
 			if now := index(t, w.ask("GET", path, "")); now <= before[n] {
 				t.Errorf("%s: index %d at a node that started after a change, %d before", path, now, before[n])
@@ -378,8 +368,8 @@ func TestShutdownAnswersWhoWaits(t *testing.T) {
 		if rec := q.answered(t, "shutdown"); index(t, rec) != at {
 			t.Errorf("%d %s", rec.Code, rec.Body)
 		}
-		if len(w.server.waiters) != 0 || len(w.server.places) != 0 {
-			t.Errorf("%d waiters and %d places are still taken", len(w.server.waiters), len(w.server.places))
+		if n := w.metric("regd_requests_in_flight"); len(w.server.waiters) != 0 || n != 0 {
+			t.Errorf("%d waiters and %v places are still taken", len(w.server.waiters), n)
 		}
 	})
 }

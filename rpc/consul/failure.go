@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 
 	"github.com/regd-io/regd/cluster"
@@ -54,8 +55,11 @@ func explain(err error) (code int, text string) {
 		return http.StatusInternalServerError, "the outcome of the write is unknown; to repeat it is safe: " + err.Error()
 	case errors.Is(err, cluster.ErrNoLeader), errors.Is(err, cluster.ErrNotLeader), errors.Is(err, cluster.ErrTooStale):
 		return http.StatusInternalServerError, noLeader
+	// As Consul's own limits: 429 where another node may take it, 503 where only the leader could.
+	case errors.Is(err, rpc.ErrOverloaded), errors.Is(err, rpc.ErrRateLimited):
+		return http.StatusTooManyRequests, "rate limit exceeded, try again later or against a different server: " + err.Error()
 	case errors.Is(err, cluster.ErrOverloaded):
-		return http.StatusServiceUnavailable, err.Error()
+		return http.StatusServiceUnavailable, "rate limit exceeded for operation that can only be performed by the leader, try again later: " + err.Error()
 	case errors.Is(err, cluster.ErrStarting), errors.Is(err, cluster.ErrClosed), errors.Is(err, cluster.ErrRemoved),
 		errors.Is(err, feed.ErrClosed):
 		return http.StatusServiceUnavailable, err.Error()
@@ -68,4 +72,9 @@ func explain(err error) (code int, text string) {
 	default:
 		return http.StatusInternalServerError, err.Error()
 	}
+}
+
+// retryAfter is after how many seconds a request that failed is worth another try.
+func retryAfter(err error) int {
+	return max(1, int(math.Ceil(rpc.RetryAfter(err).Seconds())))
 }

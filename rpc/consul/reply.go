@@ -62,7 +62,7 @@ func (p *requestIDs) take() *requestID {
 func (p *requestIDs) give(id *requestID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.free) < maxAtOnce {
+	if len(p.free) < maxIdle {
 		p.free = append(p.free, id)
 	}
 }

@@ -52,6 +52,7 @@ type request struct {
 	nodeMeta   map[string]string
 	filter     *filter // nil: none
 	agent      agent
+	visit      *rpc.Visit
 	credential string
 	sure       bool // The State at hand is current: what it does not have is not there.
 }

@@ -1,7 +1,6 @@
 package consul
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -15,12 +14,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/regd-io/regd/cluster"
-	"github.com/regd-io/regd/cluster/feed"
 	"github.com/regd-io/regd/fsm"
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
-	"github.com/regd-io/regd/rpc"
 )
 
 // ids are the instances of a service as the registry has them: id and address.
@@ -193,24 +189,9 @@ func (w *world) enforce() {
 	w.must(&raftlogv1.Command{Level: 2, Kind: &raftlogv1.Command_BootstrapAccess{BootstrapAccess: &raftlogv1.BootstrapAccess{Token: token("op", "operator")}}})
 }
 
-// identifier is as much of a node as it takes to find out whose a token is.
-type identifier struct {
-	rpc.Node
-	world *world
-}
-
-func (i identifier) Feed() *feed.Feed { return i.world.feed }
-
-func (i identifier) View(ctx context.Context, fresh cluster.Freshness) (cluster.View, error) {
-	return i.world.View(ctx, fresh)
-}
-
 func TestWhatATokenMayDo(t *testing.T) {
 	w := newWorld(t)
 	w.enforce()
-	w.server.cfg.Identify = func(ctx context.Context, token string) (context.Context, error) {
-		return rpc.Identify(ctx, identifier{world: w}, token)
-	}
 	team, operator := []string{"X-Consul-Token", "regd_t1_secret"}, []string{"Authorization", "Bearer regd_op_secret"}
 	for _, tc := range []struct {
 		name         string

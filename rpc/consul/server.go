@@ -32,12 +32,10 @@ const DefaultPort = "8500"
 const (
 	// maxWaiters bounds the queries that wait for a change.
 	maxWaiters = 32_768
-	// maxAtOnce bounds the requests that are worked on.
-	maxAtOnce = 512
+	// maxIdle is the number of request ids that are kept for the next writes.
+	maxIdle = 512
 	// maxWholes bounds the answers that may be as large as the registry.
 	maxWholes = 4
-	// maxQueued is how long a request waits to be worked on.
-	maxQueued = 5 * time.Second
 	// maxBody is the largest body of a request, snapshots excepted.
 	maxBody = 512 << 10
 	// maxWork is how long a request may take, waiting for a change and snapshots excepted.
@@ -50,8 +48,6 @@ const (
 type Node interface {
 	// View returns a State as fresh as asked, or an error.
 	View(ctx context.Context, fresh cluster.Freshness) (cluster.View, error)
-	// Propose applies a command; the verdict of the state machine is in the outcome.
-	Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error)
 	// Renew renews TTL checks, and returns those that are unknown.
 	Renew(ctx context.Context, kind peerv1.RenewKind, ids []string) (ended []string, err error)
 	// Feed is what is visible on this node.
@@ -76,8 +72,8 @@ type Config struct {
 	Datacenter string
 	// Host is the name of this machine: the node of what is registered from it. Required.
 	Host string
-	// Identify finds out whose token it is: the context that it returns is handed to Credential. nil: all are anonymous.
-	Identify func(ctx context.Context, token string) (context.Context, error)
+	// Door is through which clients come, and what they write goes. Required.
+	Door *rpc.Door
 	// Logger gets what the operator should know. nil: nothing is logged.
 	Logger *slog.Logger
 }
@@ -86,9 +82,6 @@ func (c Config) withDefaults() Config {
 	c.Datacenter = cmp.Or(c.Datacenter, "dc1")
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if c.Identify == nil {
-		c.Identify = func(ctx context.Context, _ string) (context.Context, error) { return ctx, nil }
 	}
 	return c
 }
@@ -110,7 +103,6 @@ type Server struct {
 	metrics  *metrics
 	gatherer prometheus.Gatherer
 
-	places  chan struct{} // one token for each request that is worked on
 	waiters chan struct{} // one token for each query that waits
 	wholes  chan struct{} // one token for each answer that may be as large as the registry: it is in memory as a whole
 	// restoring has a token while a snapshot comes in: its State is memory that only one may take.
@@ -133,10 +125,12 @@ func Listen(ctx context.Context, cfg Config, node Node) (*Server, error) {
 		return nil, fmt.Errorf("configure the door for Consul's clients: %w", err)
 	}
 	var lc net.ListenConfig
-	if s.lis, err = lc.Listen(ctx, "tcp", cfg.Listen); err != nil {
+	lis, err := lc.Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
 		s.stop()
 		return nil, fmt.Errorf("listen for Consul's clients: %w", err)
 	}
+	s.lis = cfg.Door.Listener(lis)
 	return s, nil
 }
 
@@ -148,13 +142,14 @@ func newServer(cfg Config, node Node) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, node: node, shapes: translator{cfg.Datacenter}, ledger: newLedger(node.Feed()), metrics: newMetrics(),
-		places: make(chan struct{}, maxAtOnce), waiters: make(chan struct{}, maxWaiters), closing: make(chan struct{}),
+		waiters: make(chan struct{}, maxWaiters), closing: make(chan struct{}),
 		restoring: make(chan struct{}, 1), wholes: make(chan struct{}, maxWholes),
 		gatherer: prometheus.NewRegistry(),
 	}
 	s.routes = newRoutes(s)
 	s.http = &http.Server{
-		Handler: s, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: s, ConnContext: cfg.Door.Context,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -259,8 +254,8 @@ func (s *Server) fail(w *answer, r *http.Request, err error) {
 		h.Del(name)
 	}
 	switch code {
-	case http.StatusServiceUnavailable:
-		h.Set("Retry-After", "1")
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		h.Set("Retry-After", strconv.Itoa(retryAfter(err)))
 	case http.StatusInternalServerError:
 		s.cfg.Logger.Debug("a request of a Consul client failed", "path", r.URL.Path, "err", err)
 	}
@@ -271,24 +266,22 @@ func (s *Server) fail(w *answer, r *http.Request, err error) {
 }
 
 // call lets a request in and hands it to its route.
-func (s *Server) call(w *answer, r *http.Request, rt *route, rest string) error {
+func (s *Server) call(w *answer, r *http.Request, rt *route, rest string) (err error) {
 	a, err := s.readRequest(r, rest)
 	if err != nil {
 		return err
 	}
 	w.pretty = a.on("pretty")
-	ctx := r.Context()
-	if err = s.enter(ctx); err != nil {
+	a.visit, err = s.cfg.Door.Begin(r.Context(), rpc.Request{
+		Method: rt.does.method, Renews: rt.does.renews, Patient: rt.does.reads, Token: token(r, a.query),
+		Text: r.Method + " " + cut(r.URL.EscapedPath()),
+	})
+	if err != nil {
 		return err
 	}
-	defer s.leave()
-	if shown := token(r, a.query); shown != "" {
-		if ctx, err = s.cfg.Identify(ctx, shown); err != nil {
-			return err
-		}
-		a.Request = r.WithContext(ctx)
-	}
-	a.credential = rpc.Credential(ctx)
+	defer func() { a.visit.End(err) }()
+	a.Request = r.WithContext(a.visit.Context())     //nolint:contextcheck // It is the request's, and knows who asks.
+	a.credential = rpc.Credential(a.visit.Context()) //nolint:contextcheck // Likewise.
 	if !rt.large {
 		a.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	}
@@ -300,41 +293,20 @@ func (s *Server) call(w *answer, r *http.Request, rt *route, rest string) error 
 	return rt.serve(w, a)
 }
 
-// enter takes a place among the requests that are worked on. Many may come at once, when clients have lost another node: they wait
-// for each other for a moment.
-func (s *Server) enter(ctx context.Context) error {
-	select {
-	case s.places <- struct{}{}:
-		return nil
-	default:
-	}
-	patience := time.NewTimer(maxQueued)
-	defer patience.Stop()
-	select {
-	case s.places <- struct{}{}:
-		return nil
-	case <-patience.C:
-		return &failure{http.StatusServiceUnavailable, fmt.Sprintf("%d requests are being answered, the limit: try again", maxAtOnce)}
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (s *Server) leave() { <-s.places }
-
 // propose applies a command on behalf of the caller; a refusal by the state machine is an error.
 func (s *Server) propose(a *request, cmd *raftlogv1.Command) error {
+	_, err := s.order(a, cmd)
+	return err
+}
+
+// order is propose for who wants the outcome.
+func (s *Server) order(a *request, cmd *raftlogv1.Command) (fsm.Outcome, error) {
 	ctx, cancel := context.WithTimeout(a.Context(), maxWork)
 	defer cancel()
 	id := s.requests.take()
 	defer s.requests.give(id)
 	cmd.Request = id.next()
-	rpc.Act(ctx, s.node.Feed().State(), cmd)
-	out, err := s.node.Propose(ctx, cmd)
-	if err != nil {
-		return err
-	}
-	return out.Err()
+	return a.visit.Propose(ctx, cmd)
 }
 
 // setMeta sets the headers of a read.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -242,7 +243,7 @@ func (s *Server) removePeer(w *answer, a *request) error {
 	}
 	for _, m := range s.node.Feed().State().Members() {
 		if m.GetId() == id || m.GetPeerAddress() == address {
-			return s.done(w, s.node.Remove(a.Context(), m.GetId(), false))
+			return s.done(w, a.visit.Did(s.node.Remove(a.Context(), m.GetId(), false), slog.String("node", m.GetName())))
 		}
 	}
 	return &failure{http.StatusInternalServerError, fmt.Sprintf("id %q address %q was not found in the Raft configuration", cut(id), cut(address))}
@@ -253,7 +254,8 @@ func (s *Server) transferLeader(w *answer, a *request) error {
 	if err := s.need(a, registryv1.Action_ACTION_OPERATE); err != nil {
 		return err
 	}
-	if _, err := s.node.TransferLeadership(a.Context(), a.query.Get("id")); err != nil {
+	_, err := s.node.TransferLeadership(a.Context(), a.query.Get("id"))
+	if a.visit.Did(err, slog.String("node", a.query.Get("id"))) != nil {
 		return err
 	}
 	return reply(w, http.StatusOK, map[string]bool{"Success": true})
@@ -328,6 +330,7 @@ func (s *Server) snapshot(w *answer, a *request) error {
 	if err != nil {
 		return err
 	}
+	_ = a.visit.Did(nil) // Whoever reads some of it has read it.
 	s.setMeta(w, v.State.Revision(), v)
 	w.Header().Set("Content-Type", "application/octet-stream")
 	out := bufio.NewWriterSize(w, 256<<10)
@@ -355,5 +358,5 @@ func (s *Server) restore(w *answer, a *request) error {
 	if err != nil {
 		return badRequest("the snapshot can't be read: it must be one of regd, as GET /v1/snapshot and  regd snapshot save  make it: %v", err)
 	}
-	return s.done(w, s.node.Restore(a.Context(), st))
+	return s.done(w, a.visit.Did(s.node.Restore(a.Context(), st)))
 }

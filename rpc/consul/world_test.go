@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/regd-io/regd/cluster"
@@ -29,9 +30,12 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the golden files")
 
 // world is a node with a State and a feed, and nothing below.
 type world struct {
+	rpc.Operator // what this door does not ask for
+
 	tb     testing.TB
 	feed   *feed.Feed
 	server *Server
+	api    *rpc.Server
 
 	mu      sync.Mutex
 	st      *fsm.State
@@ -42,9 +46,14 @@ type world struct {
 	shown   *fsm.State // what View returns in place of the newest; nil: that
 	// before is called before a command is applied: what others do meanwhile.
 	before func()
+	// viewing is called before a State is returned.
+	viewing func()
 }
 
 func (w *world) View(_ context.Context, fresh cluster.Freshness) (cluster.View, error) {
+	if w.viewing != nil {
+		w.viewing()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil && fresh.Mode != cluster.ModeStale {
@@ -92,6 +101,14 @@ func (w *world) Renew(_ context.Context, _ peerv1.RenewKind, ids []string) ([]st
 	w.renewed = append(w.renewed, ids...)
 	return nil, w.err
 }
+
+func (w *world) AwaitDelivery(context.Context, *peerv1.AwaitDeliveryRequest) []*apiv1.NodeDelivery {
+	return nil
+}
+
+func (w *world) ServeDelivery(cluster.DeliveryFunc) {}
+func (w *world) Ready() error                       { return nil }
+func (w *world) Live() error                        { return nil }
 
 func (w *world) Feed() *feed.Feed { return w.feed }
 
@@ -163,6 +180,12 @@ func (w *world) register(in *registryv1.Instance) {
 // bareWorld is a node of a cluster of three where nothing is registered.
 func bareWorld(tb testing.TB) *world {
 	tb.Helper()
+	return worldWith(tb, rpc.Config{})
+}
+
+// worldWith is a bareWorld that lets clients in as configured.
+func worldWith(tb testing.TB, cfg rpc.Config) *world {
+	tb.Helper()
 	w := &world{tb: tb, st: fsm.New(), age: 20 * time.Millisecond}
 	w.feed = feed.New(w.st, feed.Limits{})
 	tb.Cleanup(w.feed.Close)
@@ -172,11 +195,23 @@ func bareWorld(tb testing.TB) *world {
 		}}}})
 	}
 	var err error
-	if w.server, err = newServer(Config{Host: "here"}, w); err != nil {
+	if w.api, err = rpc.NewServer(cfg, w); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(w.server.stop)
+	tb.Cleanup(func() { _ = w.api.Shutdown(context.Background()) }) // It serves nobody.
+	w.server = w.another()
 	return w
+}
+
+// another returns one more server of the same node.
+func (w *world) another() *Server {
+	w.tb.Helper()
+	s, err := newServer(Config{Host: "here", Door: w.api.Door("consul", "h2", "http/1.1")}, w)
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	w.tb.Cleanup(s.stop)
+	return s
 }
 
 // newWorld has one of each kind that makes a difference, also what came by other doors.
@@ -231,4 +266,23 @@ func (w *world) ok(method, path, body string, header ...string) *httptest.Respon
 		w.tb.Fatalf("%s %s: %d %s", method, path, rec.Code, rec.Body)
 	}
 	return rec
+}
+
+// metric is the sum of a metric of the API over all its labels.
+func (w *world) metric(name string) (sum float64) {
+	w.tb.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(w.api.Collectors()...)
+	families, err := registry.Gather()
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
 }
