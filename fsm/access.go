@@ -103,7 +103,7 @@ func (s *State) Identity(credential string) (identity string, ok bool) {
 	return credential, credential == Anonymous || credential == ""
 }
 
-// Allowed reports whether who shows a credential may do something to the service or lock of that namespace and name.
+// Allowed reports whether who shows a credential may do something to the service, lock or key of that namespace and name.
 // Observing, operating and administering are about the whole cluster: the names don't matter. While access control is off
 // everybody may do everything, and the cluster itself always. A credential that stands for nobody allows nothing, see
 // [State.Identity]. It allocates nothing.
@@ -113,6 +113,16 @@ func (s *State) Allowed(credential string, action registryv1.Action, namespace, 
 	}
 	identity, ok := s.Identity(credential)
 	return ok && s.access.allows(identity, allowing(action), namespace, name)
+}
+
+// AllowedPrefix reports whether who shows a credential may do something to all keys of the namespace that begin with the prefix,
+// those included that are not there: one rule must say so. It is for what is done to a prefix as a whole, such as deleting it.
+func (s *State) AllowedPrefix(credential string, action registryv1.Action, namespace, prefix string) bool {
+	if credential == "" || !s.Enforced() {
+		return true
+	}
+	identity, ok := s.Identity(credential)
+	return ok && s.access.allowsPrefix(identity, allowing(action), namespace, prefix)
 }
 
 // AllowedSomewhere reports whether who shows a credential may do something to any service or lock at all.
@@ -160,6 +170,18 @@ func (a *access) allows(identity string, either actions, namespace, name string)
 		}
 	}
 	return false
+}
+
+// allowsPrefix reports whether an identity has any of the actions for all names that begin with the prefix.
+func (a *access) allowsPrefix(identity string, either actions, namespace, prefix string) bool {
+	g, _ := a.grants.get(identity)
+	return slices.ContainsFunc(g.GetPolicies(), func(name string) bool {
+		if everywhere, ok := builtIn(name); ok {
+			return everywhere&either != 0
+		}
+		p, ok := a.policies.get(name)
+		return ok && p.allowsPrefix(either, namespace, prefix)
+	})
 }
 
 // allowsSomewhere reports whether an identity has any of the actions for any names.

@@ -34,6 +34,7 @@ func (s *State) Apply(e Entry) (*State, Result, error) {
 		outcomes = append(outcomes, outcome)
 	}
 	t.forgetIdleClients()
+	t.sweepDelays()
 	t.st.chain, _ = t.st.chain.extend(t.scratch, e.Index, e.Term, outcomes)
 	return t.st, Result{Outcomes: outcomes, Events: t.events}, nil
 }
@@ -44,6 +45,7 @@ type txn struct {
 	mark   *mark
 	events []Event
 
+	level       uint64   // of the command under way
 	changed     bool     // the command under way has had an effect
 	incarnation uint64   // given by the command under way, 0: none yet
 	actor       []byte   // of the command under way
@@ -116,8 +118,12 @@ func (t *txn) apply(encoded []byte) (Outcome, error) {
 	if outcome, nobody := t.identify(&cmd); nobody {
 		return t.finish(outcome), nil
 	}
+	t.level = cmd.level
 	if cmd.level >= HistoryLevel {
 		t.st.beginHistory()
+	}
+	if cmd.level >= KVLevel {
+		t.st.beginKeys()
 	}
 	switch {
 	case cmd.request != nil:
@@ -201,6 +207,8 @@ func (t *txn) dispatch(cmd *command) Outcome {
 		return with(cmd.body, &raftlogv1.PutNamespace{}, t.putNamespace)
 	case kindDeleteNamespace:
 		return with(cmd.body, &raftlogv1.DeleteNamespace{}, t.deleteNamespace)
+	case kindKVTransaction:
+		return with(cmd.body, &raftlogv1.KVTransaction{}, t.kvTransaction)
 	default:
 		return refuse(raftlogv1.Code_CODE_INVALID, "command")
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"unicode/utf8"
 
+	"github.com/zeebo/xxh3"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
@@ -81,9 +82,10 @@ func (t *txn) once(cmd *command) Outcome {
 	if !known {
 		old = &client{id: string(req.clientID)}
 	}
+	bodyHash := t.bodyHash(cmd)
 	at, found := slices.BinarySearchFunc(old.outcomes, req.sequence, bySequence)
 	switch {
-	case found && old.outcomes[at].bodyHash == req.bodyHash:
+	case found && old.outcomes[at].bodyHash == bodyHash:
 		t.touchClient(old)
 		return old.outcomes[at].outcome
 	case found:
@@ -91,11 +93,24 @@ func (t *txn) once(cmd *command) Outcome {
 	case req.sequence < max(old.answeredBelow, req.answeredBelow):
 		return t.finish(refuse(raftlogv1.Code_CODE_REQUEST_TOO_OLD, ""))
 	}
-	r := remembered{sequence: req.sequence, bodyHash: req.bodyHash}
+	r := remembered{sequence: req.sequence, bodyHash: bodyHash}
 	answeredBelow := max(old.answeredBelow, req.answeredBelow)
 	r.outcome = t.execute(cmd)
 	t.remember(old, known, r, at, answeredBelow)
 	return r.outcome
+}
+
+// bodyHash is the hash of the body of a request, as it is remembered: with whom it is from, so that nobody is told what another
+// was. From [KVLevel] on that is found out here; before, whoever proposed had to know it, and might be behind.
+func (t *txn) bodyHash(cmd *command) uint64 {
+	hash := cmd.request.bodyHash
+	if cmd.level < KVLevel || len(cmd.actor) == 0 {
+		return hash
+	}
+	if identity, ok := t.st.Identity(string(cmd.actor)); ok && identity != Anonymous {
+		hash ^= xxh3.HashString(identity)
+	}
+	return hash
 }
 
 // remember adds an outcome at its place among those of its client, and forgets what may be forgotten. An outcome that

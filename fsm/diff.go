@@ -25,6 +25,14 @@ func Diff(before, after *State, fn func(before, after *Record) bool) {
 	})
 }
 
+// DiffKeys calls fn for each key that differs between two states, sorted by namespace and key, until fn returns false. The old
+// one is nil for a key that came to be, the new one for a key that is gone.
+func DiffKeys(before, after *State, fn func(before, after *KeyValue) bool) {
+	merge(&before.store().keys, &after.store().keys, func(a, b *KeyValue) bool {
+		return (a != nil && b != nil && a.equal(b)) || fn(a, b)
+	})
+}
+
 // merge calls fn for each pair of values, by key, that are not one and the same, with nil for a side that lacks the key,
 // until fn returns false, and reports whether it never did.
 func merge[V comparable](left, right *table[V], fn func(left, right V) bool) bool {

@@ -114,6 +114,7 @@ const (
 	kindBootstrap       = 33
 	kindPutNamespace    = 34
 	kindDeleteNamespace = 35
+	kindKVTransaction   = 36
 )
 
 // command is the envelope of a raftlogv1.Command. Its slices alias the entry.
@@ -168,13 +169,15 @@ func (c *command) decode(b []byte, req *request) bool {
 
 // known reports whether this version can apply the command.
 func (c *command) known() bool {
-	return c.level <= FeatureLevel && c.kind <= kindDeleteNamespace
+	return c.level <= FeatureLevel && c.kind <= kindKVTransaction
 }
 
 // levelled reports whether a known command says the level that it needs: what does not is the same to all versions, which
 // know nothing of actors.
 func (c *command) levelled() bool {
 	switch {
+	case c.kind > kindDeleteNamespace:
+		return c.level >= KVLevel
 	case c.kind > kindBootstrap:
 		return c.level >= HistoryLevel
 	case c.kind > kindBatch || len(c.actor) > 0:

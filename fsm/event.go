@@ -26,6 +26,8 @@ const (
 	EventAccess
 	// EventNamespace is what was said about a namespace, or that it was taken back; Name is its name.
 	EventNamespace
+	// EventKey is a change of the key Namespace, Name, of its value or its owner.
+	EventKey
 )
 
 // String returns the name of the kind.
@@ -45,6 +47,8 @@ func (k EventKind) String() string {
 		return "access"
 	case EventNamespace:
 		return "namespace"
+	case EventKey:
+		return "key"
 	default:
 		return "unknown"
 	}
@@ -54,8 +58,8 @@ func (k EventKind) String() string {
 type Event struct {
 	// Kind says which of the other fields are set.
 	Kind EventKind
-	// Created says that a session was opened, a lease granted, a lock or member came to be; false when it ended. A lock
-	// or member that changed and stays says true.
+	// Created says that a session was opened, a lease granted, a lock, member or key came to be; false when it ended. A lock,
+	// member or key that changed and stays says true.
 	Created bool
 	// Cause says why. Set for instances, sessions and leases.
 	Cause registryv1.Cause

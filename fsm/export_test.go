@@ -1,8 +1,10 @@
 package fsm
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -26,6 +28,7 @@ func Audit(s *State) error {
 	})
 	a.access()
 	a.history()
+	a.keys()
 	switch {
 	case a.err != nil:
 		return a.err
@@ -133,7 +136,7 @@ func (a *audit) access() {
 	}
 	a.s.access.policies.ascend("", func(_ string, p *policy) bool {
 		a.want.sums[tablePolicies].add(hashRecord(tablePolicies, appendPolicy(nil, p.message)))
-		if again, malformed := newPolicy(p.message); malformed != "" || again.actions != p.actions || !slices.Equal(again.rules, p.rules) {
+		if again, malformed := newPolicy(p.message, KVLevel); malformed != "" || again.actions != p.actions || !slices.Equal(again.rules, p.rules) {
 			a.failf("policy %s is not what it says", p.message.GetName())
 		}
 		return true
@@ -173,8 +176,8 @@ func (a *audit) history() {
 			}
 			return true
 		})
-		if use != n.Use() {
-			a.failf("namespace %s counts %+v, has %+v", n.message.GetName(), n.Use(), use)
+		if use != n.use {
+			a.failf("namespace %s counts %+v, has %+v", n.message.GetName(), n.use, use)
 		}
 		return true
 	})
@@ -194,6 +197,98 @@ func (a *audit) history() {
 	if count != h.count || h.len() > HistoryChunks || h.record.after > a.s.revision {
 		a.failf("%d transitions, counted %d, in %d chunks, after revision %d", count, h.count, h.len(), h.record.after)
 	}
+}
+
+func (a *audit) keys() {
+	store := a.s.keyspace
+	if a.want.keyspace = store; store == nil {
+		return
+	}
+	if !a.s.history.begun {
+		a.failf("keys without a history")
+	}
+	var counted keyspace
+	namespaces, owned, empty := map[string]kvNamespace{}, 0, 0
+	store.keys.ascend("", func(at string, k *KeyValue) bool {
+		h, _ := k.hash(nil)
+		a.want.sums[tableKeys].add(h)
+		n := namespaces[k.Namespace]
+		n.keys++
+		n.bytes += uint64(len(k.Key) + len(k.Value))
+		counted.bytes += uint64(len(k.Key) + len(k.Value))
+		namespaces[k.Namespace] = n
+		if k.SessionID != "" {
+			owned++
+			if _, delayed := a.s.LockDelayed(k.Namespace, k.Key); delayed || a.s.Session(k.SessionID) == nil {
+				a.failf("key %q is owned by %q, which must not be", at, k.SessionID)
+			}
+		}
+		if at != k.Namespace+"\x00"+k.Key || a.s.Key(k.Namespace, k.Key) != k || k.ModifyRevision > a.s.revision ||
+			k.CreateRevision > k.ModifyRevision || k.Version == 0 || uint64(k.ModifyRevision-k.CreateRevision) < k.Version-1 {
+			a.failf("key %q is %+v", at, k)
+		}
+		return true
+	})
+	a.s.Sessions("", func(s *Session) bool {
+		a.s.SessionKeys(s.ID(), func(k *KeyValue) bool {
+			owned--
+			if k == nil || k.SessionID != s.ID() {
+				a.failf("index of session %s holds key %+v", s.ID(), k)
+			}
+			return true
+		})
+		return true
+	})
+	store.namespaces.ascend("", func(name string, n *kvNamespace) bool {
+		if n.deleted != 0 {
+			a.want.sums[tableKVNamespaces].add(hashRecord(tableKVNamespaces, appendKVNamespace(nil, name, n.deleted)))
+		}
+		if want := namespaces[name]; want.keys != n.keys || want.bytes != n.bytes || n.keys == 0 && n.deleted == 0 {
+			a.failf("namespace %s counts %+v keys, has %+v", name, n, want)
+		}
+		if delete(namespaces, name); n.keys == 0 {
+			empty++
+		}
+		return true
+	})
+	store.delays.ascend("", func(at string, until int64) bool {
+		a.want.sums[tableLockDelays].add(hashRecord(tableLockDelays, appendLockDelay(nil, at, until)))
+		if _, ok := store.delayEnds.get(delayEnd(at, until)); !ok {
+			a.failf("lock delay of %q is not in the order of ends", at)
+		}
+		return true
+	})
+	a.want.sums[tableKV].add(hashRecord(tableKV, store.appendRecord(nil)))
+	if counted.bytes != store.bytes || empty != store.empty || owned != 0 || len(namespaces) > 0 ||
+		store.delays.len() != store.delayEnds.len() {
+		a.failf("keyspace counts %d bytes and %d empty namespaces, has %d and %d; %d owned keys too many, namespaces %v missing",
+			store.bytes, store.empty, counted.bytes, empty, owned, namespaces)
+	}
+}
+
+// HasKeyspace reports whether a command of KVLevel was applied.
+func HasKeyspace(s *State) bool { return s.keyspace != nil }
+
+// LockDelays returns the lock delays, those that are over included, by end.
+func LockDelays(s *State) []string {
+	var all []string
+	s.store().delayEnds.ascend("", func(end string, _ struct{}) bool {
+		all = append(all, fmt.Sprintf("%s until %d", strings.ReplaceAll(end[8:], "\x00", "/"), binary.BigEndian.Uint64([]byte(end[:8]))))
+		return true
+	})
+	return all
+}
+
+// Deletions returns what is known of when keys were deleted last, by namespace, empty for all others.
+func Deletions(s *State) map[string]uint64 {
+	all := map[string]uint64{"": s.store().deleted}
+	s.store().namespaces.ascend("", func(name string, n *kvNamespace) bool {
+		if n.deleted > 0 {
+			all[name] = n.deleted
+		}
+		return true
+	})
+	return all
 }
 
 func openChunk(h *history) [][]byte {

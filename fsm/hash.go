@@ -29,6 +29,11 @@ const (
 	tableNamespaces
 	tableHistory
 	tableTransitions
+	// From here on tables of KVLevel. They are left out until the first command of it, for the same reason.
+	tableKeys
+	tableKVNamespaces
+	tableLockDelays
+	tableKV
 	tableCount
 )
 
@@ -38,6 +43,7 @@ const (
 	seedOutcome    = 0x7265676472656d00
 	seedPlace      = 0x72656764706c6300
 	seedTransition = 0x72656764686973_00
+	seedValue      = 0x7265676476616c00
 	seedState      = 0x7265676473746100
 	seedContent    = 0x7265676463746e00
 	seedChain      = 0x7265676463686e00
@@ -81,12 +87,14 @@ func hashRecord(id tableID, encoded []byte) sum {
 }
 
 // tablesInUse returns how many tables hash and snapshot have. Whatever changes one of those of access control leaves a
-// record in the last, and the history begins before anything of its level, so they are all in use or none; those of access
-// control are, though empty, if those behind them are.
+// record in the last, and history and keys begin before anything of their levels, so they are all in use or none; those of a
+// level are, though empty, if those behind them are.
 func (s *State) tablesInUse() int {
 	switch {
-	case s.history.begun:
+	case s.keyspace != nil:
 		return int(tableCount)
+	case s.history.begun:
+		return int(tableKeys)
 	case s.access != nil:
 		return int(tableNamespaces)
 	default:
@@ -98,7 +106,7 @@ func (s *State) tablesInUse() int {
 // revision, epoch, numbers, time, leaps and cluster id. States that are equal have equal hashes; it finds divergence and
 // damage, not forgery.
 func (s *State) Hash() [16]byte {
-	b := make([]byte, 0, 320)
+	b := make([]byte, 0, 400)
 	for i := range s.tablesInUse() {
 		b = s.sums[i].append(b)
 	}
@@ -112,12 +120,15 @@ func (s *State) Hash() [16]byte {
 	return hashBytes(b, seedState).bytes()
 }
 
-// ContentHash is the hash of instances, sessions, leases and locks alone. It is the same before a snapshot was saved and
+// ContentHash is the hash of instances, sessions, leases, locks and keys alone. It is the same before a snapshot was saved and
 // after it was restored, into whichever cluster.
 func (s *State) ContentHash() [16]byte {
-	b := make([]byte, 0, 64)
+	b := make([]byte, 0, 80)
 	for _, id := range [...]tableID{tableInstances, tableSessions, tableLeases, tableLocks} {
 		b = s.sums[id].append(b)
+	}
+	if s.store().keys.len() > 0 { // Without keys it is what it was before there were any.
+		b = s.sums[tableKeys].append(b)
 	}
 	return hashBytes(b, seedContent).bytes()
 }

@@ -94,6 +94,10 @@ func batch(b *raftlogv1.Batch) *raftlogv1.Command {
 	return &raftlogv1.Command{Kind: &raftlogv1.Command_Batch{Batch: b}}
 }
 
+func kv(tx *raftlogv1.KVTransaction) *raftlogv1.Command {
+	return &raftlogv1.Command{Level: fsm.KVLevel, Kind: &raftlogv1.Command_KvTransaction{KvTransaction: tx}}
+}
+
 func requested(c *raftlogv1.Command, client string, sequence, answeredBelow, hash uint64) *raftlogv1.Command {
 	c = proto.CloneOf(c)
 	c.Request = &raftlogv1.RequestID{

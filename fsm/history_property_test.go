@@ -48,19 +48,26 @@ func (g *generator) namespace() *raftlogv1.Command {
 	return c
 }
 
-func namespaceText(n *registryv1.Namespace, instances, locks uint64) string {
+func namespaceText(n *registryv1.Namespace, use fsm.NamespaceUse) string {
 	text := fmt.Sprintf("%s %q modified %d", n.GetName(), n.GetDescription(), n.GetModifyRevision())
 	if q := n.GetQuota(); q != nil {
 		text += fmt.Sprintf(" at most %d instances, %d locks, %d watches, %d writes",
 			q.GetMaxInstances(), q.GetMaxLocks(), q.GetMaxWatches(), q.GetMaxWritesPerSecond())
+		if q.GetMaxKeys()+q.GetMaxKvBytes() > 0 {
+			text += fmt.Sprintf(", %d keys, %d bytes", q.GetMaxKeys(), q.GetMaxKvBytes())
+		}
 	}
-	return text + fmt.Sprintf(": %d instances, %d locks", instances, locks)
+	text += fmt.Sprintf(": %d instances, %d locks", use.Instances, use.Locks)
+	if use.Keys > 0 {
+		text += fmt.Sprintf(", %d keys, %d bytes", use.Keys, use.KVBytes)
+	}
+	return text
 }
 
 func namespacesOf(s *fsm.State) []string {
 	var all []string
 	s.Namespaces("", func(n *fsm.Namespace) bool {
-		all = append(all, namespaceText(n.Proto(), n.Use().Instances, n.Use().Locks))
+		all = append(all, namespaceText(n.Proto(), s.NamespaceUse(n.Proto().GetName())))
 		return true
 	})
 	return all
@@ -69,7 +76,9 @@ func namespacesOf(s *fsm.State) []string {
 func namespacesOfModel(m *model.Registry) []string {
 	var all []string
 	for name, n := range m.Namespaces {
-		all = append(all, namespaceText(n, m.Used(name, fsm.QuotaInstances), m.Used(name, fsm.QuotaLocks)))
+		all = append(all, namespaceText(n, fsm.NamespaceUse{
+			Instances: m.Used(name, fsm.QuotaInstances), Locks: m.Used(name, fsm.QuotaLocks),
+		}))
 	}
 	slices.Sort(all)
 	return all
@@ -180,9 +189,12 @@ func TestAQuotaHoldsWhateverHappens(t *testing.T) {
 				if old == nil || old.Proto().GetModifyRevision() != n.Proto().GetModifyRevision() {
 					return true
 				}
-				q, had, has := n.Quota(), old.Use(), n.Use()
+				name := n.Proto().GetName()
+				q, had, has := n.Quota(), before.NamespaceUse(name), s.NamespaceUse(name)
 				if q.GetMaxInstances() > 0 && has.Instances > max(had.Instances, q.GetMaxInstances()) ||
-					q.GetMaxLocks() > 0 && has.Locks > max(had.Locks, q.GetMaxLocks()) {
+					q.GetMaxLocks() > 0 && has.Locks > max(had.Locks, q.GetMaxLocks()) ||
+					q.GetMaxKeys() > 0 && has.Keys > max(had.Keys, q.GetMaxKeys()) ||
+					q.GetMaxKvBytes() > 0 && has.KVBytes > max(had.KVBytes, q.GetMaxKvBytes()) {
 					t.Fatalf("%s had %+v, has %+v", n.Proto(), had, has)
 				}
 				return true

@@ -4,12 +4,14 @@ package fsm
 // meaning of the log: changing one needs a new feature level, else an old log replays to another state.
 const (
 	// FeatureLevel is the highest Command.level that this state machine applies.
-	FeatureLevel = 3
+	FeatureLevel = 4
 	// AccessLevel is the level of commands that have an actor and of those that change who may do what.
 	AccessLevel = 2
 	// HistoryLevel is the level of commands about namespaces. From the first command of this level on a history of the
 	// instances is kept, whatever the level of those that follow.
 	HistoryLevel = 3
+	// KVLevel is the level of commands about keys, and of what sessions, quotas and policies say about them.
+	KVLevel = 4
 	// MaxNameBytes bounds every identifier: namespaces, services, ids, sessions, leases, locks, checks, members.
 	MaxNameBytes = 256
 	// MaxClientIDBytes bounds the client id of a request.
@@ -36,12 +38,34 @@ const (
 	MaxNamespaces = 1000
 	// HistoryChunks bounds the chunks of 16 KiB that the history of instances takes: 8 MiB in all, some 90,000 changes.
 	HistoryChunks = 512
+	// MaxKeyBytes bounds a key.
+	MaxKeyBytes = 512
+	// MaxValueBytes bounds the value of a key.
+	MaxValueBytes = 512 << 10
+	// MaxKVOps bounds the operations of a transaction.
+	MaxKVOps = 64
+	// MaxKVTransactionBytes bounds the keys and values of a transaction together.
+	MaxKVTransactionBytes = 1 << 20
+	// MaxKeys bounds the keys of all namespaces.
+	MaxKeys = 1_000_000
+	// MaxKVBytes bounds the keys and values of all namespaces together.
+	MaxKVBytes = 256 << 20
+	// MaxDeletedKeys bounds the keys that one operation deletes, so that no entry does unbounded work.
+	MaxDeletedKeys = 100_000
+	// MaxOwnedKeys bounds the keys that sessions own, and those with a lock delay, together.
+	MaxOwnedKeys = 100_000
+	// MaxLockDelayMs bounds the lock delay of a session, in milliseconds.
+	MaxLockDelayMs = 60_000
+	// MaxSwept bounds the lock delays that are over and that one entry forgets.
+	MaxSwept = 1024
+	// MaxEmptyKVNamespaces bounds the namespaces without keys of which it is known when the last one was deleted.
+	MaxEmptyKVNamespaces = 1000
 	// MaxPolicies bounds the policies, those that are built in not counted.
 	MaxPolicies = 1000
 	// MaxRules bounds the rules of a policy.
 	MaxRules = 64
 	// MaxActions bounds the actions of a rule.
-	MaxActions = 7
+	MaxActions = 9
 	// MaxTokens bounds the tokens. Bootstrapping adds one all the same.
 	MaxTokens = 10_000
 	// MaxGrants bounds the grants.

@@ -15,8 +15,8 @@ import (
 // State.
 type Namespace struct {
 	message *registryv1.Namespace
-	use     NamespaceUse
-	owner   *mark // who may change this Namespace in place: only the transaction that made it
+	use     NamespaceUse // without keys, which each namespace has counted
+	owner   *mark        // who may change this Namespace in place: only the transaction that made it
 }
 
 // NamespaceUse says how much there is in a namespace.
@@ -25,6 +25,8 @@ type NamespaceUse struct {
 	Instances uint64
 	// Locks counts each slot that is owned and each place in a queue.
 	Locks uint64
+	// Keys, and the bytes of these with their values.
+	Keys, KVBytes uint64
 }
 
 // Proto returns what was said. It must not be changed.
@@ -32,9 +34,6 @@ func (n *Namespace) Proto() *registryv1.Namespace { return n.message }
 
 // Quota returns the limits, nil if there are none. It must not be changed.
 func (n *Namespace) Quota() *registryv1.Quota { return n.message.GetQuota() }
-
-// Use returns how much there is in the namespace.
-func (n *Namespace) Use() NamespaceUse { return n.use }
 
 // Namespace returns what was said about a namespace, nil if nothing: then it is unlimited. It allocates nothing.
 func (s *State) Namespace(name string) *Namespace {
@@ -57,6 +56,13 @@ func (s *State) Governed() bool { return s.namespaces.len() > 0 }
 // NamespaceUse returns how much there is in a namespace, whether something was said about it or not. Without that it takes
 // as long as there are services and locks in it.
 func (s *State) NamespaceUse(name string) NamespaceUse {
+	use := s.countedUse(name)
+	use.Keys, use.KVBytes = s.KVUse(name)
+	return use
+}
+
+// countedUse is NamespaceUse without keys.
+func (s *State) countedUse(name string) NamespaceUse {
 	if n := s.Namespace(name); n != nil {
 		return n.use
 	}
@@ -78,7 +84,7 @@ func (s *State) NamespaceUse(name string) NamespaceUse {
 	return use
 }
 
-// NextNamespace returns the first namespace after the given one that holds instances or locks, or about which something was
+// NextNamespace returns the first namespace after the given one that holds instances, locks or keys, or about which something was
 // said, and false if there is none. It takes the same time however much is in them.
 func (s *State) NextNamespace(after string) (name string, ok bool) {
 	least := func(other string) {
@@ -93,6 +99,7 @@ func (s *State) NextNamespace(after string) (name string, ok bool) {
 	}
 	s.services.ascend(behind, func(_ string, svc *Service) bool { least(svc.Namespace()); return false })
 	s.locks.ascend(behind, func(_ string, l *Lock) bool { least(l.Namespace); return false })
+	s.store().keys.ascend(behind, func(_ string, k *KeyValue) bool { least(k.Namespace); return false })
 	s.namespaces.after(after, func(n *Namespace) bool { least(n.message.GetName()); return false })
 	return name, ok
 }
@@ -109,7 +116,7 @@ const (
 type Quota struct {
 	// Namespace is where.
 	Namespace string
-	// Resource is QuotaInstances or QuotaLocks.
+	// Resource is QuotaInstances, QuotaLocks, QuotaKeys or QuotaKVBytes.
 	Resource string
 	// Used is how much there is, and Limit how much there may be.
 	Used, Limit uint64
@@ -137,8 +144,8 @@ func (e *Error) Quota() (q Quota, ok bool) {
 	return q, usedErr == nil && limitErr == nil
 }
 
-// newNamespace makes an entry of an order, of which it copies what it knows, or names what is malformed.
-func newNamespace(from *registryv1.Namespace) (made *registryv1.Namespace, malformed string) {
+// newNamespace makes an entry of an order, of which it copies what commands of the level know, or names what is malformed.
+func newNamespace(from *registryv1.Namespace, level uint64) (made *registryv1.Namespace, malformed string) {
 	switch {
 	case !validName(from.GetName()):
 		return nil, "name"
@@ -148,11 +155,16 @@ func newNamespace(from *registryv1.Namespace) (made *registryv1.Namespace, malfo
 	made = &registryv1.Namespace{
 		Name: from.GetName(), Description: from.GetDescription(), ModifyRevision: from.GetModifyRevision(),
 	}
-	if q := from.GetQuota(); q.GetMaxInstances()|q.GetMaxLocks()|q.GetMaxWatches()|q.GetMaxWritesPerSecond() != 0 {
-		made.Quota = &registryv1.Quota{
-			MaxInstances: q.GetMaxInstances(), MaxLocks: q.GetMaxLocks(),
-			MaxWatches: q.GetMaxWatches(), MaxWritesPerSecond: q.GetMaxWritesPerSecond(),
-		}
+	q := from.GetQuota()
+	limits := &registryv1.Quota{
+		MaxInstances: q.GetMaxInstances(), MaxLocks: q.GetMaxLocks(),
+		MaxWatches: q.GetMaxWatches(), MaxWritesPerSecond: q.GetMaxWritesPerSecond(),
+	}
+	if level >= KVLevel {
+		limits.MaxKeys, limits.MaxKvBytes = q.GetMaxKeys(), q.GetMaxKvBytes()
+	}
+	if len(appendQuota(nil, limits)) > 0 {
+		made.Quota = limits
 	}
 	return made, ""
 }
@@ -161,20 +173,23 @@ func newNamespace(from *registryv1.Namespace) (made *registryv1.Namespace, malfo
 func appendNamespace(b []byte, n *registryv1.Namespace) []byte {
 	b = appendString(b, 1, n.GetName())
 	b = appendString(b, 2, n.GetDescription())
-	if q := n.GetQuota(); q != nil {
-		var inner [4 * (1 + 10)]byte
-		limits := appendUint(inner[:0], 1, q.GetMaxInstances())
-		limits = appendUint(limits, 2, q.GetMaxLocks())
-		limits = appendUint(limits, 3, q.GetMaxWatches())
-		limits = appendUint(limits, 4, q.GetMaxWritesPerSecond())
-		b = appendBytes(b, 3, limits)
-	}
+	var space [6 * (1 + 10)]byte
+	b = appendBytes(b, 3, appendQuota(space[:0], n.GetQuota()))
 	return appendUint(b, 4, n.GetModifyRevision())
+}
+
+func appendQuota(b []byte, q *registryv1.Quota) []byte {
+	b = appendUint(b, 1, q.GetMaxInstances())
+	b = appendUint(b, 2, q.GetMaxLocks())
+	b = appendUint(b, 3, q.GetMaxWatches())
+	b = appendUint(b, 4, q.GetMaxWritesPerSecond())
+	b = appendUint(b, 5, q.GetMaxKeys())
+	return appendUint(b, 6, q.GetMaxKvBytes())
 }
 
 // putNamespace says something about a namespace, in place of what was said before.
 func (t *txn) putNamespace(cmd *raftlogv1.PutNamespace) Outcome {
-	message, malformed := newNamespace(cmd.GetNamespace())
+	message, malformed := newNamespace(cmd.GetNamespace(), t.level)
 	if malformed != "" {
 		return refuse(raftlogv1.Code_CODE_INVALID, malformed)
 	}
@@ -190,7 +205,7 @@ func (t *txn) putNamespace(cmd *raftlogv1.PutNamespace) Outcome {
 		return refuse(raftlogv1.Code_CODE_LIMIT, "namespaces")
 	}
 	message.ModifyRevision = t.change()
-	next := &Namespace{message: message, use: t.st.NamespaceUse(message.GetName()), owner: t.mark}
+	next := &Namespace{message: message, use: t.st.countedUse(message.GetName()), owner: t.mark}
 	t.scratch = appendNamespace(t.scratch[:0], message)
 	t.addSum(tableNamespaces, t.scratch)
 	t.st.namespaces.set(t.mark, message.GetName(), next)
@@ -307,12 +322,12 @@ func (t *txn) fullOfLocks(namespace string) (Outcome, bool) {
 
 // namespace loads what was said about a namespace. It comes after what is in it, which is counted.
 func (l *loader) namespace(m *registryv1.Namespace) error {
-	made, malformed := newNamespace(m)
+	made, malformed := newNamespace(m, KVLevel)
 	if malformed != "" || made.GetModifyRevision() == 0 {
 		return errMalformed
 	}
 	l.add(appendNamespace(l.scratch[:0], made))
-	next := &Namespace{message: made, use: l.st.NamespaceUse(made.GetName())}
+	next := &Namespace{message: made, use: l.st.countedUse(made.GetName())}
 	return load(l, &l.st.namespaces, made.GetName(), next)
 }
 
@@ -325,7 +340,7 @@ func (s *State) rebaseNamespaces(snapshot, onto *State) {
 	m := new(mark)
 	s.namespaces, s.sums[tableNamespaces] = table[*Namespace]{}, onto.sums[tableNamespaces]
 	onto.Namespaces("", func(n *Namespace) bool {
-		s.namespaces.load(m, n.message.GetName(), &Namespace{message: n.message, use: s.NamespaceUse(n.message.GetName())})
+		s.namespaces.load(m, n.message.GetName(), &Namespace{message: n.message, use: s.countedUse(n.message.GetName())})
 		return true
 	})
 }

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -12,7 +13,7 @@ import (
 )
 
 // actions is a set of registryv1.Actions, as bits.
-type actions uint8
+type actions uint16
 
 // bit returns an action as a set, the empty one for what is no action.
 func bit(action registryv1.Action) actions {
@@ -23,7 +24,15 @@ func bit(action registryv1.Action) actions {
 }
 
 func validAction(action registryv1.Action) bool {
-	return action > registryv1.Action_ACTION_UNSPECIFIED && action <= registryv1.Action_ACTION_ADMINISTER
+	return action > registryv1.Action_ACTION_UNSPECIFIED && action <= registryv1.Action_ACTION_KV_WRITE
+}
+
+// knownActions returns the last action, and how many of them a rule may have, to commands of a level.
+func knownActions(level uint64) (last registryv1.Action, most int) {
+	if level < KVLevel {
+		return registryv1.Action_ACTION_ADMINISTER, 7
+	}
+	return registryv1.Action_ACTION_KV_WRITE, MaxActions
 }
 
 const (
@@ -31,7 +40,8 @@ const (
 	clusterWide = actions(1<<registryv1.Action_ACTION_OBSERVE | 1<<registryv1.Action_ACTION_OPERATE |
 		1<<registryv1.Action_ACTION_ADMINISTER)
 	// owning are the actions that take a session or a lease.
-	owning = actions(1<<registryv1.Action_ACTION_REGISTER | 1<<registryv1.Action_ACTION_LOCK)
+	owning = actions(1<<registryv1.Action_ACTION_REGISTER | 1<<registryv1.Action_ACTION_LOCK |
+		1<<registryv1.Action_ACTION_KV_WRITE)
 )
 
 // allowing returns the actions each of which allows the given one: itself, and what implies it.
@@ -44,6 +54,8 @@ func allowing(action registryv1.Action) actions {
 		either |= bit(registryv1.Action_ACTION_LOCK)
 	case registryv1.Action_ACTION_OBSERVE:
 		either |= bit(registryv1.Action_ACTION_OPERATE)
+	case registryv1.Action_ACTION_KV_READ:
+		either |= bit(registryv1.Action_ACTION_KV_WRITE)
 	default:
 	}
 	return either
@@ -74,8 +86,9 @@ func builtIn(name string) (actions, bool) {
 		return ^actions(1), true
 	case servicePolicy:
 		return 1<<registryv1.Action_ACTION_DISCOVER | 1<<registryv1.Action_ACTION_REGISTER |
-			1<<registryv1.Action_ACTION_SEE_LOCK | 1<<registryv1.Action_ACTION_LOCK, true
-	case readerPolicy:
+			1<<registryv1.Action_ACTION_SEE_LOCK | 1<<registryv1.Action_ACTION_LOCK |
+			1<<registryv1.Action_ACTION_KV_READ | 1<<registryv1.Action_ACTION_KV_WRITE, true
+	case readerPolicy: // Not keys: it is often granted to everybody, and keys are where people put secrets.
 		return 1<<registryv1.Action_ACTION_DISCOVER | 1<<registryv1.Action_ACTION_SEE_LOCK, true
 	case observerPolicy:
 		return 1 << registryv1.Action_ACTION_OBSERVE, true
@@ -100,9 +113,9 @@ func builtInPolicy(name string, everywhere actions) *registryv1.Policy {
 	case operatorPolicy:
 		p.Description = "Everything."
 	case servicePolicy:
-		p.Description = "Discover and register any service, use any lock."
+		p.Description = "Discover and register any service, use any lock, change any key."
 	case readerPolicy:
-		p.Description = "Discover any service, see any lock."
+		p.Description = "Discover any service, see any lock, read no keys."
 	default:
 		p.Description = "See how the cluster is."
 	}
@@ -145,6 +158,9 @@ func (p pattern) matches(name string) bool {
 	return name == p.text
 }
 
+// covers reports whether the pattern matches all names that begin with the prefix.
+func (p pattern) covers(prefix string) bool { return p.prefix && strings.HasPrefix(prefix, p.text) }
+
 // validPattern accepts a name, a prefix followed by "*", and "*".
 func validPattern(text string) bool {
 	return validName(text) && !strings.Contains(text[:len(text)-1], "*")
@@ -167,8 +183,15 @@ func (p *policy) allows(either actions, namespace, name string) bool {
 	return false
 }
 
-// newPolicy makes a policy ready, of which it copies what it knows. It returns the name of what is malformed, if anything.
-func newPolicy(from *registryv1.Policy) (made *policy, malformed string) {
+// allowsPrefix reports whether one rule of the policy has any of the actions for all names that begin with the prefix.
+func (p *policy) allowsPrefix(either actions, namespace, prefix string) bool {
+	return slices.ContainsFunc(p.rules, func(r rule) bool {
+		return r.actions&either != 0 && r.namespace.matches(namespace) && r.name.covers(prefix)
+	})
+}
+
+// newPolicy makes a policy ready, of which it copies what commands of the level know. It returns the name of what is malformed, if anything.
+func newPolicy(from *registryv1.Policy, level uint64) (made *policy, malformed string) {
 	switch {
 	case !validName(from.GetName()) || BuiltInPolicy(from.GetName()):
 		return nil, "name"
@@ -181,7 +204,7 @@ func newPolicy(from *registryv1.Policy) (made *policy, malformed string) {
 		Name: from.GetName(), Description: from.GetDescription(), ModifyRevision: from.GetModifyRevision(),
 	}}
 	for i, r := range from.GetRules() {
-		ready, malformed := newRule(r)
+		ready, malformed := newRule(r, level)
 		if malformed != "" {
 			return nil, fmt.Sprintf("rules[%d].%s", i, malformed)
 		}
@@ -195,12 +218,13 @@ func newPolicy(from *registryv1.Policy) (made *policy, malformed string) {
 }
 
 // newRule makes a rule ready, or names what is malformed.
-func newRule(from *registryv1.Rule) (r rule, malformed string) {
-	if n := len(from.GetActions()); n == 0 || n > MaxActions {
+func newRule(from *registryv1.Rule, level uint64) (r rule, malformed string) {
+	last, most := knownActions(level)
+	if n := len(from.GetActions()); n == 0 || n > most {
 		return rule{}, "actions"
 	}
 	for _, action := range from.GetActions() {
-		if !validAction(action) {
+		if !validAction(action) || action > last {
 			return rule{}, "actions"
 		}
 		r.actions |= bit(action)
@@ -239,7 +263,7 @@ func appendRule(b []byte, r *registryv1.Rule) []byte {
 
 // putPolicy puts a policy in the place of the one of its name, if any.
 func (t *txn) putPolicy(cmd *raftlogv1.PutPolicy) Outcome {
-	next, malformed := newPolicy(cmd.GetPolicy())
+	next, malformed := newPolicy(cmd.GetPolicy(), t.level)
 	if malformed != "" {
 		return refuse(raftlogv1.Code_CODE_INVALID, malformed)
 	}

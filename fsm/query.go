@@ -105,8 +105,8 @@ func (s *State) Member(id string) *registryv1.Member {
 
 // FeatureLevel returns the highest Command.level that all members can apply, voters or not: a command of a higher one must
 // not be proposed. While no member is recorded it is 1. Once there is anything about access it does not fall below
-// [AccessLevel], and once the history has begun not below [HistoryLevel]: a member that does not know of these can follow no
-// more, whatever is proposed.
+// [AccessLevel], once the history has begun not below [HistoryLevel], and once there could be keys not below [KVLevel]: a member
+// that does not know of these can follow no more, whatever is proposed.
 func (s *State) FeatureLevel() uint32 {
 	level := uint32(1)
 	if s.members.len() > 0 {
@@ -120,6 +120,9 @@ func (s *State) FeatureLevel() uint32 {
 	}
 	if s.history.begun {
 		level = max(level, HistoryLevel)
+	}
+	if s.keyspace != nil {
+		level = max(level, KVLevel)
 	}
 	return level
 }

@@ -59,6 +59,9 @@ type loader struct {
 	spec    spec
 	status  status
 	scratch []byte
+
+	lastDeletion string // namespace of the last record of when a key was deleted
+	keysLoaded   bool   // the record of what there is once about keys was there
 }
 
 // Errors of single records.
@@ -116,6 +119,14 @@ func (l *loader) record(b []byte) error {
 		return loadMessage(b, &registryv1.Namespace{}, l.namespace)
 	case tableHistory:
 		return loadMessage(b, &raftlogv1.HistoryRecord{}, l.historyRecord)
+	case tableKeys:
+		return loadMessage(b, &registryv1.KeyValue{}, l.key)
+	case tableKVNamespaces:
+		return loadMessage(b, &raftlogv1.KVNamespaceRecord{}, l.kvDeletion)
+	case tableLockDelays:
+		return loadMessage(b, &raftlogv1.LockDelayRecord{}, l.lockDelay)
+	case tableKV:
+		return loadMessage(b, &raftlogv1.KVRecord{}, l.kvRecord)
 	default:
 		return l.transitions(b)
 	}
@@ -148,9 +159,11 @@ func (l *loader) session(m *raftlogv1.SessionRecord) error {
 		at: ident{id: m.GetId()}, ClientName: m.GetClientName(), TTLMs: m.GetTtlMs(),
 		CreateRevision: m.GetCreateRevision(), OpenedUnixMs: m.GetOpenedUnixMs(), Owner: m.GetOwner(),
 	}
-	if !validName(s.ID()) || len(s.Owner) > MaxNameBytes {
+	terms := sessionTerms{m.GetNode(), m.GetLockDelayMs(), m.GetBehavior()}
+	if !validName(s.ID()) || len(s.Owner) > MaxNameBytes || terms.malformed() != "" {
 		return errMalformed
 	}
+	s.terms = terms.kept()
 	l.add(s.append(l.scratch[:0]))
 	return load(l, &l.st.sessions, s.ID(), s)
 }
@@ -379,7 +392,7 @@ func (l *loader) ownAccess() *access {
 }
 
 func (l *loader) policy(m *registryv1.Policy) error {
-	p, malformed := newPolicy(m)
+	p, malformed := newPolicy(m, KVLevel)
 	if malformed != "" {
 		return errMalformed
 	}
@@ -423,6 +436,8 @@ func (l *loader) verify(h *raftlogv1.SnapshotHeader) error {
 	switch tables, revision := len(h.GetTableCounts()), l.st.AccessRevision(); {
 	case tables != l.st.tablesInUse():
 		return fmt.Errorf("%d tables, not %d", l.st.tablesInUse(), tables)
+	case l.st.keyspace != nil && !l.keysLoaded:
+		return errors.New("keys without the record that comes with them")
 	case l.st.access != nil && revision == 0 || revision > l.st.revision:
 		return fmt.Errorf("access revision %d of %d", revision, l.st.revision)
 	}
@@ -449,7 +464,7 @@ func (l *loader) verify(h *raftlogv1.SnapshotHeader) error {
 }
 
 // Rebase returns the content of a snapshot as the next state of a running cluster, for an operator's restore. Instances,
-// sessions, leases and locks are those of the snapshot; cluster id, members, index, term, chain and the remembered
+// sessions, leases, locks and keys are those of the snapshot; cluster id, members, index, term, chain and the remembered
 // outcomes of clients are those of onto. The epoch is new, and neither revisions nor numbers nor the time fall.
 //
 // Policies, tokens and grants come with the sessions that they are about, from the snapshot: tokens that were deleted since
@@ -471,6 +486,7 @@ func Rebase(snapshot, onto *State) *State {
 	next.rebaseAccess(snapshot, onto)
 	next.rebaseNamespaces(snapshot, onto)
 	next.rebaseHistory(snapshot, onto)
+	next.rebaseKeys(snapshot, onto)
 	return &next
 }
 

@@ -33,7 +33,7 @@ var rewrite = flag.Bool("rewrite", false, "write what is into the expectations o
 //	deregister KEY               [incarnation= session= cause= term= node=]
 //	check KEY NAME STATUS        [incarnation= output= term= node=]
 //	drain|maintain KEY on|off    [incarnation=]
-//	session open|close ID        [ttl= name=]
+//	session open|close ID        [ttl= name= behavior= delay= node=]
 //	lease grant|revoke ID        [ttl= session=]
 //	expire                       [term= sessions=A,B leases=A,B node= silence=]
 //	lock acquire|release NS/NAME SESSION  [wait value= token= slots=]
@@ -44,11 +44,13 @@ var rewrite = flag.Bool("rewrite", false, "write what is into the expectations o
 //	grant put|delete IDENTITY    [policies=A,B]
 //	enforce on|off
 //	bootstrap TOKEN              [resets=]
-//	namespace put|delete NAME    [description= instances= locks= watches= writes=]
+//	namespace put|delete NAME    [description= instances= locks= watches= writes= keys= bytes=]
+//	kv NS OP KEY ; OP KEY        [value= flags= expected= session=], OP is a KVOpKind: set, set_if, delete_prefix, check_absent...
 //	may CREDENTIAL ACTION NS/NAME
 //	raw HEX                      an encoded command as it is
-//	query instances|services|sessions|leases|locks|members|clients|access|namespaces|history|meta
+//	query instances|services|sessions|leases|locks|members|clients|access|namespaces|history|keys|meta
 //	why KEY                      [most=]
+//	prefix NS PREFIX             [after=]
 //	snapshot NAME, restore NAME, rebase NAME
 //
 // Every command of the log may carry request=CLIENT:SEQUENCE:ANSWERED_BELOW:HASH, the last two optional, and
@@ -157,6 +159,12 @@ func (s *script) run(line string) {
 		}
 		s.st = next
 		s.print(result)
+	case "prefix":
+		a := parseArgs(rest)
+		s.st.Keys(a.word(0), a.word(1), a.options["after"], func(k *fsm.KeyValue) bool {
+			s.printf("%s", k.Key)
+			return true
+		})
 	case "entry":
 		var commands []*raftlogv1.Command
 		for part := range strings.SplitSeq(rest, " ; ") {
@@ -273,9 +281,12 @@ func (s *script) command(line string) *raftlogv1.Command {
 				Name: a.word(2), Description: a.options["description"], Quota: &registryv1.Quota{
 					MaxInstances: a.uint(s, "instances", 0), MaxLocks: a.uint(s, "locks", 0),
 					MaxWatches: a.uint(s, "watches", 0), MaxWritesPerSecond: a.uint(s, "writes", 0),
+					MaxKeys: a.uint(s, "keys", 0), MaxKvBytes: a.uint(s, "bytes", 0),
 				},
 			})
 		}
+	case "kv":
+		c = s.transaction(a.word(1), strings.TrimPrefix(line, "kv "+a.word(1)+" "))
 	case "policy", "token", "grant", "enforce", "bootstrap":
 		c = s.access(a)
 	default:
@@ -303,7 +314,10 @@ func (s *script) owner(a args) *raftlogv1.Command {
 	switch a.word(0) + " " + a.word(1) {
 	case "session open":
 		return &raftlogv1.Command{Kind: &raftlogv1.Command_OpenSession{
-			OpenSession: &raftlogv1.OpenSession{Id: id, ClientName: a.options["name"], TtlMs: ttl},
+			OpenSession: &raftlogv1.OpenSession{
+				Id: id, ClientName: a.options["name"], TtlMs: ttl, LockDelayMs: a.uint(s, "delay", 0), Node: a.options["node"],
+				Behavior: registryv1.SessionBehavior(registryv1.SessionBehavior_value["SESSION_BEHAVIOR_"+strings.ToUpper(a.options["behavior"])]),
+			},
 		}}
 	case "session close":
 		return closeSession(id)
@@ -371,6 +385,20 @@ func (s *script) access(a args) *raftlogv1.Command {
 	default:
 		return bootstrap(a.word(1), a.uint(s, "resets", 0))
 	}
+}
+
+// transaction reads operations on keys.
+func (s *script) transaction(namespace, text string) *raftlogv1.Command {
+	tx := &raftlogv1.KVTransaction{Namespace: namespace}
+	for part := range strings.SplitSeq(text, " ; ") {
+		a := parseArgs(part)
+		tx.Ops = append(tx.Ops, &raftlogv1.KVOp{
+			Kind: raftlogv1.KVOpKind(raftlogv1.KVOpKind_value["KV_OP_KIND_"+strings.ToUpper(a.word(0))]), Key: a.word(1),
+			Value: []byte(a.options["value"]), Flags: a.uint(s, "flags", 0), ExpectedRevision: a.uint(s, "expected", 0),
+			SessionId: a.options["session"],
+		})
+	}
+	return kv(tx)
 }
 
 func (s *script) registration(a args) *raftlogv1.Register {
@@ -461,12 +489,12 @@ func eventText(e fsm.Event) string {
 		return text + " gone (" + cause + ")"
 	}
 	if e.New == nil {
-		return fmt.Sprintf("%d instance %s gone (%s)", e.Revision, keyText(e.Old), cause)
+		return fmt.Sprintf("%d instance %s gone (%s)", e.Revision, instanceKeyText(e.Old), cause)
 	}
-	return fmt.Sprintf("%d instance %s %s (%s)", e.Revision, keyText(e.New), healthText(e.New), cause)
+	return fmt.Sprintf("%d instance %s %s (%s)", e.Revision, instanceKeyText(e.New), healthText(e.New), cause)
 }
 
-func keyText(r *fsm.Record) string { return r.Namespace() + "/" + r.Service() + "/" + r.ID() }
+func instanceKeyText(r *fsm.Record) string { return r.Namespace() + "/" + r.Service() + "/" + r.ID() }
 
 func healthText(r *fsm.Record) string {
 	return strings.ToLower(strings.TrimPrefix(r.Health().String(), "HEALTH_"))
@@ -478,7 +506,7 @@ func recordText(t failer, r *fsm.Record) string {
 		t.Fatalf("decode: %v", err)
 	}
 	text := fmt.Sprintf("%s %s incarnation %d created %d modified %d registered %d",
-		keyText(r), healthText(r), r.Incarnation(), r.CreateRevision(), r.ModifyRevision(), i.GetRegisteredUnixMs())
+		instanceKeyText(r), healthText(r), r.Incarnation(), r.CreateRevision(), r.ModifyRevision(), i.GetRegisteredUnixMs())
 	for _, part := range [][2]string{
 		{"address", i.GetAddress()},
 		{"session", r.SessionID()},
@@ -529,9 +557,9 @@ func (s *script) query(what string) {
 		})
 	case "sessions":
 		st.Sessions("", func(x *fsm.Session) bool {
-			s.printf("%s client %q ttl %d created %d opened %d: %d instances, %d locks%s",
+			s.printf("%s client %q ttl %d created %d opened %d: %d instances, %d locks%s%s",
 				x.ID(), x.ClientName, x.TTLMs, x.CreateRevision, x.OpenedUnixMs, x.Proto(st).GetInstances(), x.Proto(st).GetLocks(),
-				ownerText(x.Owner))
+				ownerText(x.Owner), termsText(x, st))
 			return true
 		})
 	case "leases":
@@ -569,6 +597,10 @@ func (s *script) query(what string) {
 		for _, line := range historyText(st) {
 			s.printf("%s", line)
 		}
+	case "keys":
+		for _, line := range keysOf(st) {
+			s.printf("%s", line)
+		}
 	case "meta":
 		s.printf("cluster %q index %d term %d epoch %d revision %d number %d time %d",
 			st.ClusterID(), st.Index(), st.Term(), st.Epoch(), st.Revision(), fsm.LastNumber(st), st.Time())
@@ -584,6 +616,24 @@ func ownerText(owner string) string {
 		return ""
 	}
 	return ", of " + owner
+}
+
+// termsText says what a session says about keys, if it says anything.
+func termsText(s *fsm.Session, st *fsm.State) string {
+	var text string
+	if n := s.Proto(st).GetKeys(); n > 0 {
+		text += fmt.Sprintf(", %d keys", n)
+	}
+	if s.Behavior() == registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE {
+		text += ", deletes"
+	}
+	if s.LockDelayMs() > 0 {
+		text += fmt.Sprintf(", lock delay %d", s.LockDelayMs())
+	}
+	if s.Node() != "" {
+		text += ", at " + s.Node()
+	}
+	return text
 }
 
 // stateText is everything that a state shows.
@@ -605,6 +655,10 @@ func stateText(t failer, st *fsm.State) string {
 		s.query("namespaces")
 		s.out.WriteString("history\n")
 		s.query("history")
+	}
+	if fsm.HasKeyspace(st) {
+		s.out.WriteString("keys\n")
+		s.query("keys")
 	}
 	return s.out.String()
 }

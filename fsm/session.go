@@ -21,7 +21,62 @@ type Session struct {
 	OpenedUnixMs int64
 	// Owner is the identity that opened it, empty if access control was off then: anybody may use it.
 	Owner string
+
+	terms *sessionTerms // nil: those of most sessions
 }
+
+// sessionTerms are what a session says about the keys that it owns, and where it was opened. Few sessions say anything.
+type sessionTerms struct {
+	node        string
+	lockDelayMs uint64
+	behavior    registryv1.SessionBehavior
+}
+
+// malformed names what is malformed.
+func (t *sessionTerms) malformed() string {
+	switch {
+	case t.behavior < 0 || t.behavior > registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE:
+		return "behavior"
+	case t.lockDelayMs > MaxLockDelayMs:
+		return "lock_delay_ms"
+	case len(t.node) > MaxNameBytes:
+		return "node"
+	default:
+		return ""
+	}
+}
+
+// kept returns the terms as a session keeps them: nil if they say nothing.
+func (t sessionTerms) kept() *sessionTerms {
+	if t.behavior != registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE {
+		t.behavior = registryv1.SessionBehavior_SESSION_BEHAVIOR_RELEASE
+	}
+	if t == usualTerms() {
+		return nil
+	}
+	return &t
+}
+
+func usualTerms() sessionTerms {
+	return sessionTerms{behavior: registryv1.SessionBehavior_SESSION_BEHAVIOR_RELEASE}
+}
+
+// said returns the terms of the session.
+func (s *Session) said() sessionTerms {
+	if s.terms == nil {
+		return usualTerms()
+	}
+	return *s.terms
+}
+
+// Behavior returns what becomes of the keys that the session owns when it ends: they are released or deleted.
+func (s *Session) Behavior() registryv1.SessionBehavior { return s.said().behavior }
+
+// LockDelayMs returns how long nobody may acquire these keys then, in milliseconds.
+func (s *Session) LockDelayMs() uint64 { return s.said().lockDelayMs }
+
+// Node returns where the session was opened, for people, empty if nobody said so.
+func (s *Session) Node() string { return s.said().node }
 
 // ID returns the id.
 func (s *Session) ID() string { return s.at.id }
@@ -29,6 +84,10 @@ func (s *Session) ID() string { return s.at.id }
 // Proto returns the session as a message, with the numbers of what hangs on it in the State. It takes as long as there
 // are many.
 func (s *Session) Proto(st *State) *registryv1.Session {
+	var delay *durationpb.Duration
+	if s.LockDelayMs() > 0 {
+		delay = milliseconds(s.LockDelayMs())
+	}
 	return &registryv1.Session{
 		Id:             s.ID(),
 		ClientName:     s.ClientName,
@@ -38,6 +97,10 @@ func (s *Session) Proto(st *State) *registryv1.Session {
 		Locks:          st.sessionLocks.count(&s.at),
 		OpenedUnixMs:   s.OpenedUnixMs,
 		Owner:          s.Owner,
+		Keys:           st.store().sessions.count(&s.at),
+		Behavior:       s.Behavior(),
+		LockDelay:      delay,
+		Node:           s.Node(),
 	}
 }
 
@@ -52,7 +115,15 @@ func (s *Session) append(b []byte) []byte {
 	b = appendUint(b, 3, s.TTLMs)
 	b = appendUint(b, 4, s.CreateRevision)
 	b = appendUint(b, 5, uint64(s.OpenedUnixMs))
-	return appendString(b, 6, s.Owner)
+	b = appendString(b, 6, s.Owner)
+	if s.terms == nil {
+		return b
+	}
+	if s.terms.behavior == registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE {
+		b = appendUint(b, 7, uint64(s.terms.behavior))
+	}
+	b = appendUint(b, 8, s.terms.lockDelayMs)
+	return appendString(b, 9, s.terms.node)
 }
 
 // openSession opens a session. Opening the same session again changes nothing, so that a proposal may come twice.
@@ -79,22 +150,31 @@ func (t *txn) sessionToOpen(cmd *raftlogv1.OpenSession) (*Session, Outcome) {
 	case cmd.GetTtlMs() == 0:
 		return nil, refuse(raftlogv1.Code_CODE_INVALID, "ttl_ms")
 	}
-	if outcome, denied := t.deniedSession(cmd.GetId()); denied {
-		return nil, outcome
-	}
-	if old, ok := t.st.sessions.get(cmd.GetId()); ok {
-		if old.ClientName != cmd.GetClientName() || old.TTLMs != cmd.GetTtlMs() {
-			return nil, refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
+	terms := usualTerms()
+	if t.level >= KVLevel { // Versions that know no keys know none of this, and ignore it.
+		terms = sessionTerms{cmd.GetNode(), cmd.GetLockDelayMs(), cmd.GetBehavior()}
+		if malformed := terms.malformed(); malformed != "" {
+			return nil, refuse(raftlogv1.Code_CODE_INVALID, malformed)
 		}
-		return old, Outcome{}
 	}
-	return &Session{
+	next := &Session{
 		at:           ident{id: cmd.GetId()},
 		ClientName:   cmd.GetClientName(),
 		TTLMs:        cmd.GetTtlMs(),
 		OpenedUnixMs: t.st.time,
 		Owner:        t.identity,
-	}, Outcome{}
+		terms:        terms.kept(),
+	}
+	if outcome, denied := t.deniedSession(cmd.GetId()); denied {
+		return nil, outcome
+	}
+	if old, ok := t.st.sessions.get(cmd.GetId()); ok {
+		if old.ClientName != next.ClientName || old.TTLMs != next.TTLMs || old.said() != next.said() {
+			return nil, refuse(raftlogv1.Code_CODE_ALREADY_EXISTS, cmd.GetId())
+		}
+		return old, Outcome{}
+	}
+	return next, Outcome{}
 }
 
 // addSession puts a session into the state, unless it is there.
@@ -150,7 +230,7 @@ func silent(cmd *raftlogv1.Expire, silences []uint64, i int) reason {
 }
 
 // endSession ends a session and all that hangs on it, under one revision: its instances, its leases with theirs, its
-// locks and places in queues.
+// locks and places in queues, its keys.
 func (t *txn) endSession(s *Session, cause, leaseCause registryv1.Cause) {
 	revision := t.change()
 	t.reason.session = s.ID()
@@ -165,5 +245,6 @@ func (t *txn) endSession(s *Session, cause, leaseCause registryv1.Cause) {
 	for _, at := range t.st.sessionLocks.collect(&s.at) {
 		t.leaveLock(t.st.lock(at), &s.at)
 	}
+	t.leaveKeys(s)
 	t.events = append(t.events, Event{Kind: EventSession, Cause: cause, Revision: revision, Name: s.ID()})
 }

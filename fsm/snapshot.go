@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -33,7 +34,7 @@ const (
 	blockHeadBytes  = 8
 	// blockBytes is the size that blocks are filled to.
 	blockBytes = 256 << 10
-	// maxBlockBytes is the size of a block that holds a single large record: a lock with a full queue has 1.3 MB.
+	// maxBlockBytes is the size of a block that holds a single large record: a lock with a full queue has 1.3 MB, a key 513 KiB.
 	maxBlockBytes = 2 << 20
 )
 
@@ -68,6 +69,7 @@ func (s *State) WriteSnapshot(w io.Writer, pace func()) error {
 	s.members.ascend("", func(_ string, v *registryv1.Member) bool { return bw.record(appendMember(bw.next(), v)) })
 	s.writeAccess(bw)
 	s.writeHistory(bw)
+	s.writeKeys(bw)
 	bw.flush()
 	if bw.err != nil {
 		return fmt.Errorf("write snapshot: %w", bw.err)
@@ -158,6 +160,12 @@ func (s *State) tableCounts() [tableCount]int {
 		counts[tableNamespaces] = s.namespaces.len()
 		counts[tableHistory] = 1
 		counts[tableTransitions] = s.history.len()
+	}
+	if store := s.keyspace; store != nil {
+		counts[tableKeys] = store.keys.len()
+		counts[tableKVNamespaces] = store.deletions()
+		counts[tableLockDelays] = store.delays.len()
+		counts[tableKV] = 1
 	}
 	return counts
 }
@@ -274,9 +282,9 @@ func (br *blockReader) header() (*raftlogv1.SnapshotHeader, error) {
 		return nil, fmt.Errorf("%w: format %d, this version reads %d", ErrBadSnapshot, h.GetVersion(), snapshotVersion)
 	}
 	tables := len(h.GetTableHashes())
-	known := tables == int(tablePolicies) || tables == int(tableNamespaces) || tables == int(tableCount)
-	if tables != len(h.GetTableCounts()) || !known {
-		return nil, br.bad("header names %d tables, not %d, %d or %d", tables, tablePolicies, tableNamespaces, tableCount)
+	known := []int{int(tablePolicies), int(tableNamespaces), int(tableKeys), int(tableCount)}
+	if tables != len(h.GetTableCounts()) || !slices.Contains(known, tables) {
+		return nil, br.bad("header names %d tables, not one of %v", tables, known)
 	}
 	if len(h.GetStateHash()) != 16 || len(h.GetChain()) != 16 {
 		return nil, br.bad("header without hashes")

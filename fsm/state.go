@@ -27,6 +27,7 @@ type State struct {
 
 	namespaces table[*Namespace] // by name: those about which something was said
 	history    history
+	keyspace   *keyspace // nil: before the first command of KVLevel
 
 	clients table[*client]  // by id
 	idle    table[struct{}] // by last use, then client id: who is forgotten first

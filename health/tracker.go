@@ -152,7 +152,7 @@ func (t *tracker) look(st *fsm.State, key feed.Key) {
 		} else {
 			t.drop(k)
 		}
-	case fsm.EventLock, fsm.EventMember, fsm.EventAccess, fsm.EventNamespace:
+	case fsm.EventLock, fsm.EventMember, fsm.EventAccess, fsm.EventNamespace, fsm.EventKey:
 	}
 }
 

@@ -211,12 +211,14 @@ func (m quotaMetrics) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements [prometheus.Collector].
 func (m quotaMetrics) Collect(ch chan<- prometheus.Metric) {
-	m.core.node.Feed().State().Namespaces("", func(n *fsm.Namespace) bool {
+	st := m.core.node.Feed().State()
+	st.Namespaces("", func(n *fsm.Namespace) bool {
 		q := n.Quota()
 		if q == nil {
 			return true
 		}
-		name, use := n.Proto().GetName(), n.Use()
+		name := n.Proto().GetName()
+		use := st.NamespaceUse(name)
 		for _, row := range [...]struct {
 			resource    string
 			limit, used uint64

@@ -17,9 +17,9 @@ type Event struct {
 // Key names what an event is about.
 type Key struct {
 	Kind fsm.EventKind
-	// Namespace of an instance or a lock.
+	// Namespace of an instance, a lock or a key.
 	Namespace string
-	// Name is the service of an instance, the name of a lock, the id of all else.
+	// Name is the service of an instance, the name of a lock, the key itself, the id of all else.
 	Name string
 	// ID is the id of an instance.
 	ID string

@@ -22,13 +22,15 @@ const (
 	observe    = registryv1.Action_ACTION_OBSERVE
 	operate    = registryv1.Action_ACTION_OPERATE
 	administer = registryv1.Action_ACTION_ADMINISTER
+	kvRead     = registryv1.Action_ACTION_KV_READ
+	kvWrite    = registryv1.Action_ACTION_KV_WRITE
 )
 
 // builtIn returns what the policies that are always there allow.
 func builtIn() map[string][]registryv1.Action {
 	return map[string][]registryv1.Action{
-		"operator": {discover, register, seeLock, useLock, observe, operate, administer},
-		"service":  {discover, register, seeLock, useLock},
+		"operator": {discover, register, seeLock, useLock, observe, operate, administer, kvRead, kvWrite},
+		"service":  {discover, register, seeLock, useLock, kvRead, kvWrite},
 		"reader":   {discover, seeLock},
 		"observer": {observe},
 	}
@@ -88,7 +90,7 @@ func (m *Registry) rulesOf(identity string) []*registryv1.Rule {
 
 func implies(has, wanted registryv1.Action) bool {
 	return has == wanted || has == register && wanted == discover || has == useLock && wanted == seeLock ||
-		has == operate && wanted == observe
+		has == operate && wanted == observe || has == kvWrite && wanted == kvRead
 }
 
 func fits(pattern, name string) bool {
@@ -156,7 +158,9 @@ func (m *Registry) deniedOwning() *raftlogv1.Outcome {
 // mayOwn tells whether the actor could make use of a session at all.
 func (m *Registry) mayOwn() bool {
 	return slices.ContainsFunc(m.rulesOf(m.actor.identity), func(r *registryv1.Rule) bool {
-		return slices.Contains(r.GetActions(), register) || slices.Contains(r.GetActions(), useLock)
+		return slices.ContainsFunc(r.GetActions(), func(a registryv1.Action) bool {
+			return a == register || a == useLock || a == kvWrite
+		})
 	})
 }
 

@@ -450,6 +450,7 @@ func (m *Registry) Session(id string) *registryv1.Session {
 	out := &registryv1.Session{
 		Id: id, ClientName: s.GetClientName(), Ttl: duration(s.GetTtlMs()),
 		CreateRevision: s.GetCreateRevision(), OpenedUnixMs: s.GetOpenedUnixMs(), Owner: s.GetOwner(),
+		Behavior: registryv1.SessionBehavior_SESSION_BEHAVIOR_RELEASE,
 	}
 	for _, i := range m.Instances {
 		if i.Message.GetSessionId() == id {

@@ -25,6 +25,95 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// KVOpKind says what an operation does.
+type KVOpKind int32
+
+const (
+	// Not set.
+	KVOpKind_KV_OP_KIND_UNSPECIFIED KVOpKind = 0
+	// Puts value and flags. Who owns the key owns it still.
+	KVOpKind_KV_OP_KIND_SET KVOpKind = 1
+	// SET, if the modify revision is as expected; 0: if the key is not there.
+	KVOpKind_KV_OP_KIND_SET_IF KVOpKind = 2
+	// Deletes the key, whoever owns it. One that is not there is deleted already.
+	KVOpKind_KV_OP_KIND_DELETE KVOpKind = 3
+	// DELETE, if the modify revision is as expected. A key that is not there is deleted already.
+	KVOpKind_KV_OP_KIND_DELETE_IF KVOpKind = 4
+	// Deletes all keys that begin with the key, which may be empty.
+	KVOpKind_KV_OP_KIND_DELETE_PREFIX KVOpKind = 5
+	// Puts value and flags and makes the session the owner, if nobody else is and no lock delay runs.
+	KVOpKind_KV_OP_KIND_ACQUIRE KVOpKind = 6
+	// Puts value and flags and leaves the key without an owner, if the session is the owner.
+	KVOpKind_KV_OP_KIND_RELEASE KVOpKind = 7
+	// The modify revision must be as expected; 0: the key must not be there.
+	KVOpKind_KV_OP_KIND_CHECK_REVISION KVOpKind = 8
+	// The session must be the owner.
+	KVOpKind_KV_OP_KIND_CHECK_SESSION KVOpKind = 9
+	// The key must not be there.
+	KVOpKind_KV_OP_KIND_CHECK_ABSENT KVOpKind = 10
+	// The key must be there.
+	KVOpKind_KV_OP_KIND_CHECK_EXISTS KVOpKind = 11
+)
+
+// Enum value maps for KVOpKind.
+var (
+	KVOpKind_name = map[int32]string{
+		0:  "KV_OP_KIND_UNSPECIFIED",
+		1:  "KV_OP_KIND_SET",
+		2:  "KV_OP_KIND_SET_IF",
+		3:  "KV_OP_KIND_DELETE",
+		4:  "KV_OP_KIND_DELETE_IF",
+		5:  "KV_OP_KIND_DELETE_PREFIX",
+		6:  "KV_OP_KIND_ACQUIRE",
+		7:  "KV_OP_KIND_RELEASE",
+		8:  "KV_OP_KIND_CHECK_REVISION",
+		9:  "KV_OP_KIND_CHECK_SESSION",
+		10: "KV_OP_KIND_CHECK_ABSENT",
+		11: "KV_OP_KIND_CHECK_EXISTS",
+	}
+	KVOpKind_value = map[string]int32{
+		"KV_OP_KIND_UNSPECIFIED":    0,
+		"KV_OP_KIND_SET":            1,
+		"KV_OP_KIND_SET_IF":         2,
+		"KV_OP_KIND_DELETE":         3,
+		"KV_OP_KIND_DELETE_IF":      4,
+		"KV_OP_KIND_DELETE_PREFIX":  5,
+		"KV_OP_KIND_ACQUIRE":        6,
+		"KV_OP_KIND_RELEASE":        7,
+		"KV_OP_KIND_CHECK_REVISION": 8,
+		"KV_OP_KIND_CHECK_SESSION":  9,
+		"KV_OP_KIND_CHECK_ABSENT":   10,
+		"KV_OP_KIND_CHECK_EXISTS":   11,
+	}
+)
+
+func (x KVOpKind) Enum() *KVOpKind {
+	p := new(KVOpKind)
+	*p = x
+	return p
+}
+
+func (x KVOpKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (KVOpKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_raftlog_v1_raftlog_proto_enumTypes[0].Descriptor()
+}
+
+func (KVOpKind) Type() protoreflect.EnumType {
+	return &file_raftlog_v1_raftlog_proto_enumTypes[0]
+}
+
+func (x KVOpKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use KVOpKind.Descriptor instead.
+func (KVOpKind) EnumDescriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{0}
+}
+
 // Code is the outcome of a command as the state machine remembers it for retries.
 type Code int32
 
@@ -61,7 +150,8 @@ const (
 	Code_CODE_SLOTS_MISMATCH Code = 14
 	// The actor may not do that. The subject says what was missing.
 	Code_CODE_DENIED Code = 15
-	// A quota of the namespace is reached. The subject is "RESOURCE USED LIMIT NAMESPACE", the resource "instances" or "locks".
+	// A quota of the namespace is reached. The subject is "RESOURCE USED LIMIT NAMESPACE", the resource "instances", "locks", "keys"
+	// or "kv_bytes".
 	Code_CODE_QUOTA Code = 16
 )
 
@@ -118,11 +208,11 @@ func (x Code) String() string {
 }
 
 func (Code) Descriptor() protoreflect.EnumDescriptor {
-	return file_raftlog_v1_raftlog_proto_enumTypes[0].Descriptor()
+	return file_raftlog_v1_raftlog_proto_enumTypes[1].Descriptor()
 }
 
 func (Code) Type() protoreflect.EnumType {
-	return &file_raftlog_v1_raftlog_proto_enumTypes[0]
+	return &file_raftlog_v1_raftlog_proto_enumTypes[1]
 }
 
 func (x Code) Number() protoreflect.EnumNumber {
@@ -131,7 +221,7 @@ func (x Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Code.Descriptor instead.
 func (Code) EnumDescriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{0}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{1}
 }
 
 // Entry is the payload of one Raft log entry: all proposals that waited when it was formed.
@@ -240,6 +330,7 @@ type Command struct {
 	//	*Command_BootstrapAccess
 	//	*Command_PutNamespace
 	//	*Command_DeleteNamespace
+	//	*Command_KvTransaction
 	Kind          isCommand_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -544,6 +635,15 @@ func (x *Command) GetDeleteNamespace() *DeleteNamespace {
 	return nil
 }
 
+func (x *Command) GetKvTransaction() *KVTransaction {
+	if x != nil {
+		if x, ok := x.Kind.(*Command_KvTransaction); ok {
+			return x.KvTransaction
+		}
+	}
+	return nil
+}
+
 type isCommand_Kind interface {
 	isCommand_Kind()
 }
@@ -654,6 +754,11 @@ type Command_DeleteNamespace struct {
 	DeleteNamespace *DeleteNamespace `protobuf:"bytes,35,opt,name=delete_namespace,json=deleteNamespace,proto3,oneof"`
 }
 
+type Command_KvTransaction struct {
+	// From here on level 4.
+	KvTransaction *KVTransaction `protobuf:"bytes,36,opt,name=kv_transaction,json=kvTransaction,proto3,oneof"`
+}
+
 func (*Command_Register) isCommand_Kind() {}
 
 func (*Command_Deregister) isCommand_Kind() {}
@@ -706,6 +811,8 @@ func (*Command_PutNamespace) isCommand_Kind() {}
 
 func (*Command_DeleteNamespace) isCommand_Kind() {}
 
+func (*Command_KvTransaction) isCommand_Kind() {}
+
 // RequestID names a request of a client for exactly-once application.
 type RequestID struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -715,7 +822,8 @@ type RequestID struct {
 	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// All sequences below this one have been answered to the client; their outcomes may be forgotten.
 	AnsweredBelow uint64 `protobuf:"varint,3,opt,name=answered_below,json=answeredBelow,proto3" json:"answered_below,omitempty"`
-	// Hash of the request body (xxh3-64), so that another request under the same id is refused.
+	// Hash of the request body (xxh3-64), so that another request under the same id is refused. From level 4 on the state machine
+	// mixes the actor's identity into it; below, whoever proposes has done so.
 	BodyHash      uint64 `protobuf:"varint,4,opt,name=body_hash,json=bodyHash,proto3" json:"body_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1243,7 +1351,13 @@ type OpenSession struct {
 	// Name for people.
 	ClientName string `protobuf:"bytes,2,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
 	// Time to live, milliseconds.
-	TtlMs         uint64 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	TtlMs uint64 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	// What becomes of the keys that it owns when it ends, as all that follows. Level 4.
+	Behavior v1.SessionBehavior `protobuf:"varint,4,opt,name=behavior,proto3,enum=regd.registry.v1.SessionBehavior" json:"behavior,omitempty"`
+	// How long nobody may acquire these keys then, milliseconds, at most 60,000.
+	LockDelayMs uint64 `protobuf:"varint,5,opt,name=lock_delay_ms,json=lockDelayMs,proto3" json:"lock_delay_ms,omitempty"`
+	// Where it was opened, for people, at most 256 bytes.
+	Node          string `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1297,6 +1411,27 @@ func (x *OpenSession) GetTtlMs() uint64 {
 		return x.TtlMs
 	}
 	return 0
+}
+
+func (x *OpenSession) GetBehavior() v1.SessionBehavior {
+	if x != nil {
+		return x.Behavior
+	}
+	return v1.SessionBehavior(0)
+}
+
+func (x *OpenSession) GetLockDelayMs() uint64 {
+	if x != nil {
+		return x.LockDelayMs
+	}
+	return 0
+}
+
+func (x *OpenSession) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
 }
 
 // CloseSession ends a session and all that hangs on it.
@@ -2391,6 +2526,153 @@ func (x *DeleteNamespace) GetName() string {
 	return ""
 }
 
+// KVTransaction reads and changes keys of one namespace under one revision: all operations or none. They are judged and take
+// effect in order, each sees what those before it did.
+type KVTransaction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Operations, 1 to 64, with keys and values of at most 1 MiB together. No key may be changed by two of them.
+	Ops           []*KVOp `protobuf:"bytes,2,rep,name=ops,proto3" json:"ops,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVTransaction) Reset() {
+	*x = KVTransaction{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVTransaction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVTransaction) ProtoMessage() {}
+
+func (x *KVTransaction) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVTransaction.ProtoReflect.Descriptor instead.
+func (*KVTransaction) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *KVTransaction) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *KVTransaction) GetOps() []*KVOp {
+	if x != nil {
+		return x.Ops
+	}
+	return nil
+}
+
+// KVOp is one operation of a transaction.
+type KVOp struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it does.
+	Kind KVOpKind `protobuf:"varint,1,opt,name=kind,proto3,enum=regd.raftlog.v1.KVOpKind" json:"kind,omitempty"`
+	// Key, 1 to 512 bytes; or the beginning of keys.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// New value, at most 512 KiB.
+	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// New flags.
+	Flags uint64 `protobuf:"varint,4,opt,name=flags,proto3" json:"flags,omitempty"`
+	// What SET_IF, DELETE_IF and CHECK_REVISION expect.
+	ExpectedRevision uint64 `protobuf:"varint,5,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	// Whom ACQUIRE, RELEASE and CHECK_SESSION are about.
+	SessionId     string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVOp) Reset() {
+	*x = KVOp{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVOp) ProtoMessage() {}
+
+func (x *KVOp) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVOp.ProtoReflect.Descriptor instead.
+func (*KVOp) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *KVOp) GetKind() KVOpKind {
+	if x != nil {
+		return x.Kind
+	}
+	return KVOpKind_KV_OP_KIND_UNSPECIFIED
+}
+
+func (x *KVOp) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *KVOp) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *KVOp) GetFlags() uint64 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *KVOp) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *KVOp) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
 // Outcome is what a command led to.
 type Outcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2404,7 +2686,9 @@ type Outcome struct {
 	Id string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
 	// Incarnation (register) or fencing token (lock, 0 while waiting).
 	Number uint64 `protobuf:"varint,5,opt,name=number,proto3" json:"number,omitempty"`
-	// What the code is about: the session, lease, owner, check or limit.
+	// What the code is about: the session, lease, owner, check or limit. Of a KVTransaction one of whose operations failed: "op
+	// INDEX NUMBER KEY", the key cut to what fits; the number is the modify revision that there is (REVISION_MISMATCH), the
+	// end of the lock delay in milliseconds since the Unix epoch (LOCK_HELD), or 0.
 	Subject       string `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2412,7 +2696,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2708,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[30]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2721,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{30}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Outcome) GetCode() Code {
@@ -2517,7 +2801,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2813,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[31]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2826,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{31}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -2649,7 +2933,7 @@ type InstanceRecord struct {
 
 func (x *InstanceRecord) Reset() {
 	*x = InstanceRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2945,7 @@ func (x *InstanceRecord) String() string {
 func (*InstanceRecord) ProtoMessage() {}
 
 func (x *InstanceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[32]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2958,7 @@ func (x *InstanceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstanceRecord.ProtoReflect.Descriptor instead.
 func (*InstanceRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{32}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *InstanceRecord) GetSpec() []byte {
@@ -2706,7 +2990,7 @@ type ServiceRecord struct {
 
 func (x *ServiceRecord) Reset() {
 	*x = ServiceRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +3002,7 @@ func (x *ServiceRecord) String() string {
 func (*ServiceRecord) ProtoMessage() {}
 
 func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[33]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +3015,7 @@ func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
 func (*ServiceRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{33}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ServiceRecord) GetNamespace() string {
@@ -2769,14 +3053,20 @@ type SessionRecord struct {
 	// Time of opening.
 	OpenedUnixMs int64 `protobuf:"varint,5,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
 	// Identity that opened it. Empty: access control was off.
-	Owner         string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
+	Owner string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
+	// As in OpenSession; RELEASE is left out.
+	Behavior v1.SessionBehavior `protobuf:"varint,7,opt,name=behavior,proto3,enum=regd.registry.v1.SessionBehavior" json:"behavior,omitempty"`
+	// As in OpenSession.
+	LockDelayMs uint64 `protobuf:"varint,8,opt,name=lock_delay_ms,json=lockDelayMs,proto3" json:"lock_delay_ms,omitempty"`
+	// As in OpenSession.
+	Node          string `protobuf:"bytes,9,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3078,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[34]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3091,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{34}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SessionRecord) GetId() string {
@@ -2846,6 +3136,27 @@ func (x *SessionRecord) GetOwner() string {
 	return ""
 }
 
+func (x *SessionRecord) GetBehavior() v1.SessionBehavior {
+	if x != nil {
+		return x.Behavior
+	}
+	return v1.SessionBehavior(0)
+}
+
+func (x *SessionRecord) GetLockDelayMs() uint64 {
+	if x != nil {
+		return x.LockDelayMs
+	}
+	return 0
+}
+
+func (x *SessionRecord) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 // LeaseRecord is a lease in a snapshot.
 type LeaseRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2865,7 +3176,7 @@ type LeaseRecord struct {
 
 func (x *LeaseRecord) Reset() {
 	*x = LeaseRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3188,7 @@ func (x *LeaseRecord) String() string {
 func (*LeaseRecord) ProtoMessage() {}
 
 func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[35]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3201,7 @@ func (x *LeaseRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRecord.ProtoReflect.Descriptor instead.
 func (*LeaseRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{35}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LeaseRecord) GetId() string {
@@ -2941,7 +3252,7 @@ type TokenRecord struct {
 
 func (x *TokenRecord) Reset() {
 	*x = TokenRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3264,7 @@ func (x *TokenRecord) String() string {
 func (*TokenRecord) ProtoMessage() {}
 
 func (x *TokenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[36]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3277,7 @@ func (x *TokenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRecord.ProtoReflect.Descriptor instead.
 func (*TokenRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{36}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TokenRecord) GetToken() *v1.Token {
@@ -2998,7 +3309,7 @@ type AccessRecord struct {
 
 func (x *AccessRecord) Reset() {
 	*x = AccessRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3321,7 @@ func (x *AccessRecord) String() string {
 func (*AccessRecord) ProtoMessage() {}
 
 func (x *AccessRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[37]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3334,7 @@ func (x *AccessRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRecord.ProtoReflect.Descriptor instead.
 func (*AccessRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{37}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AccessRecord) GetEnforced() bool {
@@ -3063,7 +3374,7 @@ type HistoryRecord struct {
 
 func (x *HistoryRecord) Reset() {
 	*x = HistoryRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3386,7 @@ func (x *HistoryRecord) String() string {
 func (*HistoryRecord) ProtoMessage() {}
 
 func (x *HistoryRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[38]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3399,7 @@ func (x *HistoryRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRecord.ProtoReflect.Descriptor instead.
 func (*HistoryRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{38}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *HistoryRecord) GetAfterRevision() uint64 {
@@ -3123,7 +3434,7 @@ type Transitions struct {
 
 func (x *Transitions) Reset() {
 	*x = Transitions{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3446,7 @@ func (x *Transitions) String() string {
 func (*Transitions) ProtoMessage() {}
 
 func (x *Transitions) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[39]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3459,7 @@ func (x *Transitions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transitions.ProtoReflect.Descriptor instead.
 func (*Transitions) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{39}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Transitions) GetTransitions() []*v1.Transition {
@@ -3156,6 +3467,172 @@ func (x *Transitions) GetTransitions() []*v1.Transition {
 		return x.Transitions
 	}
 	return nil
+}
+
+// KVRecord is in a snapshot what there is once about keys. It is there once a command of level 4 was applied. The keys themselves
+// are KeyValues.
+type KVRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Revision up to which keys of namespaces without a record may have been deleted.
+	DeletedRevision uint64 `protobuf:"varint,1,opt,name=deleted_revision,json=deletedRevision,proto3" json:"deleted_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *KVRecord) Reset() {
+	*x = KVRecord{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVRecord) ProtoMessage() {}
+
+func (x *KVRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVRecord.ProtoReflect.Descriptor instead.
+func (*KVRecord) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *KVRecord) GetDeletedRevision() uint64 {
+	if x != nil {
+		return x.DeletedRevision
+	}
+	return 0
+}
+
+// KVNamespaceRecord is in a snapshot what can't be told from the keys of a namespace.
+type KVNamespaceRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Revision of the last deletion of a key.
+	DeletedRevision uint64 `protobuf:"varint,2,opt,name=deleted_revision,json=deletedRevision,proto3" json:"deleted_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *KVNamespaceRecord) Reset() {
+	*x = KVNamespaceRecord{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVNamespaceRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVNamespaceRecord) ProtoMessage() {}
+
+func (x *KVNamespaceRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVNamespaceRecord.ProtoReflect.Descriptor instead.
+func (*KVNamespaceRecord) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *KVNamespaceRecord) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *KVNamespaceRecord) GetDeletedRevision() uint64 {
+	if x != nil {
+		return x.DeletedRevision
+	}
+	return 0
+}
+
+// LockDelayRecord is a key in a snapshot that nobody may acquire for a while.
+type LockDelayRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Key.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Until when, milliseconds since the Unix epoch.
+	UntilUnixMs   int64 `protobuf:"varint,3,opt,name=until_unix_ms,json=untilUnixMs,proto3" json:"until_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockDelayRecord) Reset() {
+	*x = LockDelayRecord{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockDelayRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockDelayRecord) ProtoMessage() {}
+
+func (x *LockDelayRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockDelayRecord.ProtoReflect.Descriptor instead.
+func (*LockDelayRecord) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *LockDelayRecord) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *LockDelayRecord) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LockDelayRecord) GetUntilUnixMs() int64 {
+	if x != nil {
+		return x.UntilUnixMs
+	}
+	return 0
 }
 
 // LockWaiter is a place in a lock's queue.
@@ -3171,7 +3648,7 @@ type LockWaiter struct {
 
 func (x *LockWaiter) Reset() {
 	*x = LockWaiter{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3183,7 +3660,7 @@ func (x *LockWaiter) String() string {
 func (*LockWaiter) ProtoMessage() {}
 
 func (x *LockWaiter) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[40]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3196,7 +3673,7 @@ func (x *LockWaiter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockWaiter.ProtoReflect.Descriptor instead.
 func (*LockWaiter) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{40}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *LockWaiter) GetSessionId() string {
@@ -3230,7 +3707,7 @@ type LockOwner struct {
 
 func (x *LockOwner) Reset() {
 	*x = LockOwner{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[41]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3242,7 +3719,7 @@ func (x *LockOwner) String() string {
 func (*LockOwner) ProtoMessage() {}
 
 func (x *LockOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[41]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +3732,7 @@ func (x *LockOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockOwner.ProtoReflect.Descriptor instead.
 func (*LockOwner) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{41}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LockOwner) GetSessionId() string {
@@ -3313,7 +3790,7 @@ type LockRecord struct {
 
 func (x *LockRecord) Reset() {
 	*x = LockRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[42]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3802,7 @@ func (x *LockRecord) String() string {
 func (*LockRecord) ProtoMessage() {}
 
 func (x *LockRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[42]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3815,7 @@ func (x *LockRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRecord.ProtoReflect.Descriptor instead.
 func (*LockRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{42}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LockRecord) GetNamespace() string {
@@ -3421,7 +3898,7 @@ type ClientRecord struct {
 
 func (x *ClientRecord) Reset() {
 	*x = ClientRecord{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[43]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3433,7 +3910,7 @@ func (x *ClientRecord) String() string {
 func (*ClientRecord) ProtoMessage() {}
 
 func (x *ClientRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[43]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3446,7 +3923,7 @@ func (x *ClientRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientRecord.ProtoReflect.Descriptor instead.
 func (*ClientRecord) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{43}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ClientRecord) GetClientId() string {
@@ -3492,7 +3969,7 @@ type RememberedOutcome struct {
 
 func (x *RememberedOutcome) Reset() {
 	*x = RememberedOutcome{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[44]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3981,7 @@ func (x *RememberedOutcome) String() string {
 func (*RememberedOutcome) ProtoMessage() {}
 
 func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[44]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3994,7 @@ func (x *RememberedOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberedOutcome.ProtoReflect.Descriptor instead.
 func (*RememberedOutcome) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{44}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RememberedOutcome) GetSequence() uint64 {
@@ -3550,7 +4027,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12 \n" +
 	"\ftime_unix_ms\x18\x02 \x01(\x03R\n" +
 	"timeUnixMs\x124\n" +
-	"\bcommands\x18\x03 \x03(\v2\x18.regd.raftlog.v1.CommandR\bcommands\"\xc0\x0e\n" +
+	"\bcommands\x18\x03 \x03(\v2\x18.regd.raftlog.v1.CommandR\bcommands\"\x89\x0f\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\x12\x19\n" +
 	"\bmay_skip\x18\x02 \x01(\bR\amaySkip\x124\n" +
@@ -3587,7 +4064,8 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x0fset_enforcement\x18  \x01(\v2\x1f.regd.raftlog.v1.SetEnforcementH\x00R\x0esetEnforcement\x12M\n" +
 	"\x10bootstrap_access\x18! \x01(\v2 .regd.raftlog.v1.BootstrapAccessH\x00R\x0fbootstrapAccess\x12D\n" +
 	"\rput_namespace\x18\" \x01(\v2\x1d.regd.raftlog.v1.PutNamespaceH\x00R\fputNamespace\x12M\n" +
-	"\x10delete_namespace\x18# \x01(\v2 .regd.raftlog.v1.DeleteNamespaceH\x00R\x0fdeleteNamespaceB\x06\n" +
+	"\x10delete_namespace\x18# \x01(\v2 .regd.raftlog.v1.DeleteNamespaceH\x00R\x0fdeleteNamespace\x12G\n" +
+	"\x0ekv_transaction\x18$ \x01(\v2\x1e.regd.raftlog.v1.KVTransactionH\x00R\rkvTransactionB\x06\n" +
 	"\x04kind\"\x88\x01\n" +
 	"\tRequestID\x12\x1b\n" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x12\x1a\n" +
@@ -3627,12 +4105,15 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x0eSetMaintenance\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.regd.raftlog.v1.KeyR\x03key\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12 \n" +
-	"\vmaintenance\x18\x03 \x01(\bR\vmaintenance\"U\n" +
+	"\vmaintenance\x18\x03 \x01(\bR\vmaintenance\"\xcc\x01\n" +
 	"\vOpenSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vclient_name\x18\x02 \x01(\tR\n" +
 	"clientName\x12\x15\n" +
-	"\x06ttl_ms\x18\x03 \x01(\x04R\x05ttlMs\"\x1e\n" +
+	"\x06ttl_ms\x18\x03 \x01(\x04R\x05ttlMs\x12=\n" +
+	"\bbehavior\x18\x04 \x01(\x0e2!.regd.registry.v1.SessionBehaviorR\bbehavior\x12\"\n" +
+	"\rlock_delay_ms\x18\x05 \x01(\x04R\vlockDelayMs\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\"\x1e\n" +
 	"\fCloseSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"R\n" +
 	"\n" +
@@ -3699,7 +4180,18 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\fPutNamespace\x129\n" +
 	"\tnamespace\x18\x01 \x01(\v2\x1b.regd.registry.v1.NamespaceR\tnamespace\"%\n" +
 	"\x0fDeleteNamespace\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xac\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"V\n" +
+	"\rKVTransaction\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12'\n" +
+	"\x03ops\x18\x02 \x03(\v2\x15.regd.raftlog.v1.KVOpR\x03ops\"\xbf\x01\n" +
+	"\x04KVOp\x12-\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x19.regd.raftlog.v1.KVOpKindR\x04kind\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\x12\x14\n" +
+	"\x05flags\x18\x04 \x01(\x04R\x05flags\x12+\n" +
+	"\x11expected_revision\x18\x05 \x01(\x04R\x10expectedRevision\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x06 \x01(\tR\tsessionId\"\xac\x01\n" +
 	"\aOutcome\x12)\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x15.regd.raftlog.v1.CodeR\x04code\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
@@ -3732,7 +4224,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\rServiceRecord\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\xbc\x01\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xb3\x02\n" +
 	"\rSessionRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vclient_name\x18\x02 \x01(\tR\n" +
@@ -3740,7 +4232,10 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x06ttl_ms\x18\x03 \x01(\x04R\x05ttlMs\x12'\n" +
 	"\x0fcreate_revision\x18\x04 \x01(\x04R\x0ecreateRevision\x12$\n" +
 	"\x0eopened_unix_ms\x18\x05 \x01(\x03R\fopenedUnixMs\x12\x14\n" +
-	"\x05owner\x18\x06 \x01(\tR\x05owner\"\x92\x01\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\x12=\n" +
+	"\bbehavior\x18\a \x01(\x0e2!.regd.registry.v1.SessionBehaviorR\bbehavior\x12\"\n" +
+	"\rlock_delay_ms\x18\b \x01(\x04R\vlockDelayMs\x12\x12\n" +
+	"\x04node\x18\t \x01(\tR\x04node\"\x92\x01\n" +
 	"\vLeaseRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x04R\x05ttlMs\x12\x1d\n" +
@@ -3763,7 +4258,16 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\rafter_unix_ms\x18\x02 \x01(\x03R\vafterUnixMs\x12\x18\n" +
 	"\adropped\x18\x03 \x01(\x04R\adropped\"M\n" +
 	"\vTransitions\x12>\n" +
-	"\vtransitions\x18\x01 \x03(\v2\x1c.regd.registry.v1.TransitionR\vtransitions\"A\n" +
+	"\vtransitions\x18\x01 \x03(\v2\x1c.regd.registry.v1.TransitionR\vtransitions\"5\n" +
+	"\bKVRecord\x12)\n" +
+	"\x10deleted_revision\x18\x01 \x01(\x04R\x0fdeletedRevision\"\\\n" +
+	"\x11KVNamespaceRecord\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12)\n" +
+	"\x10deleted_revision\x18\x02 \x01(\x04R\x0fdeletedRevision\"e\n" +
+	"\x0fLockDelayRecord\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\"\n" +
+	"\runtil_unix_ms\x18\x03 \x01(\x03R\vuntilUnixMs\"A\n" +
 	"\n" +
 	"LockWaiter\x12\x1d\n" +
 	"\n" +
@@ -3796,7 +4300,21 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x11RememberedOutcome\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tbody_hash\x18\x02 \x01(\x04R\bbodyHash\x122\n" +
-	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\x80\x03\n" +
+	"\aoutcome\x18\x03 \x01(\v2\x18.regd.raftlog.v1.OutcomeR\aoutcome*\xc7\x02\n" +
+	"\bKVOpKind\x12\x1a\n" +
+	"\x16KV_OP_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eKV_OP_KIND_SET\x10\x01\x12\x15\n" +
+	"\x11KV_OP_KIND_SET_IF\x10\x02\x12\x15\n" +
+	"\x11KV_OP_KIND_DELETE\x10\x03\x12\x18\n" +
+	"\x14KV_OP_KIND_DELETE_IF\x10\x04\x12\x1c\n" +
+	"\x18KV_OP_KIND_DELETE_PREFIX\x10\x05\x12\x16\n" +
+	"\x12KV_OP_KIND_ACQUIRE\x10\x06\x12\x16\n" +
+	"\x12KV_OP_KIND_RELEASE\x10\a\x12\x1d\n" +
+	"\x19KV_OP_KIND_CHECK_REVISION\x10\b\x12\x1c\n" +
+	"\x18KV_OP_KIND_CHECK_SESSION\x10\t\x12\x1b\n" +
+	"\x17KV_OP_KIND_CHECK_ABSENT\x10\n" +
+	"\x12\x1b\n" +
+	"\x17KV_OP_KIND_CHECK_EXISTS\x10\v*\x80\x03\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCODE_NOT_FOUND\x10\x01\x12\x1a\n" +
@@ -3832,120 +4350,132 @@ func file_raftlog_v1_raftlog_proto_rawDescGZIP() []byte {
 	return file_raftlog_v1_raftlog_proto_rawDescData
 }
 
-var file_raftlog_v1_raftlog_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_raftlog_v1_raftlog_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_raftlog_v1_raftlog_proto_goTypes = []any{
-	(Code)(0),                 // 0: regd.raftlog.v1.Code
-	(*Entry)(nil),             // 1: regd.raftlog.v1.Entry
-	(*Command)(nil),           // 2: regd.raftlog.v1.Command
-	(*RequestID)(nil),         // 3: regd.raftlog.v1.RequestID
-	(*Register)(nil),          // 4: regd.raftlog.v1.Register
-	(*Key)(nil),               // 5: regd.raftlog.v1.Key
-	(*Deregister)(nil),        // 6: regd.raftlog.v1.Deregister
-	(*SetCheck)(nil),          // 7: regd.raftlog.v1.SetCheck
-	(*SetDraining)(nil),       // 8: regd.raftlog.v1.SetDraining
-	(*SetMaintenance)(nil),    // 9: regd.raftlog.v1.SetMaintenance
-	(*OpenSession)(nil),       // 10: regd.raftlog.v1.OpenSession
-	(*CloseSession)(nil),      // 11: regd.raftlog.v1.CloseSession
-	(*GrantLease)(nil),        // 12: regd.raftlog.v1.GrantLease
-	(*RevokeLease)(nil),       // 13: regd.raftlog.v1.RevokeLease
-	(*Expire)(nil),            // 14: regd.raftlog.v1.Expire
-	(*AcquireLock)(nil),       // 15: regd.raftlog.v1.AcquireLock
-	(*ReleaseLock)(nil),       // 16: regd.raftlog.v1.ReleaseLock
-	(*SetMember)(nil),         // 17: regd.raftlog.v1.SetMember
-	(*RemoveMember)(nil),      // 18: regd.raftlog.v1.RemoveMember
-	(*InitCluster)(nil),       // 19: regd.raftlog.v1.InitCluster
-	(*Batch)(nil),             // 20: regd.raftlog.v1.Batch
-	(*PutPolicy)(nil),         // 21: regd.raftlog.v1.PutPolicy
-	(*DeletePolicy)(nil),      // 22: regd.raftlog.v1.DeletePolicy
-	(*CreateToken)(nil),       // 23: regd.raftlog.v1.CreateToken
-	(*DeleteToken)(nil),       // 24: regd.raftlog.v1.DeleteToken
-	(*PutGrant)(nil),          // 25: regd.raftlog.v1.PutGrant
-	(*DeleteGrant)(nil),       // 26: regd.raftlog.v1.DeleteGrant
-	(*SetEnforcement)(nil),    // 27: regd.raftlog.v1.SetEnforcement
-	(*BootstrapAccess)(nil),   // 28: regd.raftlog.v1.BootstrapAccess
-	(*PutNamespace)(nil),      // 29: regd.raftlog.v1.PutNamespace
-	(*DeleteNamespace)(nil),   // 30: regd.raftlog.v1.DeleteNamespace
-	(*Outcome)(nil),           // 31: regd.raftlog.v1.Outcome
-	(*SnapshotHeader)(nil),    // 32: regd.raftlog.v1.SnapshotHeader
-	(*InstanceRecord)(nil),    // 33: regd.raftlog.v1.InstanceRecord
-	(*ServiceRecord)(nil),     // 34: regd.raftlog.v1.ServiceRecord
-	(*SessionRecord)(nil),     // 35: regd.raftlog.v1.SessionRecord
-	(*LeaseRecord)(nil),       // 36: regd.raftlog.v1.LeaseRecord
-	(*TokenRecord)(nil),       // 37: regd.raftlog.v1.TokenRecord
-	(*AccessRecord)(nil),      // 38: regd.raftlog.v1.AccessRecord
-	(*HistoryRecord)(nil),     // 39: regd.raftlog.v1.HistoryRecord
-	(*Transitions)(nil),       // 40: regd.raftlog.v1.Transitions
-	(*LockWaiter)(nil),        // 41: regd.raftlog.v1.LockWaiter
-	(*LockOwner)(nil),         // 42: regd.raftlog.v1.LockOwner
-	(*LockRecord)(nil),        // 43: regd.raftlog.v1.LockRecord
-	(*ClientRecord)(nil),      // 44: regd.raftlog.v1.ClientRecord
-	(*RememberedOutcome)(nil), // 45: regd.raftlog.v1.RememberedOutcome
-	(v1.Cause)(0),             // 46: regd.registry.v1.Cause
-	(v1.CheckStatus)(0),       // 47: regd.registry.v1.CheckStatus
-	(*v1.Member)(nil),         // 48: regd.registry.v1.Member
-	(*v1.Policy)(nil),         // 49: regd.registry.v1.Policy
-	(*v1.Token)(nil),          // 50: regd.registry.v1.Token
-	(*v1.Grant)(nil),          // 51: regd.registry.v1.Grant
-	(*v1.Namespace)(nil),      // 52: regd.registry.v1.Namespace
-	(*v1.Transition)(nil),     // 53: regd.registry.v1.Transition
+	(KVOpKind)(0),             // 0: regd.raftlog.v1.KVOpKind
+	(Code)(0),                 // 1: regd.raftlog.v1.Code
+	(*Entry)(nil),             // 2: regd.raftlog.v1.Entry
+	(*Command)(nil),           // 3: regd.raftlog.v1.Command
+	(*RequestID)(nil),         // 4: regd.raftlog.v1.RequestID
+	(*Register)(nil),          // 5: regd.raftlog.v1.Register
+	(*Key)(nil),               // 6: regd.raftlog.v1.Key
+	(*Deregister)(nil),        // 7: regd.raftlog.v1.Deregister
+	(*SetCheck)(nil),          // 8: regd.raftlog.v1.SetCheck
+	(*SetDraining)(nil),       // 9: regd.raftlog.v1.SetDraining
+	(*SetMaintenance)(nil),    // 10: regd.raftlog.v1.SetMaintenance
+	(*OpenSession)(nil),       // 11: regd.raftlog.v1.OpenSession
+	(*CloseSession)(nil),      // 12: regd.raftlog.v1.CloseSession
+	(*GrantLease)(nil),        // 13: regd.raftlog.v1.GrantLease
+	(*RevokeLease)(nil),       // 14: regd.raftlog.v1.RevokeLease
+	(*Expire)(nil),            // 15: regd.raftlog.v1.Expire
+	(*AcquireLock)(nil),       // 16: regd.raftlog.v1.AcquireLock
+	(*ReleaseLock)(nil),       // 17: regd.raftlog.v1.ReleaseLock
+	(*SetMember)(nil),         // 18: regd.raftlog.v1.SetMember
+	(*RemoveMember)(nil),      // 19: regd.raftlog.v1.RemoveMember
+	(*InitCluster)(nil),       // 20: regd.raftlog.v1.InitCluster
+	(*Batch)(nil),             // 21: regd.raftlog.v1.Batch
+	(*PutPolicy)(nil),         // 22: regd.raftlog.v1.PutPolicy
+	(*DeletePolicy)(nil),      // 23: regd.raftlog.v1.DeletePolicy
+	(*CreateToken)(nil),       // 24: regd.raftlog.v1.CreateToken
+	(*DeleteToken)(nil),       // 25: regd.raftlog.v1.DeleteToken
+	(*PutGrant)(nil),          // 26: regd.raftlog.v1.PutGrant
+	(*DeleteGrant)(nil),       // 27: regd.raftlog.v1.DeleteGrant
+	(*SetEnforcement)(nil),    // 28: regd.raftlog.v1.SetEnforcement
+	(*BootstrapAccess)(nil),   // 29: regd.raftlog.v1.BootstrapAccess
+	(*PutNamespace)(nil),      // 30: regd.raftlog.v1.PutNamespace
+	(*DeleteNamespace)(nil),   // 31: regd.raftlog.v1.DeleteNamespace
+	(*KVTransaction)(nil),     // 32: regd.raftlog.v1.KVTransaction
+	(*KVOp)(nil),              // 33: regd.raftlog.v1.KVOp
+	(*Outcome)(nil),           // 34: regd.raftlog.v1.Outcome
+	(*SnapshotHeader)(nil),    // 35: regd.raftlog.v1.SnapshotHeader
+	(*InstanceRecord)(nil),    // 36: regd.raftlog.v1.InstanceRecord
+	(*ServiceRecord)(nil),     // 37: regd.raftlog.v1.ServiceRecord
+	(*SessionRecord)(nil),     // 38: regd.raftlog.v1.SessionRecord
+	(*LeaseRecord)(nil),       // 39: regd.raftlog.v1.LeaseRecord
+	(*TokenRecord)(nil),       // 40: regd.raftlog.v1.TokenRecord
+	(*AccessRecord)(nil),      // 41: regd.raftlog.v1.AccessRecord
+	(*HistoryRecord)(nil),     // 42: regd.raftlog.v1.HistoryRecord
+	(*Transitions)(nil),       // 43: regd.raftlog.v1.Transitions
+	(*KVRecord)(nil),          // 44: regd.raftlog.v1.KVRecord
+	(*KVNamespaceRecord)(nil), // 45: regd.raftlog.v1.KVNamespaceRecord
+	(*LockDelayRecord)(nil),   // 46: regd.raftlog.v1.LockDelayRecord
+	(*LockWaiter)(nil),        // 47: regd.raftlog.v1.LockWaiter
+	(*LockOwner)(nil),         // 48: regd.raftlog.v1.LockOwner
+	(*LockRecord)(nil),        // 49: regd.raftlog.v1.LockRecord
+	(*ClientRecord)(nil),      // 50: regd.raftlog.v1.ClientRecord
+	(*RememberedOutcome)(nil), // 51: regd.raftlog.v1.RememberedOutcome
+	(v1.Cause)(0),             // 52: regd.registry.v1.Cause
+	(v1.CheckStatus)(0),       // 53: regd.registry.v1.CheckStatus
+	(v1.SessionBehavior)(0),   // 54: regd.registry.v1.SessionBehavior
+	(*v1.Member)(nil),         // 55: regd.registry.v1.Member
+	(*v1.Policy)(nil),         // 56: regd.registry.v1.Policy
+	(*v1.Token)(nil),          // 57: regd.registry.v1.Token
+	(*v1.Grant)(nil),          // 58: regd.registry.v1.Grant
+	(*v1.Namespace)(nil),      // 59: regd.registry.v1.Namespace
+	(*v1.Transition)(nil),     // 60: regd.registry.v1.Transition
 }
 var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
-	2,  // 0: regd.raftlog.v1.Entry.commands:type_name -> regd.raftlog.v1.Command
-	3,  // 1: regd.raftlog.v1.Command.request:type_name -> regd.raftlog.v1.RequestID
-	4,  // 2: regd.raftlog.v1.Command.register:type_name -> regd.raftlog.v1.Register
-	6,  // 3: regd.raftlog.v1.Command.deregister:type_name -> regd.raftlog.v1.Deregister
-	7,  // 4: regd.raftlog.v1.Command.set_check:type_name -> regd.raftlog.v1.SetCheck
-	8,  // 5: regd.raftlog.v1.Command.set_draining:type_name -> regd.raftlog.v1.SetDraining
-	9,  // 6: regd.raftlog.v1.Command.set_maintenance:type_name -> regd.raftlog.v1.SetMaintenance
-	10, // 7: regd.raftlog.v1.Command.open_session:type_name -> regd.raftlog.v1.OpenSession
-	11, // 8: regd.raftlog.v1.Command.close_session:type_name -> regd.raftlog.v1.CloseSession
-	12, // 9: regd.raftlog.v1.Command.grant_lease:type_name -> regd.raftlog.v1.GrantLease
-	13, // 10: regd.raftlog.v1.Command.revoke_lease:type_name -> regd.raftlog.v1.RevokeLease
-	14, // 11: regd.raftlog.v1.Command.expire:type_name -> regd.raftlog.v1.Expire
-	15, // 12: regd.raftlog.v1.Command.acquire_lock:type_name -> regd.raftlog.v1.AcquireLock
-	16, // 13: regd.raftlog.v1.Command.release_lock:type_name -> regd.raftlog.v1.ReleaseLock
-	17, // 14: regd.raftlog.v1.Command.set_member:type_name -> regd.raftlog.v1.SetMember
-	18, // 15: regd.raftlog.v1.Command.remove_member:type_name -> regd.raftlog.v1.RemoveMember
-	19, // 16: regd.raftlog.v1.Command.init_cluster:type_name -> regd.raftlog.v1.InitCluster
-	20, // 17: regd.raftlog.v1.Command.batch:type_name -> regd.raftlog.v1.Batch
-	21, // 18: regd.raftlog.v1.Command.put_policy:type_name -> regd.raftlog.v1.PutPolicy
-	22, // 19: regd.raftlog.v1.Command.delete_policy:type_name -> regd.raftlog.v1.DeletePolicy
-	23, // 20: regd.raftlog.v1.Command.create_token:type_name -> regd.raftlog.v1.CreateToken
-	24, // 21: regd.raftlog.v1.Command.delete_token:type_name -> regd.raftlog.v1.DeleteToken
-	25, // 22: regd.raftlog.v1.Command.put_grant:type_name -> regd.raftlog.v1.PutGrant
-	26, // 23: regd.raftlog.v1.Command.delete_grant:type_name -> regd.raftlog.v1.DeleteGrant
-	27, // 24: regd.raftlog.v1.Command.set_enforcement:type_name -> regd.raftlog.v1.SetEnforcement
-	28, // 25: regd.raftlog.v1.Command.bootstrap_access:type_name -> regd.raftlog.v1.BootstrapAccess
-	29, // 26: regd.raftlog.v1.Command.put_namespace:type_name -> regd.raftlog.v1.PutNamespace
-	30, // 27: regd.raftlog.v1.Command.delete_namespace:type_name -> regd.raftlog.v1.DeleteNamespace
-	10, // 28: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
-	5,  // 29: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
-	46, // 30: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
-	5,  // 31: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
-	47, // 32: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
-	5,  // 33: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
-	5,  // 34: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
-	48, // 35: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
-	4,  // 36: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
-	6,  // 37: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
-	49, // 38: regd.raftlog.v1.PutPolicy.policy:type_name -> regd.registry.v1.Policy
-	50, // 39: regd.raftlog.v1.CreateToken.token:type_name -> regd.registry.v1.Token
-	51, // 40: regd.raftlog.v1.PutGrant.grant:type_name -> regd.registry.v1.Grant
-	23, // 41: regd.raftlog.v1.BootstrapAccess.token:type_name -> regd.raftlog.v1.CreateToken
-	52, // 42: regd.raftlog.v1.PutNamespace.namespace:type_name -> regd.registry.v1.Namespace
-	0,  // 43: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
-	50, // 44: regd.raftlog.v1.TokenRecord.token:type_name -> regd.registry.v1.Token
-	53, // 45: regd.raftlog.v1.Transitions.transitions:type_name -> regd.registry.v1.Transition
-	41, // 46: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
-	42, // 47: regd.raftlog.v1.LockRecord.others:type_name -> regd.raftlog.v1.LockOwner
-	45, // 48: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
-	31, // 49: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	3,  // 0: regd.raftlog.v1.Entry.commands:type_name -> regd.raftlog.v1.Command
+	4,  // 1: regd.raftlog.v1.Command.request:type_name -> regd.raftlog.v1.RequestID
+	5,  // 2: regd.raftlog.v1.Command.register:type_name -> regd.raftlog.v1.Register
+	7,  // 3: regd.raftlog.v1.Command.deregister:type_name -> regd.raftlog.v1.Deregister
+	8,  // 4: regd.raftlog.v1.Command.set_check:type_name -> regd.raftlog.v1.SetCheck
+	9,  // 5: regd.raftlog.v1.Command.set_draining:type_name -> regd.raftlog.v1.SetDraining
+	10, // 6: regd.raftlog.v1.Command.set_maintenance:type_name -> regd.raftlog.v1.SetMaintenance
+	11, // 7: regd.raftlog.v1.Command.open_session:type_name -> regd.raftlog.v1.OpenSession
+	12, // 8: regd.raftlog.v1.Command.close_session:type_name -> regd.raftlog.v1.CloseSession
+	13, // 9: regd.raftlog.v1.Command.grant_lease:type_name -> regd.raftlog.v1.GrantLease
+	14, // 10: regd.raftlog.v1.Command.revoke_lease:type_name -> regd.raftlog.v1.RevokeLease
+	15, // 11: regd.raftlog.v1.Command.expire:type_name -> regd.raftlog.v1.Expire
+	16, // 12: regd.raftlog.v1.Command.acquire_lock:type_name -> regd.raftlog.v1.AcquireLock
+	17, // 13: regd.raftlog.v1.Command.release_lock:type_name -> regd.raftlog.v1.ReleaseLock
+	18, // 14: regd.raftlog.v1.Command.set_member:type_name -> regd.raftlog.v1.SetMember
+	19, // 15: regd.raftlog.v1.Command.remove_member:type_name -> regd.raftlog.v1.RemoveMember
+	20, // 16: regd.raftlog.v1.Command.init_cluster:type_name -> regd.raftlog.v1.InitCluster
+	21, // 17: regd.raftlog.v1.Command.batch:type_name -> regd.raftlog.v1.Batch
+	22, // 18: regd.raftlog.v1.Command.put_policy:type_name -> regd.raftlog.v1.PutPolicy
+	23, // 19: regd.raftlog.v1.Command.delete_policy:type_name -> regd.raftlog.v1.DeletePolicy
+	24, // 20: regd.raftlog.v1.Command.create_token:type_name -> regd.raftlog.v1.CreateToken
+	25, // 21: regd.raftlog.v1.Command.delete_token:type_name -> regd.raftlog.v1.DeleteToken
+	26, // 22: regd.raftlog.v1.Command.put_grant:type_name -> regd.raftlog.v1.PutGrant
+	27, // 23: regd.raftlog.v1.Command.delete_grant:type_name -> regd.raftlog.v1.DeleteGrant
+	28, // 24: regd.raftlog.v1.Command.set_enforcement:type_name -> regd.raftlog.v1.SetEnforcement
+	29, // 25: regd.raftlog.v1.Command.bootstrap_access:type_name -> regd.raftlog.v1.BootstrapAccess
+	30, // 26: regd.raftlog.v1.Command.put_namespace:type_name -> regd.raftlog.v1.PutNamespace
+	31, // 27: regd.raftlog.v1.Command.delete_namespace:type_name -> regd.raftlog.v1.DeleteNamespace
+	32, // 28: regd.raftlog.v1.Command.kv_transaction:type_name -> regd.raftlog.v1.KVTransaction
+	11, // 29: regd.raftlog.v1.Register.open_session:type_name -> regd.raftlog.v1.OpenSession
+	6,  // 30: regd.raftlog.v1.Deregister.key:type_name -> regd.raftlog.v1.Key
+	52, // 31: regd.raftlog.v1.Deregister.cause:type_name -> regd.registry.v1.Cause
+	6,  // 32: regd.raftlog.v1.SetCheck.key:type_name -> regd.raftlog.v1.Key
+	53, // 33: regd.raftlog.v1.SetCheck.status:type_name -> regd.registry.v1.CheckStatus
+	6,  // 34: regd.raftlog.v1.SetDraining.key:type_name -> regd.raftlog.v1.Key
+	6,  // 35: regd.raftlog.v1.SetMaintenance.key:type_name -> regd.raftlog.v1.Key
+	54, // 36: regd.raftlog.v1.OpenSession.behavior:type_name -> regd.registry.v1.SessionBehavior
+	55, // 37: regd.raftlog.v1.SetMember.member:type_name -> regd.registry.v1.Member
+	5,  // 38: regd.raftlog.v1.Batch.register:type_name -> regd.raftlog.v1.Register
+	7,  // 39: regd.raftlog.v1.Batch.deregister:type_name -> regd.raftlog.v1.Deregister
+	56, // 40: regd.raftlog.v1.PutPolicy.policy:type_name -> regd.registry.v1.Policy
+	57, // 41: regd.raftlog.v1.CreateToken.token:type_name -> regd.registry.v1.Token
+	58, // 42: regd.raftlog.v1.PutGrant.grant:type_name -> regd.registry.v1.Grant
+	24, // 43: regd.raftlog.v1.BootstrapAccess.token:type_name -> regd.raftlog.v1.CreateToken
+	59, // 44: regd.raftlog.v1.PutNamespace.namespace:type_name -> regd.registry.v1.Namespace
+	33, // 45: regd.raftlog.v1.KVTransaction.ops:type_name -> regd.raftlog.v1.KVOp
+	0,  // 46: regd.raftlog.v1.KVOp.kind:type_name -> regd.raftlog.v1.KVOpKind
+	1,  // 47: regd.raftlog.v1.Outcome.code:type_name -> regd.raftlog.v1.Code
+	54, // 48: regd.raftlog.v1.SessionRecord.behavior:type_name -> regd.registry.v1.SessionBehavior
+	57, // 49: regd.raftlog.v1.TokenRecord.token:type_name -> regd.registry.v1.Token
+	60, // 50: regd.raftlog.v1.Transitions.transitions:type_name -> regd.registry.v1.Transition
+	47, // 51: regd.raftlog.v1.LockRecord.waiters:type_name -> regd.raftlog.v1.LockWaiter
+	48, // 52: regd.raftlog.v1.LockRecord.others:type_name -> regd.raftlog.v1.LockOwner
+	51, // 53: regd.raftlog.v1.ClientRecord.outcomes:type_name -> regd.raftlog.v1.RememberedOutcome
+	34, // 54: regd.raftlog.v1.RememberedOutcome.outcome:type_name -> regd.raftlog.v1.Outcome
+	55, // [55:55] is the sub-list for method output_type
+	55, // [55:55] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_raftlog_v1_raftlog_proto_init() }
@@ -3980,14 +4510,15 @@ func file_raftlog_v1_raftlog_proto_init() {
 		(*Command_BootstrapAccess)(nil),
 		(*Command_PutNamespace)(nil),
 		(*Command_DeleteNamespace)(nil),
+		(*Command_KvTransaction)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlog_v1_raftlog_proto_rawDesc), len(file_raftlog_v1_raftlog_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   45,
+			NumEnums:      2,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -41,6 +41,10 @@ const (
 	Action_ACTION_OPERATE Action = 6
 	// Manage policies, tokens, grants and namespaces. Whoever may do so can give himself everything else.
 	Action_ACTION_ADMINISTER Action = 7
+	// Read keys and their values: get, list, watch, by the key.
+	Action_ACTION_KV_READ Action = 8
+	// Change and delete keys, by the key; own them, with a session. Implies reading them.
+	Action_ACTION_KV_WRITE Action = 9
 )
 
 // Enum value maps for Action.
@@ -54,6 +58,8 @@ var (
 		5: "ACTION_OBSERVE",
 		6: "ACTION_OPERATE",
 		7: "ACTION_ADMINISTER",
+		8: "ACTION_KV_READ",
+		9: "ACTION_KV_WRITE",
 	}
 	Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED": 0,
@@ -64,6 +70,8 @@ var (
 		"ACTION_OBSERVE":     5,
 		"ACTION_OPERATE":     6,
 		"ACTION_ADMINISTER":  7,
+		"ACTION_KV_READ":     8,
+		"ACTION_KV_WRITE":    9,
 	}
 )
 
@@ -102,7 +110,7 @@ type Rule struct {
 	// Namespace: a name, a prefix followed by "*", or "*" for all. Required for what lives in namespaces; the actions observe,
 	// operate and administer are the whole cluster's and ignore it.
 	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Service or lock: a name, a prefix followed by "*", or "*" for all. Required as namespace is.
+	// Service, lock or key: a name, a prefix followed by "*", or "*" for all. Required as namespace is.
 	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -424,7 +432,7 @@ const file_registry_v1_access_proto_rawDesc = "" +
 	"\x05Grant\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1a\n" +
 	"\bpolicies\x18\x02 \x03(\tR\bpolicies\x12'\n" +
-	"\x0fmodify_revision\x18\x03 \x01(\x04R\x0emodifyRevision*\xaf\x01\n" +
+	"\x0fmodify_revision\x18\x03 \x01(\x04R\x0emodifyRevision*\xd8\x01\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fACTION_DISCOVER\x10\x01\x12\x13\n" +
@@ -433,7 +441,9 @@ const file_registry_v1_access_proto_rawDesc = "" +
 	"\vACTION_LOCK\x10\x04\x12\x12\n" +
 	"\x0eACTION_OBSERVE\x10\x05\x12\x12\n" +
 	"\x0eACTION_OPERATE\x10\x06\x12\x15\n" +
-	"\x11ACTION_ADMINISTER\x10\aB6Z4github.com/regd-io/regd/proto/registry/v1;registryv1b\x06proto3"
+	"\x11ACTION_ADMINISTER\x10\a\x12\x12\n" +
+	"\x0eACTION_KV_READ\x10\b\x12\x13\n" +
+	"\x0fACTION_KV_WRITE\x10\tB6Z4github.com/regd-io/regd/proto/registry/v1;registryv1b\x06proto3"
 
 var (
 	file_registry_v1_access_proto_rawDescOnce sync.Once

@@ -35,8 +35,12 @@ type Quota struct {
 	// acquisitions of locks. Renewals, deregistrations and releases are always taken. Those of one second may come at once; a
 	// batch that is larger is taken, and the next write waits for as much longer.
 	MaxWritesPerSecond uint64 `protobuf:"varint,4,opt,name=max_writes_per_second,json=maxWritesPerSecond,proto3" json:"max_writes_per_second,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Keys. What is there already can be changed however many there are.
+	MaxKeys uint64 `protobuf:"varint,5,opt,name=max_keys,json=maxKeys,proto3" json:"max_keys,omitempty"`
+	// Bytes of all keys and their values together. What makes it less is always taken.
+	MaxKvBytes    uint64 `protobuf:"varint,6,opt,name=max_kv_bytes,json=maxKvBytes,proto3" json:"max_kv_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Quota) Reset() {
@@ -93,6 +97,20 @@ func (x *Quota) GetMaxWatches() uint64 {
 func (x *Quota) GetMaxWritesPerSecond() uint64 {
 	if x != nil {
 		return x.MaxWritesPerSecond
+	}
+	return 0
+}
+
+func (x *Quota) GetMaxKeys() uint64 {
+	if x != nil {
+		return x.MaxKeys
+	}
+	return 0
+}
+
+func (x *Quota) GetMaxKvBytes() uint64 {
+	if x != nil {
+		return x.MaxKvBytes
 	}
 	return 0
 }
@@ -174,13 +192,16 @@ var File_registry_v1_namespace_proto protoreflect.FileDescriptor
 
 const file_registry_v1_namespace_proto_rawDesc = "" +
 	"\n" +
-	"\x1bregistry/v1/namespace.proto\x12\x10regd.registry.v1\"\x9d\x01\n" +
+	"\x1bregistry/v1/namespace.proto\x12\x10regd.registry.v1\"\xda\x01\n" +
 	"\x05Quota\x12#\n" +
 	"\rmax_instances\x18\x01 \x01(\x04R\fmaxInstances\x12\x1b\n" +
 	"\tmax_locks\x18\x02 \x01(\x04R\bmaxLocks\x12\x1f\n" +
 	"\vmax_watches\x18\x03 \x01(\x04R\n" +
 	"maxWatches\x121\n" +
-	"\x15max_writes_per_second\x18\x04 \x01(\x04R\x12maxWritesPerSecond\"\x99\x01\n" +
+	"\x15max_writes_per_second\x18\x04 \x01(\x04R\x12maxWritesPerSecond\x12\x19\n" +
+	"\bmax_keys\x18\x05 \x01(\x04R\amaxKeys\x12 \n" +
+	"\fmax_kv_bytes\x18\x06 \x01(\x04R\n" +
+	"maxKvBytes\"\x99\x01\n" +
 	"\tNamespace\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12-\n" +

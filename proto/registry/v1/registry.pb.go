@@ -155,6 +155,59 @@ func (CheckStatus) EnumDescriptor() ([]byte, []int) {
 	return file_registry_v1_registry_proto_rawDescGZIP(), []int{1}
 }
 
+// SessionBehavior says what becomes of the keys that a session owns when it ends.
+type SessionBehavior int32
+
+const (
+	// Not set: release.
+	SessionBehavior_SESSION_BEHAVIOR_UNSPECIFIED SessionBehavior = 0
+	// Nobody owns them any more; their values stay.
+	SessionBehavior_SESSION_BEHAVIOR_RELEASE SessionBehavior = 1
+	// They are deleted.
+	SessionBehavior_SESSION_BEHAVIOR_DELETE SessionBehavior = 2
+)
+
+// Enum value maps for SessionBehavior.
+var (
+	SessionBehavior_name = map[int32]string{
+		0: "SESSION_BEHAVIOR_UNSPECIFIED",
+		1: "SESSION_BEHAVIOR_RELEASE",
+		2: "SESSION_BEHAVIOR_DELETE",
+	}
+	SessionBehavior_value = map[string]int32{
+		"SESSION_BEHAVIOR_UNSPECIFIED": 0,
+		"SESSION_BEHAVIOR_RELEASE":     1,
+		"SESSION_BEHAVIOR_DELETE":      2,
+	}
+)
+
+func (x SessionBehavior) Enum() *SessionBehavior {
+	p := new(SessionBehavior)
+	*p = x
+	return p
+}
+
+func (x SessionBehavior) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SessionBehavior) Descriptor() protoreflect.EnumDescriptor {
+	return file_registry_v1_registry_proto_enumTypes[2].Descriptor()
+}
+
+func (SessionBehavior) Type() protoreflect.EnumType {
+	return &file_registry_v1_registry_proto_enumTypes[2]
+}
+
+func (x SessionBehavior) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SessionBehavior.Descriptor instead.
+func (SessionBehavior) EnumDescriptor() ([]byte, []int) {
+	return file_registry_v1_registry_proto_rawDescGZIP(), []int{2}
+}
+
 // EventType says what an event did.
 type EventType int32
 
@@ -192,11 +245,11 @@ func (x EventType) String() string {
 }
 
 func (EventType) Descriptor() protoreflect.EnumDescriptor {
-	return file_registry_v1_registry_proto_enumTypes[2].Descriptor()
+	return file_registry_v1_registry_proto_enumTypes[3].Descriptor()
 }
 
 func (EventType) Type() protoreflect.EnumType {
-	return &file_registry_v1_registry_proto_enumTypes[2]
+	return &file_registry_v1_registry_proto_enumTypes[3]
 }
 
 func (x EventType) Number() protoreflect.EnumNumber {
@@ -205,7 +258,7 @@ func (x EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EventType.Descriptor instead.
 func (EventType) EnumDescriptor() ([]byte, []int) {
-	return file_registry_v1_registry_proto_rawDescGZIP(), []int{2}
+	return file_registry_v1_registry_proto_rawDescGZIP(), []int{3}
 }
 
 // Cause says why an instance changed.
@@ -285,11 +338,11 @@ func (x Cause) String() string {
 }
 
 func (Cause) Descriptor() protoreflect.EnumDescriptor {
-	return file_registry_v1_registry_proto_enumTypes[3].Descriptor()
+	return file_registry_v1_registry_proto_enumTypes[4].Descriptor()
 }
 
 func (Cause) Type() protoreflect.EnumType {
-	return &file_registry_v1_registry_proto_enumTypes[3]
+	return &file_registry_v1_registry_proto_enumTypes[4]
 }
 
 func (x Cause) Number() protoreflect.EnumNumber {
@@ -298,7 +351,7 @@ func (x Cause) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Cause.Descriptor instead.
 func (Cause) EnumDescriptor() ([]byte, []int) {
-	return file_registry_v1_registry_proto_rawDescGZIP(), []int{3}
+	return file_registry_v1_registry_proto_rawDescGZIP(), []int{4}
 }
 
 // Instance is one running copy of a service.
@@ -1220,7 +1273,15 @@ type Session struct {
 	OpenedUnixMs int64 `protobuf:"varint,7,opt,name=opened_unix_ms,json=openedUnixMs,proto3" json:"opened_unix_ms,omitempty"`
 	// Identity that opened it. Only the owner, and who may operate the cluster, can use it. Empty: anybody; it was opened while
 	// access control was off.
-	Owner         string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Number of keys that it owns.
+	Keys uint32 `protobuf:"varint,9,opt,name=keys,proto3" json:"keys,omitempty"`
+	// What becomes of these keys when it ends.
+	Behavior SessionBehavior `protobuf:"varint,10,opt,name=behavior,proto3,enum=regd.registry.v1.SessionBehavior" json:"behavior,omitempty"`
+	// How long nobody may acquire these keys then, up to 1 min. Unset: not at all.
+	LockDelay *durationpb.Duration `protobuf:"bytes,11,opt,name=lock_delay,json=lockDelay,proto3" json:"lock_delay,omitempty"`
+	// Where it was opened, at most 256 bytes. For people.
+	Node          string `protobuf:"bytes,12,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1307,6 +1368,34 @@ func (x *Session) GetOpenedUnixMs() int64 {
 func (x *Session) GetOwner() string {
 	if x != nil {
 		return x.Owner
+	}
+	return ""
+}
+
+func (x *Session) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *Session) GetBehavior() SessionBehavior {
+	if x != nil {
+		return x.Behavior
+	}
+	return SessionBehavior_SESSION_BEHAVIOR_UNSPECIFIED
+}
+
+func (x *Session) GetLockDelay() *durationpb.Duration {
+	if x != nil {
+		return x.LockDelay
+	}
+	return nil
+}
+
+func (x *Session) GetNode() string {
+	if x != nil {
+		return x.Node
 	}
 	return ""
 }
@@ -1861,7 +1950,7 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\x06status\x18\x02 \x01(\x0e2\x1d.regd.registry.v1.CheckStatusR\x06status\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12)\n" +
 	"\x10changed_revision\x18\x04 \x01(\x04R\x0fchangedRevision\x12&\n" +
-	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"\x80\x02\n" +
+	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"\xa1\x03\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vclient_name\x18\x02 \x01(\tR\n" +
@@ -1871,7 +1960,13 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\tinstances\x18\x05 \x01(\rR\tinstances\x12\x14\n" +
 	"\x05locks\x18\x06 \x01(\rR\x05locks\x12$\n" +
 	"\x0eopened_unix_ms\x18\a \x01(\x03R\fopenedUnixMs\x12\x14\n" +
-	"\x05owner\x18\b \x01(\tR\x05owner\"\xc0\x01\n" +
+	"\x05owner\x18\b \x01(\tR\x05owner\x12\x12\n" +
+	"\x04keys\x18\t \x01(\rR\x04keys\x12=\n" +
+	"\bbehavior\x18\n" +
+	" \x01(\x0e2!.regd.registry.v1.SessionBehaviorR\bbehavior\x128\n" +
+	"\n" +
+	"lock_delay\x18\v \x01(\v2\x19.google.protobuf.DurationR\tlockDelay\x12\x12\n" +
+	"\x04node\x18\f \x01(\tR\x04node\"\xc0\x01\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x1d\n" +
@@ -1924,7 +2019,11 @@ const file_registry_v1_registry_proto_rawDesc = "" +
 	"\x15CHECK_STATUS_STARTING\x10\x01\x12\x18\n" +
 	"\x14CHECK_STATUS_PASSING\x10\x02\x12\x18\n" +
 	"\x14CHECK_STATUS_WARNING\x10\x03\x12\x19\n" +
-	"\x15CHECK_STATUS_CRITICAL\x10\x04*R\n" +
+	"\x15CHECK_STATUS_CRITICAL\x10\x04*n\n" +
+	"\x0fSessionBehavior\x12 \n" +
+	"\x1cSESSION_BEHAVIOR_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18SESSION_BEHAVIOR_RELEASE\x10\x01\x12\x1b\n" +
+	"\x17SESSION_BEHAVIOR_DELETE\x10\x02*R\n" +
 	"\tEventType\x12\x1a\n" +
 	"\x16EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eEVENT_TYPE_PUT\x10\x01\x12\x15\n" +
@@ -1957,62 +2056,65 @@ func file_registry_v1_registry_proto_rawDescGZIP() []byte {
 	return file_registry_v1_registry_proto_rawDescData
 }
 
-var file_registry_v1_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_registry_v1_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_registry_v1_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_registry_v1_registry_proto_goTypes = []any{
 	(Health)(0),                 // 0: regd.registry.v1.Health
 	(CheckStatus)(0),            // 1: regd.registry.v1.CheckStatus
-	(EventType)(0),              // 2: regd.registry.v1.EventType
-	(Cause)(0),                  // 3: regd.registry.v1.Cause
-	(*Instance)(nil),            // 4: regd.registry.v1.Instance
-	(*Port)(nil),                // 5: regd.registry.v1.Port
-	(*Check)(nil),               // 6: regd.registry.v1.Check
-	(*HTTPCheck)(nil),           // 7: regd.registry.v1.HTTPCheck
-	(*TCPCheck)(nil),            // 8: regd.registry.v1.TCPCheck
-	(*GRPCCheck)(nil),           // 9: regd.registry.v1.GRPCCheck
-	(*TTLCheck)(nil),            // 10: regd.registry.v1.TTLCheck
-	(*CheckTLS)(nil),            // 11: regd.registry.v1.CheckTLS
-	(*CheckState)(nil),          // 12: regd.registry.v1.CheckState
-	(*Session)(nil),             // 13: regd.registry.v1.Session
-	(*Lease)(nil),               // 14: regd.registry.v1.Lease
-	(*LockOwner)(nil),           // 15: regd.registry.v1.LockOwner
-	(*Lock)(nil),                // 16: regd.registry.v1.Lock
-	(*Event)(nil),               // 17: regd.registry.v1.Event
-	(*Member)(nil),              // 18: regd.registry.v1.Member
-	nil,                         // 19: regd.registry.v1.Instance.MetadataEntry
-	nil,                         // 20: regd.registry.v1.HTTPCheck.HeadersEntry
-	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
+	(SessionBehavior)(0),        // 2: regd.registry.v1.SessionBehavior
+	(EventType)(0),              // 3: regd.registry.v1.EventType
+	(Cause)(0),                  // 4: regd.registry.v1.Cause
+	(*Instance)(nil),            // 5: regd.registry.v1.Instance
+	(*Port)(nil),                // 6: regd.registry.v1.Port
+	(*Check)(nil),               // 7: regd.registry.v1.Check
+	(*HTTPCheck)(nil),           // 8: regd.registry.v1.HTTPCheck
+	(*TCPCheck)(nil),            // 9: regd.registry.v1.TCPCheck
+	(*GRPCCheck)(nil),           // 10: regd.registry.v1.GRPCCheck
+	(*TTLCheck)(nil),            // 11: regd.registry.v1.TTLCheck
+	(*CheckTLS)(nil),            // 12: regd.registry.v1.CheckTLS
+	(*CheckState)(nil),          // 13: regd.registry.v1.CheckState
+	(*Session)(nil),             // 14: regd.registry.v1.Session
+	(*Lease)(nil),               // 15: regd.registry.v1.Lease
+	(*LockOwner)(nil),           // 16: regd.registry.v1.LockOwner
+	(*Lock)(nil),                // 17: regd.registry.v1.Lock
+	(*Event)(nil),               // 18: regd.registry.v1.Event
+	(*Member)(nil),              // 19: regd.registry.v1.Member
+	nil,                         // 20: regd.registry.v1.Instance.MetadataEntry
+	nil,                         // 21: regd.registry.v1.HTTPCheck.HeadersEntry
+	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
 }
 var file_registry_v1_registry_proto_depIdxs = []int32{
-	5,  // 0: regd.registry.v1.Instance.ports:type_name -> regd.registry.v1.Port
-	19, // 1: regd.registry.v1.Instance.metadata:type_name -> regd.registry.v1.Instance.MetadataEntry
-	6,  // 2: regd.registry.v1.Instance.checks:type_name -> regd.registry.v1.Check
-	21, // 3: regd.registry.v1.Instance.deregister_critical_after:type_name -> google.protobuf.Duration
+	6,  // 0: regd.registry.v1.Instance.ports:type_name -> regd.registry.v1.Port
+	20, // 1: regd.registry.v1.Instance.metadata:type_name -> regd.registry.v1.Instance.MetadataEntry
+	7,  // 2: regd.registry.v1.Instance.checks:type_name -> regd.registry.v1.Check
+	22, // 3: regd.registry.v1.Instance.deregister_critical_after:type_name -> google.protobuf.Duration
 	0,  // 4: regd.registry.v1.Instance.health:type_name -> regd.registry.v1.Health
-	12, // 5: regd.registry.v1.Instance.check_states:type_name -> regd.registry.v1.CheckState
-	7,  // 6: regd.registry.v1.Check.http:type_name -> regd.registry.v1.HTTPCheck
-	8,  // 7: regd.registry.v1.Check.tcp:type_name -> regd.registry.v1.TCPCheck
-	9,  // 8: regd.registry.v1.Check.grpc:type_name -> regd.registry.v1.GRPCCheck
-	10, // 9: regd.registry.v1.Check.ttl:type_name -> regd.registry.v1.TTLCheck
-	21, // 10: regd.registry.v1.Check.interval:type_name -> google.protobuf.Duration
-	21, // 11: regd.registry.v1.Check.timeout:type_name -> google.protobuf.Duration
+	13, // 5: regd.registry.v1.Instance.check_states:type_name -> regd.registry.v1.CheckState
+	8,  // 6: regd.registry.v1.Check.http:type_name -> regd.registry.v1.HTTPCheck
+	9,  // 7: regd.registry.v1.Check.tcp:type_name -> regd.registry.v1.TCPCheck
+	10, // 8: regd.registry.v1.Check.grpc:type_name -> regd.registry.v1.GRPCCheck
+	11, // 9: regd.registry.v1.Check.ttl:type_name -> regd.registry.v1.TTLCheck
+	22, // 10: regd.registry.v1.Check.interval:type_name -> google.protobuf.Duration
+	22, // 11: regd.registry.v1.Check.timeout:type_name -> google.protobuf.Duration
 	1,  // 12: regd.registry.v1.Check.initial:type_name -> regd.registry.v1.CheckStatus
-	20, // 13: regd.registry.v1.HTTPCheck.headers:type_name -> regd.registry.v1.HTTPCheck.HeadersEntry
-	11, // 14: regd.registry.v1.HTTPCheck.tls:type_name -> regd.registry.v1.CheckTLS
-	11, // 15: regd.registry.v1.GRPCCheck.tls:type_name -> regd.registry.v1.CheckTLS
-	21, // 16: regd.registry.v1.TTLCheck.ttl:type_name -> google.protobuf.Duration
+	21, // 13: regd.registry.v1.HTTPCheck.headers:type_name -> regd.registry.v1.HTTPCheck.HeadersEntry
+	12, // 14: regd.registry.v1.HTTPCheck.tls:type_name -> regd.registry.v1.CheckTLS
+	12, // 15: regd.registry.v1.GRPCCheck.tls:type_name -> regd.registry.v1.CheckTLS
+	22, // 16: regd.registry.v1.TTLCheck.ttl:type_name -> google.protobuf.Duration
 	1,  // 17: regd.registry.v1.CheckState.status:type_name -> regd.registry.v1.CheckStatus
-	21, // 18: regd.registry.v1.Session.ttl:type_name -> google.protobuf.Duration
-	21, // 19: regd.registry.v1.Lease.ttl:type_name -> google.protobuf.Duration
-	15, // 20: regd.registry.v1.Lock.others:type_name -> regd.registry.v1.LockOwner
-	2,  // 21: regd.registry.v1.Event.type:type_name -> regd.registry.v1.EventType
-	4,  // 22: regd.registry.v1.Event.instance:type_name -> regd.registry.v1.Instance
-	3,  // 23: regd.registry.v1.Event.cause:type_name -> regd.registry.v1.Cause
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	22, // 18: regd.registry.v1.Session.ttl:type_name -> google.protobuf.Duration
+	2,  // 19: regd.registry.v1.Session.behavior:type_name -> regd.registry.v1.SessionBehavior
+	22, // 20: regd.registry.v1.Session.lock_delay:type_name -> google.protobuf.Duration
+	22, // 21: regd.registry.v1.Lease.ttl:type_name -> google.protobuf.Duration
+	16, // 22: regd.registry.v1.Lock.others:type_name -> regd.registry.v1.LockOwner
+	3,  // 23: regd.registry.v1.Event.type:type_name -> regd.registry.v1.EventType
+	5,  // 24: regd.registry.v1.Event.instance:type_name -> regd.registry.v1.Instance
+	4,  // 25: regd.registry.v1.Event.cause:type_name -> regd.registry.v1.Cause
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_registry_v1_registry_proto_init() }
@@ -2031,7 +2133,7 @@ func file_registry_v1_registry_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_registry_v1_registry_proto_rawDesc), len(file_registry_v1_registry_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
