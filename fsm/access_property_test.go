@@ -30,9 +30,12 @@ func (g *generator) on(c *raftlogv1.Command) *raftlogv1.Command {
 	case g.chance(45):
 		c.Actor = g.credential()
 	}
-	c.Level = pick[uint32](g.t, "level", fsm.AccessLevel, fsm.HistoryLevel)
+	c.Level = pick[uint32](g.t, "level", fsm.AccessLevel, fsm.HistoryLevel, fsm.KVLevel)
+	if needsLevel4 := c.GetKvTransaction() != nil || c.GetOpenSession().GetLockDelayMs() > 0; needsLevel4 && g.chance(97) {
+		c.Level = fsm.KVLevel
+	}
 	if needsLevel3 := c.GetPutNamespace() != nil || c.GetDeleteNamespace() != nil; needsLevel3 && g.chance(95) {
-		c.Level = fsm.HistoryLevel
+		c.Level = pick[uint32](g.t, "level", fsm.HistoryLevel, fsm.KVLevel)
 	}
 	if c.GetActor() != "" && g.chance(3) {
 		c.Level = 1
@@ -43,13 +46,13 @@ func (g *generator) on(c *raftlogv1.Command) *raftlogv1.Command {
 func (g *generator) rule() *registryv1.Rule {
 	r := &registryv1.Rule{
 		Namespace: pick(g.t, "rule namespace", "*", "*", "default", "default", "de*", "dev", "", "d*v"),
-		Name:      pick(g.t, "rule name", "*", "*", "web", "web*", "db", "leader", "*o*", ""),
+		Name:      pick(g.t, "rule name", "*", "*", "web", "web*", "db", "leader", "*o*", "", "a*", "a/b"),
 	}
 	for range 1 + upTo(g.t, "actions", 3) {
-		r.Actions = append(r.Actions, registryv1.Action(1+upTo(g.t, "action", 7)))
+		r.Actions = append(r.Actions, registryv1.Action(1+upTo(g.t, "action", 9)))
 	}
 	if g.chance(4) {
-		r.Actions = pick(g.t, "wrong actions", nil, []registryv1.Action{0}, []registryv1.Action{8})
+		r.Actions = pick(g.t, "wrong actions", nil, []registryv1.Action{0}, []registryv1.Action{10})
 	}
 	return r
 }

@@ -49,7 +49,7 @@ func decodeGolden(tb testing.TB, b []byte) []fsm.Entry {
 }
 
 // writeGolden makes a log out of a long random history in which each kind of command has an effect and that ends with
-// access control on, and the text of the state that it leads to.
+// access control on and with keys, and the text of the state that it leads to.
 func writeGolden(t *testing.T, g golden) {
 	t.Helper()
 	histories := rapid.Custom(func(t *rapid.T) []fsm.Entry {
@@ -58,7 +58,7 @@ func writeGolden(t *testing.T, g golden) {
 	})
 	var log []fsm.Entry
 	var s *fsm.State
-	for seed, changed := 0, map[string]int{}; len(changed) < g.kinds || !s.Enforced() || s.Policy("p1") == nil || len(namespacesOf(s)) == 0; seed++ {
+	for seed, changed := 0, map[string]int{}; len(changed) < g.kinds || !s.Enforced() || s.Policy("p1") == nil || len(namespacesOf(s)) == 0 || len(keysOf(s)) < 5; seed++ {
 		log, s = histories.Example(seed), fsm.New()
 		clear(changed)
 		for _, e := range log {

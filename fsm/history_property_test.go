@@ -42,6 +42,7 @@ func (g *generator) namespace() *raftlogv1.Command {
 		n.Quota = &registryv1.Quota{
 			MaxInstances: uint64(upTo(g.t, "instances", 5)), MaxLocks: uint64(upTo(g.t, "locks", 4)),
 			MaxWatches: uint64(upTo(g.t, "watches", 2)), MaxWritesPerSecond: uint64(upTo(g.t, "writes", 2)),
+			MaxKeys: uint64(upTo(g.t, "keys", 4)), MaxKvBytes: uint64(upTo(g.t, "bytes", 12)),
 		}
 	}
 	c.Kind = &raftlogv1.Command_PutNamespace{PutNamespace: &raftlogv1.PutNamespace{Namespace: n}}
@@ -78,6 +79,7 @@ func namespacesOfModel(m *model.Registry) []string {
 	for name, n := range m.Namespaces {
 		all = append(all, namespaceText(n, fsm.NamespaceUse{
 			Instances: m.Used(name, fsm.QuotaInstances), Locks: m.Used(name, fsm.QuotaLocks),
+			Keys: m.Used(name, fsm.QuotaKeys), KVBytes: m.Used(name, fsm.QuotaKVBytes),
 		}))
 	}
 	slices.Sort(all)

@@ -27,6 +27,15 @@ func recorded(tb testing.TB) *fsm.State {
 			Key: &raftlogv1.Key{Namespace: "default", Service: "web", Id: fmt.Sprint(i)},
 		})))
 	}
+	own := openSession("owner")
+	own.Level, own.GetOpenSession().LockDelayMs = fsm.KVLevel, 1000
+	m.must(own)
+	for _, name := range []string{"a", "a/b", "gone"} {
+		m.must(kv(&raftlogv1.KVTransaction{Namespace: "n", Ops: []*raftlogv1.KVOp{
+			{Kind: raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, Key: name, SessionId: "owner"},
+		}}))
+	}
+	m.must(kv(&raftlogv1.KVTransaction{Namespace: "n", Ops: []*raftlogv1.KVOp{{Kind: raftlogv1.KVOpKind_KV_OP_KIND_DELETE, Key: "gone"}}}))
 	return m.st
 }
 

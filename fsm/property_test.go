@@ -210,7 +210,7 @@ func (g *generator) admin() *raftlogv1.Command {
 
 func (g *generator) command() *raftlogv1.Command {
 	var c *raftlogv1.Command
-	switch n := upTo(g.t, "kind", 111); {
+	switch n := upTo(g.t, "kind", 135); {
 	case n < 30:
 		c = &raftlogv1.Command{Kind: &raftlogv1.Command_Register{Register: g.register()}}
 	case n < 40:
@@ -241,6 +241,10 @@ func (g *generator) command() *raftlogv1.Command {
 		c = g.access()
 	case n < 106:
 		c = g.namespace()
+	case n < 127:
+		c = kv(g.transaction())
+	case n < 130:
+		c = g.openOwner()
 	default:
 		b := &raftlogv1.Batch{}
 		for range upTo(g.t, "registers", 5) {
@@ -317,7 +321,7 @@ type visible struct {
 	Members                              []*registryv1.Member
 	Clients                              []string
 	Access                               []string
-	Namespaces, History                  []string
+	Namespaces, History, Keys            []string
 }
 
 func visibleOf(t failer, s *fsm.State) *visible {
@@ -325,7 +329,7 @@ func visibleOf(t failer, s *fsm.State) *visible {
 	v := &visible{
 		Index: s.Index(), Term: s.Term(), Revision: s.Revision(), Epoch: s.Epoch(), Number: fsm.LastNumber(s),
 		Time: s.Time(), Leaps: fsm.Leaps(s), ClusterID: s.ClusterID(), Members: s.Members(),
-		Access: accessOf(s), Namespaces: namespacesOf(s), History: historyText(s),
+		Access: accessOf(s), Namespaces: namespacesOf(s), History: historyText(s), Keys: keysOf(s),
 	}
 	s.Services("", "", func(svc *fsm.Service) bool {
 		v.Services = append(v.Services, fmt.Sprintf("%s/%s@%d", svc.Namespace(), svc.Name(), svc.Revision()))
@@ -359,7 +363,7 @@ func visibleOfModel(m *model.Registry) *visible {
 	v := &visible{
 		Index: m.Index, Term: m.Term, Revision: m.Revision, Epoch: m.Epoch, Number: m.Number,
 		Time: m.Time, Leaps: m.Leaps, ClusterID: m.ClusterID,
-		Access: accessOfModel(m), Namespaces: namespacesOfModel(m), History: historyTextOfModel(m),
+		Access: accessOfModel(m), Namespaces: namespacesOfModel(m), History: historyTextOfModel(m), Keys: keysOfModel(m),
 	}
 	for name, revision := range m.Services {
 		v.Services = append(v.Services, fmt.Sprintf("%s/%s@%d", name.Namespace, name.Name, revision))
@@ -419,6 +423,7 @@ func compare(t failer, s *fsm.State, m *model.Registry) {
 	got, want := visibleOf(t, s), visibleOfModel(m)
 	slices.Sort(got.Services)
 	slices.Sort(got.Locks)
+	slices.Sort(got.Keys)
 	if diff := cmp.Diff(want, got, protocmp.Transform(), cmpopts.EquateEmpty()); diff != "" {
 		t.Fatalf("fsm and model differ at index %d (-model +fsm):\n%s", s.Index(), diff)
 	}
@@ -616,6 +621,24 @@ func TestDiffLeadsFromOneStateToTheOther(t *testing.T) {
 		})
 		if diff := cmp.Diff(instances(b), got); diff != "" {
 			t.Fatalf("the difference leads elsewhere:\n%s", diff)
+		}
+		keys := allKeys(a)
+		fsm.DiffKeys(a, b, func(before, after *fsm.KeyValue) bool {
+			k := after
+			if k == nil {
+				k = before
+			}
+			name := model.Name{Namespace: k.Namespace, Name: k.Key}
+			if keys[name] != keyText(before) || keyText(before) == keyText(after) {
+				t.Fatalf("%v: before is %s, after is %s, was %s", name, keyText(before), keyText(after), keys[name])
+			}
+			if delete(keys, name); after != nil {
+				keys[name] = keyText(after)
+			}
+			return true
+		})
+		if diff := cmp.Diff(allKeys(b), keys); diff != "" {
+			t.Fatalf("the difference leads to other keys:\n%s", diff)
 		}
 	})
 }

@@ -673,7 +673,7 @@ func (g golden) log() string  { return "testdata/" + g.name + ".log" }
 func (g golden) text() string { return "testdata/" + g.name + ".txt" }
 
 // goldens are the logs of all versions, the newest last.
-func goldens() []golden { return []golden{{"v1", 16}, {"v2", 24}, {"v3", 26}} }
+func goldens() []golden { return []golden{{"v1", 16}, {"v2", 24}, {"v3", 26}, {"v4", 27}} }
 
 // TestGoldenLogsReplay holds that the log of each version leads to the state that it led to when it was written. A log is
 // never changed: -rewrite makes the newest only, where it is missing.

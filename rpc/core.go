@@ -50,7 +50,9 @@ func (c *core) propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome
 	}
 	if level := st.FeatureLevel(); level >= fsm.AccessLevel {
 		cmd.Level, cmd.Actor = max(cmd.GetLevel(), level), credentialOf(ctx)
-		if identity, _ := st.Identity(cmd.GetActor()); cmd.GetRequest() != nil && identity != fsm.Anonymous {
+		// From fsm.KVLevel on the state machine does it, which is never behind.
+		identity, _ := st.Identity(cmd.GetActor())
+		if cmd.GetLevel() < fsm.KVLevel && cmd.GetRequest() != nil && identity != fsm.Anonymous {
 			cmd.Request.BodyHash ^= xxh3.HashString(identity)
 		}
 	}

@@ -127,7 +127,9 @@ func (m *Registry) denied(action registryv1.Action, namespace, name string) *raf
 	if !m.actor.judged || m.may(m.actor.identity, action, namespace, name) {
 		return nil
 	}
-	text := map[registryv1.Action]string{register: "register ", useLock: "lock "}[action]
+	text := map[registryv1.Action]string{
+		register: "register ", useLock: "lock ", kvRead: "kv_read ", kvWrite: "kv_write ",
+	}[action]
 	return fail(raftlogv1.Code_CODE_DENIED, text+namespace+"/"+name)
 }
 
@@ -251,7 +253,7 @@ func (m *Registry) putPolicy(p *registryv1.Policy) (bool, *raftlogv1.Outcome) {
 		return false, fail(raftlogv1.Code_CODE_INVALID, "rules")
 	}
 	for i, r := range p.GetRules() {
-		if field := wrongRule(r); field != "" {
+		if field := m.wrongRule(r); field != "" {
 			return false, fail(raftlogv1.Code_CODE_INVALID, fmt.Sprintf("rules[%d].%s", i, field))
 		}
 	}
@@ -270,16 +272,20 @@ func (m *Registry) putPolicy(p *registryv1.Policy) (bool, *raftlogv1.Outcome) {
 	return true, done()
 }
 
-func wrongRule(r *registryv1.Rule) string {
-	if len(r.GetActions()) == 0 || len(r.GetActions()) > 7 {
+func (m *Registry) wrongRule(r *registryv1.Rule) string {
+	last, most := administer, 7
+	if m.level >= 4 {
+		last, most = kvWrite, 9
+	}
+	if len(r.GetActions()) == 0 || len(r.GetActions()) > most {
 		return "actions"
 	}
 	named := false
 	for _, a := range r.GetActions() {
-		if a < discover || a > administer {
+		if a < discover || a > last {
 			return "actions"
 		}
-		named = named || a < observe
+		named = named || a < observe || a > administer
 	}
 	wrong := func(pattern string) bool {
 		return !name(pattern) || strings.Contains(strings.TrimSuffix(pattern, "*"), "*")

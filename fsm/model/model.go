@@ -8,6 +8,8 @@ package model
 import (
 	"bytes"
 	"fmt"
+	"hash/fnv"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -92,6 +94,11 @@ type Registry struct {
 	HistoryBegun bool
 	HistoryAfter uint64 // the revision when it was begun
 
+	Keys    map[Name]*registryv1.KeyValue
+	Delays  map[Name]int64    // keys that nobody may acquire: until when
+	Deleted map[string]uint64 // revision of the last deletion of a key, by namespace
+
+	level uint32                 // of the command under way
 	why   *registryv1.Transition // of the command under way: what there is to say of its changes
 	actor actor                  // of the command under way
 }
@@ -112,6 +119,10 @@ func New() *Registry {
 		Grants:    map[string]*registryv1.Grant{},
 
 		Namespaces: map[string]*registryv1.Namespace{},
+
+		Keys:    map[Name]*registryv1.KeyValue{},
+		Delays:  map[Name]int64{},
+		Deleted: map[string]uint64{},
 	}
 }
 
@@ -135,6 +146,9 @@ func (m *Registry) Clone() *Registry {
 	c.Grants = cloneMessages(m.Grants)
 	c.Namespaces = cloneMessages(m.Namespaces)
 	c.History = slices.Clone(m.History)
+	c.Keys = cloneMessages(m.Keys)
+	c.Delays = maps.Clone(m.Delays)
+	c.Deleted = maps.Clone(m.Deleted)
 	c.Clients = map[string]*Client{}
 	for k, v := range m.Clients {
 		c.Clients[k] = &Client{Last: v.Last, AnsweredBelow: v.AnsweredBelow, Outcomes: cloneMessages(v.Outcomes)}
@@ -166,6 +180,7 @@ func (m *Registry) Apply(index, term uint64, entry *raftlogv1.Entry) ([]*raftlog
 		outcomes = append(outcomes, m.command(cmd))
 	}
 	m.forgetIdle()
+	m.forgetDelays()
 	return outcomes, nil
 }
 
@@ -188,16 +203,18 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 	if nobody := m.act(cmd); nobody != nil {
 		return refused(nobody)
 	}
+	m.level = cmd.GetLevel()
 	m.beginHistory(cmd.GetLevel())
 	if req == nil {
 		return m.execute(cmd)
 	}
+	bodyHash := m.bodyHash(cmd)
 	client := m.Clients[req.GetClientId()]
 	if client == nil {
 		client = &Client{Last: -1, Outcomes: map[uint64]*raftlogv1.RememberedOutcome{}}
 	}
 	if old := client.Outcomes[req.GetSequence()]; old != nil {
-		if old.GetBodyHash() != req.GetBodyHash() {
+		if old.GetBodyHash() != bodyHash {
 			return refused(fail(raftlogv1.Code_CODE_REQUEST_REUSED, ""))
 		}
 		m.touch(client)
@@ -214,7 +231,7 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 	m.touch(client)
 	client.AnsweredBelow = max(client.AnsweredBelow, req.GetAnsweredBelow())
 	client.Outcomes[req.GetSequence()] = &raftlogv1.RememberedOutcome{
-		Sequence: req.GetSequence(), BodyHash: req.GetBodyHash(), Outcome: proto.CloneOf(outcome),
+		Sequence: req.GetSequence(), BodyHash: bodyHash, Outcome: proto.CloneOf(outcome),
 	}
 	for _, seq := range sortedKeys(client.Outcomes) {
 		if len(client.Outcomes) > maxOutcomes {
@@ -227,11 +244,23 @@ func (m *Registry) command(cmd *raftlogv1.Command) *raftlogv1.Outcome {
 	return outcome
 }
 
+// bodyHash tells bodies apart and, from level 4 on, who has sent them.
+func (m *Registry) bodyHash(cmd *raftlogv1.Command) uint64 {
+	identity, known := m.Identity(cmd.GetActor())
+	if cmd.GetLevel() < 4 || !known || identity == "" || identity == "anonymous" {
+		return cmd.GetRequest().GetBodyHash()
+	}
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%d %s", cmd.GetRequest().GetBodyHash(), identity)
+	return h.Sum64()
+}
+
 // malformed tells of a command that is none: its actor needs a level, its request a client and a number.
 func malformed(cmd *raftlogv1.Command) bool {
 	req := cmd.GetRequest()
 	return cmd.GetLevel() < 2 && cmd.GetActor() != "" ||
 		cmd.GetLevel() < 3 && (cmd.GetPutNamespace() != nil || cmd.GetDeleteNamespace() != nil) ||
+		cmd.GetLevel() < 4 && cmd.GetKvTransaction() != nil ||
 		req != nil && (req.GetClientId() == "" || len(req.GetClientId()) > 64 || req.GetSequence() == 0)
 }
 
@@ -325,6 +354,8 @@ func (m *Registry) dispatch(cmd *raftlogv1.Command) (changed bool, outcome *raft
 		return m.initCluster(kind.InitCluster.GetClusterId())
 	case *raftlogv1.Command_Batch:
 		return m.batch(kind.Batch)
+	case *raftlogv1.Command_KvTransaction:
+		return m.kvTransaction(kind.KvTransaction)
 	default:
 		return m.dispatchAccess(cmd)
 	}
@@ -408,7 +439,8 @@ func (m *Registry) expire(c *raftlogv1.Expire) bool {
 
 // endSession ends a session and all that hangs on it, and reports whether it was there.
 func (m *Registry) endSession(id string, cause, leaseCause registryv1.Cause) bool {
-	if m.Sessions[id] == nil {
+	session := m.Sessions[id]
+	if session == nil {
 		return false
 	}
 	delete(m.Sessions, id)
@@ -427,6 +459,7 @@ func (m *Registry) endSession(id string, cause, leaseCause registryv1.Cause) boo
 	for _, n := range names {
 		m.leave(n, id)
 	}
+	m.leaveKeys(session)
 	return true
 }
 
@@ -450,7 +483,18 @@ func (m *Registry) Session(id string) *registryv1.Session {
 	out := &registryv1.Session{
 		Id: id, ClientName: s.GetClientName(), Ttl: duration(s.GetTtlMs()),
 		CreateRevision: s.GetCreateRevision(), OpenedUnixMs: s.GetOpenedUnixMs(), Owner: s.GetOwner(),
-		Behavior: registryv1.SessionBehavior_SESSION_BEHAVIOR_RELEASE,
+		Behavior: registryv1.SessionBehavior_SESSION_BEHAVIOR_RELEASE, Node: s.GetNode(),
+	}
+	if s.GetBehavior() == registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE {
+		out.Behavior = s.GetBehavior()
+	}
+	if s.GetLockDelayMs() > 0 {
+		out.LockDelay = duration(s.GetLockDelayMs())
+	}
+	for _, k := range m.Keys {
+		if k.GetSessionId() == id {
+			out.Keys++
+		}
 	}
 	for _, i := range m.Instances {
 		if i.Message.GetSessionId() == id {

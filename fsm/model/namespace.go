@@ -25,6 +25,18 @@ func (m *Registry) Used(namespace, resource string) uint64 {
 		}
 		return uint64(n)
 	}
+	if resource == quotaKeys || resource == quotaKVBytes {
+		for at, k := range m.Keys {
+			switch {
+			case at.Namespace != namespace:
+			case resource == quotaKeys:
+				n++
+			default:
+				n += len(at.Name) + len(k.GetValue())
+			}
+		}
+		return uint64(n)
+	}
 	for name, lock := range m.Locks {
 		if name.Namespace == namespace {
 			n += len(owners(lock)) + len(lock.GetWaiters())
@@ -35,7 +47,10 @@ func (m *Registry) Used(namespace, resource string) uint64 {
 
 func (m *Registry) limit(namespace, resource string) uint64 {
 	q := m.Namespaces[namespace].GetQuota()
-	return map[string]uint64{quotaInstances: q.GetMaxInstances(), quotaLocks: q.GetMaxLocks()}[resource]
+	return map[string]uint64{
+		quotaInstances: q.GetMaxInstances(), quotaLocks: q.GetMaxLocks(),
+		quotaKeys: q.GetMaxKeys(), quotaKVBytes: q.GetMaxKvBytes(),
+	}[resource]
 }
 
 func exceeded(namespace, resource string, used, limit uint64) *raftlogv1.Outcome {
@@ -94,6 +109,9 @@ func (m *Registry) putNamespace(n *registryv1.Namespace) (bool, *raftlogv1.Outco
 	}
 	next := proto.CloneOf(n)
 	next.ModifyRevision = m.Revision
+	if m.level < 4 && next.GetQuota() != nil {
+		next.Quota.MaxKeys, next.Quota.MaxKvBytes = 0, 0
+	}
 	if proto.Equal(next.GetQuota(), &registryv1.Quota{}) {
 		next.Quota = nil
 	}

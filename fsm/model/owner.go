@@ -4,7 +4,10 @@ import (
 	"slices"
 	"strconv"
 
+	"google.golang.org/protobuf/proto"
+
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
 func (m *Registry) openSession(c *raftlogv1.OpenSession) (bool, *raftlogv1.Outcome) {
@@ -24,19 +27,32 @@ func (m *Registry) openAllowed(c *raftlogv1.OpenSession) (bool, *raftlogv1.Outco
 	case c.GetTtlMs() == 0:
 		return false, fail(raftlogv1.Code_CODE_INVALID, "ttl_ms")
 	}
+	next := &raftlogv1.SessionRecord{
+		Id: c.GetId(), ClientName: c.GetClientName(), TtlMs: c.GetTtlMs(),
+		CreateRevision: m.Revision, OpenedUnixMs: m.Time, Owner: m.actor.identity,
+		Behavior: registryv1.SessionBehavior_SESSION_BEHAVIOR_RELEASE,
+	}
+	if m.level >= 4 {
+		if wrong := wrongTerms(c); wrong != "" {
+			return false, fail(raftlogv1.Code_CODE_INVALID, wrong)
+		}
+		next.Node, next.LockDelayMs = c.GetNode(), c.GetLockDelayMs()
+		if c.GetBehavior() != registryv1.SessionBehavior_SESSION_BEHAVIOR_UNSPECIFIED {
+			next.Behavior = c.GetBehavior()
+		}
+	}
 	if refused := m.deniedSession(c.GetId()); refused != nil {
 		return false, refused
 	}
 	if old := m.Sessions[c.GetId()]; old != nil {
-		if old.GetClientName() == c.GetClientName() && old.GetTtlMs() == c.GetTtlMs() {
+		same := proto.CloneOf(old)
+		same.CreateRevision, same.OpenedUnixMs, same.Owner = next.GetCreateRevision(), next.GetOpenedUnixMs(), next.GetOwner()
+		if proto.Equal(same, next) {
 			return false, &raftlogv1.Outcome{Id: c.GetId()}
 		}
 		return false, fail(raftlogv1.Code_CODE_ALREADY_EXISTS, c.GetId())
 	}
-	m.Sessions[c.GetId()] = &raftlogv1.SessionRecord{
-		Id: c.GetId(), ClientName: c.GetClientName(), TtlMs: c.GetTtlMs(),
-		CreateRevision: m.Revision, OpenedUnixMs: m.Time, Owner: m.actor.identity,
-	}
+	m.Sessions[c.GetId()] = next
 	return true, &raftlogv1.Outcome{Id: c.GetId()}
 }
 
