@@ -86,12 +86,19 @@ func TestWaitingTakesNoPlace(t *testing.T) {
 		if n := w.metric("regd_requests_in_flight"); n != 0 {
 			t.Errorf("100 queries that wait hold %v places", n)
 		}
-		w.ok("PUT", "agent/service/register", `{"Name":"web","Tags":["new"]}`)
+		gate := make(chan struct{})
+		w.before = func() { <-gate }
+		for range 5 { // Who comes now and reads is refused.
+			w.later("PUT", "agent/service/register", `{"Name":"web"}`)
+		}
+		w.register(&registryv1.Instance{Service: "web", Id: "elsewhere", Address: "10.0.0.9"})
 		for _, q := range queries {
 			if rec := q.answered(t, "a change"); rec.Code != http.StatusOK {
 				t.Errorf("%d %s", rec.Code, rec.Body)
 			}
 		}
+		close(gate)
+		synctest.Wait()
 		if n := w.metric("regd_requests_in_flight"); n != 0 {
 			t.Errorf("%v places are still taken", n)
 		}
