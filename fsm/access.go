@@ -204,6 +204,9 @@ func (a *access) allowsSomewhere(identity string, either actions) bool {
 // Policy returns a policy, also one that is built in, nil if there is none. It must not be changed.
 func (s *State) Policy(name string) *registryv1.Policy {
 	if everywhere, ok := builtIn(name); ok {
+		if s.FeatureLevel() < KVLevel { // Nobody could put a policy that says the same.
+			everywhere &^= bit(registryv1.Action_ACTION_KV_READ) | bit(registryv1.Action_ACTION_KV_WRITE)
+		}
 		return builtInPolicy(name, everywhere)
 	}
 	if p, ok := s.rules().policies.get(name); ok {

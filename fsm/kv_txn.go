@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -90,10 +91,8 @@ func checkKVTransaction(cmd *raftlogv1.KVTransaction) (Outcome, bool) {
 		if malformed := malformedOp(op); malformed != "" {
 			return refuse(raftlogv1.Code_CODE_INVALID, "ops["+strconv.Itoa(i)+"]."+malformed), false
 		}
-		for _, earlier := range ops[:i] {
-			if writeSame(earlier, op) {
-				return refuse(raftlogv1.Code_CODE_INVALID, "ops["+strconv.Itoa(i)+"].key"), false
-			}
+		if ChangedTwice(ops[:i], op) {
+			return refuse(raftlogv1.Code_CODE_INVALID, "ops["+strconv.Itoa(i)+"].key"), false
 		}
 	}
 	if total > MaxKVTransactionBytes {
@@ -125,6 +124,12 @@ func malformedOp(op *raftlogv1.KVOp) string {
 // writes reports whether an operation changes what it names.
 func writes(op *raftlogv1.KVOp) bool {
 	return op.GetKind() < raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION
+}
+
+// ChangedTwice reports whether an operation could change a key that one of those before it could change: a transaction in which
+// there is such a one is refused.
+func ChangedTwice(before []*raftlogv1.KVOp, op *raftlogv1.KVOp) bool {
+	return slices.ContainsFunc(before, func(earlier *raftlogv1.KVOp) bool { return writeSame(earlier, op) })
 }
 
 // writeSame reports whether two operations could change the same key: which of them would win?

@@ -667,8 +667,8 @@ func TestRetryChangesNothing(t *testing.T) {
 		if strings.HasPrefix(cmd.GetActor(), "token:") {
 			cmd.Actor = "certificate:svc" // A token may be gone when it comes again: then it is denied.
 		}
-		if cmd.GetActor() != "" {
-			cmd.Level = fsm.HistoryLevel // What is no command is not remembered.
+		if cmd.GetActor() != "" || cmd.GetKvTransaction() != nil {
+			cmd.Level = fsm.KVLevel // What is no command is not remembered.
 		}
 		first := m.one(cmd)
 		between := rapid.IntRange(0, 3).Draw(t, "between")

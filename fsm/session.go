@@ -84,11 +84,7 @@ func (s *Session) ID() string { return s.at.id }
 // Proto returns the session as a message, with the numbers of what hangs on it in the State. It takes as long as there
 // are many.
 func (s *Session) Proto(st *State) *registryv1.Session {
-	var delay *durationpb.Duration
-	if s.LockDelayMs() > 0 {
-		delay = milliseconds(s.LockDelayMs())
-	}
-	return &registryv1.Session{
+	m := &registryv1.Session{
 		Id:             s.ID(),
 		ClientName:     s.ClientName,
 		Ttl:            milliseconds(s.TTLMs),
@@ -98,10 +94,15 @@ func (s *Session) Proto(st *State) *registryv1.Session {
 		OpenedUnixMs:   s.OpenedUnixMs,
 		Owner:          s.Owner,
 		Keys:           st.store().sessions.count(&s.at),
-		Behavior:       s.Behavior(),
-		LockDelay:      delay,
-		Node:           s.Node(),
 	}
+	if s.terms == nil {
+		return m
+	}
+	m.Behavior, m.Node = s.terms.behavior, s.terms.node
+	if s.terms.lockDelayMs > 0 {
+		m.LockDelay = milliseconds(s.terms.lockDelayMs)
+	}
+	return m
 }
 
 func milliseconds(ms uint64) *durationpb.Duration {

@@ -145,14 +145,19 @@ func (g guard) known(ctx context.Context) error {
 type need struct {
 	action          registryv1.Action
 	namespace, name string
-	somewhere       bool              // on anything at all will do
-	or              registryv1.Action // will do too, somewhere; 0: no other
+	prefix          bool                 // on all that begins with the name
+	somewhere       bool                 // on anything at all will do
+	or              [2]registryv1.Action // will do too, somewhere; 0: no other
 }
 
 // met tells whether the State allows it.
 func (n need) met(st *fsm.State, credential string) bool {
-	if n.somewhere {
-		return st.AllowedSomewhere(credential, n.action) || n.or != 0 && st.AllowedSomewhere(credential, n.or)
+	switch {
+	case n.somewhere:
+		return st.AllowedSomewhere(credential, n.action) ||
+			n.or[0] != 0 && st.AllowedSomewhere(credential, n.or[0]) || n.or[1] != 0 && st.AllowedSomewhere(credential, n.or[1])
+	case n.prefix:
+		return st.AllowedPrefix(credential, n.action, n.namespace, n.name)
 	}
 	return st.Allowed(credential, n.action, n.namespace, n.name)
 }
@@ -160,12 +165,14 @@ func (n need) met(st *fsm.State, credential string) bool {
 func (n need) String() string {
 	action := actionName(n.action)
 	switch {
-	case n.or != 0:
-		return action + " or " + actionName(n.or) + " anything"
+	case n.or[0] != 0:
+		return action + ", " + actionName(n.or[0]) + " or " + actionName(n.or[1]) + " anything"
 	case n.somewhere:
 		return action + " anything"
 	case n.namespace == "":
 		return action
+	case n.prefix:
+		return action + " " + n.namespace + "/" + n.name + "*"
 	default:
 		return action + " " + n.namespace + "/" + n.name
 	}

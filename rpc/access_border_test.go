@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/regd-io/regd/fsm"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
@@ -25,7 +26,10 @@ var errEnded = errors.New("denied")
 func TestATokenOfAnotherNamespaceReachesNothing(t *testing.T) {
 	r := newRig(t)
 	r.node.enforce(t)
-	all := []registryv1.Action{discoverIt, registerIt, seeLock, takeLock}
+	r.node.upgradedTo(t, fsm.KVLevel)
+	all := []registryv1.Action{
+		discoverIt, registerIt, seeLock, takeLock, registryv1.Action_ACTION_KV_READ, registryv1.Action_ACTION_KV_WRITE,
+	}
 	r.node.identity(t, "a", rule("team-a/*", all...))
 	r.node.identity(t, "b", rule("team/*", all...))
 	ctx, own := showing(t.Context(), "b"), showing(t.Context(), "a")
@@ -52,6 +56,9 @@ func TestATokenOfAnotherNamespaceReachesNothing(t *testing.T) {
 	}
 	mine := opened.GetSession().GetId()
 	if _, err = r.registry.Register(ctx, &apiv1.RegisterRequest{Instance: in("team", "web", "1")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = r.keys.PutKey(own, &apiv1.PutKeyRequest{Namespace: "team-a", Key: "k", Value: []byte("v")}); err != nil {
 		t.Fatal(err)
 	}
 	before := r.node.feed.State().ContentHash()
@@ -91,10 +98,11 @@ func TestATokenOfAnotherNamespaceReachesNothing(t *testing.T) {
 		}
 	}
 	const denied, hidden = "denied", "hidden"
-	rows := map[string]struct {
+	type row struct {
 		want string
 		err  error
-	}{
+	}
+	rows := map[string]row{
 		apiv1.RegistryService_Register_FullMethodName: {denied, drop(r.registry.Register(ctx, &apiv1.RegisterRequest{Instance: in("team-a", "web", "2")}))},
 		apiv1.RegistryService_RegisterBatch_FullMethodName: {denied, drop(r.registry.RegisterBatch(ctx, &apiv1.RegisterBatchRequest{
 			Register: []*registryv1.Instance{in("team", "web", "2")}, Deregister: []*apiv1.InstanceKey{key},
@@ -148,6 +156,24 @@ func TestATokenOfAnotherNamespaceReachesNothing(t *testing.T) {
 			return err
 		}()},
 	}
+	rows[apiv1.KVService_GetKey_FullMethodName] = row{denied, drop(r.keys.GetKey(ctx, &apiv1.GetKeyRequest{Namespace: "team-a", Key: "k"}))}
+	rows[apiv1.KVService_ListKeys_FullMethodName] = row{hidden, func() error {
+		m, err := r.keys.ListKeys(ctx, &apiv1.ListKeysRequest{Namespace: "team-a"})
+		return lists(m, err)
+	}()}
+	rows[apiv1.KVService_PutKey_FullMethodName] = row{denied, drop(r.keys.PutKey(ctx, &apiv1.PutKeyRequest{Namespace: "team-a", Key: "k"}))}
+	rows[apiv1.KVService_DeleteKey_FullMethodName] = row{denied, drop(r.keys.DeleteKey(ctx, &apiv1.DeleteKeyRequest{Namespace: "team-a", Prefix: true}))}
+	rows[apiv1.KVService_Transact_FullMethodName] = row{denied, drop(r.keys.Transact(ctx, &apiv1.TransactRequest{
+		Namespace: "team-a", Ops: []*apiv1.KeyOp{{Kind: apiv1.KeyOpKind_KEY_OP_KIND_CHECK_EXISTS, Key: "k"}},
+	}))}
+	rows[apiv1.KVService_WatchKeys_FullMethodName] = row{hidden, func() error {
+		stream, err := r.keys.WatchKeys(ctx, &apiv1.WatchKeysRequest{Namespace: "team-a", Prefix: true})
+		if err == nil {
+			m, recvErr := stream.Recv()
+			return lists(m, recvErr)
+		}
+		return err
+	}()}
 	// Of these each has an id of its own to guess at most, and other tests hold whose it must be.
 	elsewhere := []string{
 		apiv1.SessionService_Open_FullMethodName, apiv1.SessionService_Attach_FullMethodName,
@@ -156,7 +182,8 @@ func TestATokenOfAnotherNamespaceReachesNothing(t *testing.T) {
 	for _, method := range methodsOf(r.server) {
 		row, ok := rows[method]
 		inNamespaces := strings.Contains(method, "v1.RegistryService/") || strings.Contains(method, "v1.SessionService/") ||
-			strings.Contains(method, "v1.LeaseService/") || strings.Contains(method, "v1.LockService/")
+			strings.Contains(method, "v1.LeaseService/") || strings.Contains(method, "v1.LockService/") ||
+			strings.Contains(method, "v1.KVService/")
 		switch {
 		case !ok && inNamespaces && !slices.Contains(elsewhere, method):
 			t.Errorf("%s is not tried", method)

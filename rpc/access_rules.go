@@ -77,6 +77,38 @@ var accessRules = map[string]accessRule{
 	apiv1.LockService_ListLocks_FullMethodName: always(somewhere(registryv1.Action_ACTION_SEE_LOCK)),
 	apiv1.LockService_WatchLock_FullMethodName: always(somewhere(registryv1.Action_ACTION_SEE_LOCK)),
 
+	apiv1.KVService_GetKey_FullMethodName: func(req any) []need {
+		return []need{onKey(registryv1.Action_ACTION_KV_READ, req.(*apiv1.GetKeyRequest))}
+	},
+	// What may be seen is chosen by the handlers.
+	apiv1.KVService_ListKeys_FullMethodName:  always(somewhere(registryv1.Action_ACTION_KV_READ)),
+	apiv1.KVService_WatchKeys_FullMethodName: always(somewhere(registryv1.Action_ACTION_KV_READ)),
+	apiv1.KVService_PutKey_FullMethodName: func(req any) []need {
+		return []need{onKey(registryv1.Action_ACTION_KV_WRITE, req.(*apiv1.PutKeyRequest))}
+	},
+	apiv1.KVService_DeleteKey_FullMethodName: func(req any) []need {
+		order := req.(*apiv1.DeleteKeyRequest)
+		n := onKey(registryv1.Action_ACTION_KV_WRITE, order)
+		n.prefix = order.GetPrefix()
+		return []need{n}
+	},
+	apiv1.KVService_Transact_FullMethodName: func(req any) []need {
+		order := req.(*apiv1.TransactRequest)
+		needs := []need{somewhere(registryv1.Action_ACTION_KV_READ)} // Also for an empty one.
+		for _, op := range order.GetOps() {
+			n := need{
+				action:    registryv1.Action_ACTION_KV_WRITE,
+				namespace: cmp.Or(order.GetNamespace(), DefaultNamespace), name: op.GetKey(),
+				prefix: op.GetKind() == apiv1.KeyOpKind_KEY_OP_KIND_DELETE_PREFIX,
+			}
+			if op.GetKind() >= apiv1.KeyOpKind_KEY_OP_KIND_CHECK_REVISION {
+				n.action = registryv1.Action_ACTION_KV_READ
+			}
+			needs = addNeed(needs, n)
+		}
+		return needs
+	},
+
 	apiv1.ClusterService_Status_FullMethodName:             always(onCluster(registryv1.Action_ACTION_OBSERVE)),
 	apiv1.ClusterService_Members_FullMethodName:            always(onCluster(registryv1.Action_ACTION_OBSERVE)),
 	apiv1.ClusterService_Verify_FullMethodName:             always(onCluster(registryv1.Action_ACTION_OBSERVE)),
@@ -122,7 +154,10 @@ func somewhere(a registryv1.Action) need { return need{action: a, somewhere: tru
 
 // keepAlive is what it takes to have sessions and leases: there is no other use of them.
 func keepAlive() need {
-	return need{action: registryv1.Action_ACTION_REGISTER, somewhere: true, or: registryv1.Action_ACTION_LOCK}
+	return need{
+		action: registryv1.Action_ACTION_REGISTER, somewhere: true,
+		or: [2]registryv1.Action{registryv1.Action_ACTION_LOCK, registryv1.Action_ACTION_KV_WRITE},
+	}
 }
 
 func onCluster(a registryv1.Action) need { return need{action: a} }
@@ -145,6 +180,16 @@ type named interface {
 
 func onLock(a registryv1.Action, at named) need {
 	return need{action: a, namespace: cmp.Or(at.GetNamespace(), DefaultNamespace), name: at.GetName()}
+}
+
+// keyed is what names a key.
+type keyed interface {
+	GetNamespace() string
+	GetKey() string
+}
+
+func onKey(a registryv1.Action, at keyed) need {
+	return need{action: a, namespace: cmp.Or(at.GetNamespace(), DefaultNamespace), name: at.GetKey()}
 }
 
 func registerKey[R interface{ GetKey() *apiv1.InstanceKey }](req any) []need {

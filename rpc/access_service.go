@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,7 +33,7 @@ type accessServer struct {
 
 // administer proposes a command of access control, which the members must all be able to apply.
 func (s *accessServer) administer(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcome, error) {
-	cmd.Level = fsm.AccessLevel
+	cmd.Level = max(cmd.GetLevel(), fsm.AccessLevel)
 	return s.propose(ctx, cmd)
 }
 
@@ -115,13 +116,23 @@ func (s *accessServer) PutPolicy(ctx context.Context, req *apiv1.PutPolicyReques
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	out, err := s.administer(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_PutPolicy{
+	out, err := s.administer(ctx, &raftlogv1.Command{Level: policyLevel(policy), Request: id, Kind: &raftlogv1.Command_PutPolicy{
 		PutPolicy: &raftlogv1.PutPolicy{Policy: policy},
 	}})
 	if err != nil {
 		return nil, explain(err, "put policy "+policy.GetName(), "policy", policy.GetName())
 	}
 	return &apiv1.PutPolicyResponse{Header: s.writeHeader(out.Revision), Changed: out.Changed}, nil
+}
+
+// policyLevel is the feature level that all members need to know what a policy says.
+func policyLevel(p *registryv1.Policy) uint32 {
+	for _, r := range p.GetRules() {
+		if slices.Max(r.GetActions()) > registryv1.Action_ACTION_ADMINISTER {
+			return fsm.KVLevel
+		}
+	}
+	return fsm.AccessLevel
 }
 
 // DeletePolicy deletes a policy.
@@ -362,8 +373,11 @@ func (f *faults) rule(in *registryv1.Rule) *registryv1.Rule {
 		f.add("actions", "is required")
 	}
 	named := false
+	name := f.pattern
 	for _, a := range in.GetActions() {
 		switch a {
+		case registryv1.Action_ACTION_KV_READ, registryv1.Action_ACTION_KV_WRITE:
+			named, name = true, f.keyPattern
 		case registryv1.Action_ACTION_DISCOVER, registryv1.Action_ACTION_REGISTER, registryv1.Action_ACTION_SEE_LOCK,
 			registryv1.Action_ACTION_LOCK:
 			named = true
@@ -374,7 +388,7 @@ func (f *faults) rule(in *registryv1.Rule) *registryv1.Rule {
 	}
 	if named {
 		f.pattern("namespace", in.GetNamespace(), MaxNamespaceLen)
-		f.pattern("name", in.GetName(), MaxLockNameLen)
+		name("name", in.GetName(), MaxLockNameLen)
 	} else if in.GetNamespace() != "" || in.GetName() != "" {
 		f.add("namespace", "must be empty, as must be the name: %v is the whole cluster's", in.GetActions())
 	}
@@ -391,6 +405,19 @@ func (f *faults) pattern(field, value string, limit int) {
 		f.add(field, `must have "*" only at its end, is %s`, quote(value))
 	case prefix != "":
 		f.path(field, prefix, limit)
+	}
+}
+
+// keyPattern is pattern for keys, which have more characters.
+func (f *faults) keyPattern(field, value string, limit int) {
+	prefix, _ := strings.CutSuffix(value, "*")
+	switch {
+	case value == "" || strings.Contains(prefix, "*"):
+		f.pattern(field, value, limit)
+	case len(value) > limit:
+		f.add(field, "has %d bytes, the limit is %d: %s", len(value), limit, quote(value))
+	default:
+		f.keyText(field, prefix, true)
 	}
 }
 

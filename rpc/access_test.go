@@ -65,7 +65,7 @@ func (n *fakeNode) identity(tb testing.TB, name string, rules ...*registryv1.Rul
 			Grant: &registryv1.Grant{Identity: name, Policies: []string{name}},
 		}}},
 	} {
-		cmd.Level = fsm.AccessLevel
+		cmd.Level = max(fsm.AccessLevel, n.feed.State().FeatureLevel())
 		n.mustApply(tb, cmd)
 	}
 	if _, ok := n.feed.State().Token(name); !ok {

@@ -169,20 +169,21 @@ func (a *admission) collectors() []prometheus.Collector {
 func classOf(method string) class {
 	switch method {
 	case apiv1.RegistryService_Deregister_FullMethodName, apiv1.RegistryService_AwaitDelivery_FullMethodName, apiv1.SessionService_Close_FullMethodName,
-		apiv1.LeaseService_Revoke_FullMethodName, apiv1.LockService_Release_FullMethodName:
+		apiv1.LeaseService_Revoke_FullMethodName, apiv1.LockService_Release_FullMethodName, apiv1.KVService_DeleteKey_FullMethodName:
 		return classDeregister
 	case apiv1.RegistryService_SetHealth_FullMethodName, apiv1.RegistryService_Drain_FullMethodName,
 		apiv1.RegistryService_SetMaintenance_FullMethodName:
 		return classHealth
 	case apiv1.RegistryService_Register_FullMethodName, apiv1.RegistryService_RegisterBatch_FullMethodName,
 		apiv1.SessionService_Open_FullMethodName, apiv1.LeaseService_Grant_FullMethodName,
-		apiv1.LockService_Acquire_FullMethodName:
+		apiv1.LockService_Acquire_FullMethodName, apiv1.KVService_PutKey_FullMethodName, apiv1.KVService_Transact_FullMethodName:
 		return classRegister
 	case apiv1.RegistryService_Explain_FullMethodName, apiv1.NamespaceService_GetNamespace_FullMethodName, apiv1.NamespaceService_ListNamespaces_FullMethodName,
 		apiv1.RegistryService_Get_FullMethodName, apiv1.RegistryService_ListServices_FullMethodName,
 		apiv1.RegistryService_ListInstances_FullMethodName, apiv1.SessionService_List_FullMethodName,
 		apiv1.LeaseService_GetLease_FullMethodName, apiv1.LeaseService_ListLeases_FullMethodName,
-		apiv1.LockService_GetLock_FullMethodName, apiv1.LockService_ListLocks_FullMethodName:
+		apiv1.LockService_GetLock_FullMethodName, apiv1.LockService_ListLocks_FullMethodName,
+		apiv1.KVService_GetKey_FullMethodName, apiv1.KVService_ListKeys_FullMethodName:
 		return classList
 	default:
 		return classRenew

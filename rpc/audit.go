@@ -31,6 +31,7 @@ func audited(method string) bool {
 		apiv1.SessionService_Open_FullMethodName, apiv1.SessionService_Close_FullMethodName,
 		apiv1.LeaseService_Grant_FullMethodName, apiv1.LeaseService_Revoke_FullMethodName,
 		apiv1.LockService_Acquire_FullMethodName, apiv1.LockService_Release_FullMethodName,
+		apiv1.KVService_PutKey_FullMethodName, apiv1.KVService_DeleteKey_FullMethodName, apiv1.KVService_Transact_FullMethodName,
 		apiv1.ClusterService_Join_FullMethodName, apiv1.ClusterService_Remove_FullMethodName,
 		apiv1.ClusterService_Promote_FullMethodName, apiv1.ClusterService_Demote_FullMethodName,
 		apiv1.ClusterService_TransferLeadership_FullMethodName, apiv1.ClusterService_SaveSnapshot_FullMethodName,

@@ -70,6 +70,8 @@ func Faults() []Fault {
 		{cluster.ErrFeatureLevel, codes.FailedPrecondition, apiv1.Reason_REASON_FEATURE_LEVEL, again, "upgrade all members first"},
 		{ErrBootstrapped, codes.FailedPrecondition, apiv1.Reason_REASON_BOOTSTRAPPED, final, "use a token that administers access"},
 		{ErrLockNotFound, codes.NotFound, apiv1.Reason_REASON_LOCK_NOT_FOUND, final, "nobody holds the lock: acquire it"},
+		{ErrKeyNotFound, codes.NotFound, apiv1.Reason_REASON_KEY_NOT_FOUND, final, "check namespace and key"},
+		{ErrKeyExists, codes.AlreadyExists, apiv1.Reason_REASON_KEY_EXISTS, final, "read it and decide anew"},
 		{ErrServiceNotFound, codes.NotFound, apiv1.Reason_REASON_SERVICE_NOT_FOUND, final, "check namespace and name"},
 		{fsm.ErrSessionNotFound, codes.NotFound, apiv1.Reason_REASON_SESSION_NOT_FOUND, final, "open a new session and register again"},
 		{fsm.ErrLeaseNotFound, codes.NotFound, apiv1.Reason_REASON_LEASE_NOT_FOUND, final, "grant a new lease"},

@@ -130,7 +130,7 @@ func (n *fakeNode) apply(cmd *raftlogv1.Command) (fsm.Outcome, error) {
 func (n *fakeNode) mustApply(tb testing.TB, cmd *raftlogv1.Command) fsm.Outcome {
 	tb.Helper()
 	if n.feed.State().FeatureLevel() >= fsm.AccessLevel {
-		cmd.Level = fsm.AccessLevel // Else it would count as that of a node which does not know of access control.
+		cmd.Level = max(cmd.GetLevel(), fsm.AccessLevel) // Else it would count as that of a node which does not know of access control.
 	}
 	out, err := n.apply(cmd)
 	if err = errors.Join(err, out.Err()); err != nil {
@@ -260,6 +260,7 @@ type rig struct {
 	sessions apiv1.SessionServiceClient
 	leases   apiv1.LeaseServiceClient
 	locks    apiv1.LockServiceClient
+	keys     apiv1.KVServiceClient
 	cluster  apiv1.ClusterServiceClient
 }
 
@@ -298,6 +299,7 @@ func newRig(tb testing.TB, configure ...func(*Config)) *rig {
 		sessions: apiv1.NewSessionServiceClient(conn),
 		leases:   apiv1.NewLeaseServiceClient(conn),
 		locks:    apiv1.NewLockServiceClient(conn),
+		keys:     apiv1.NewKVServiceClient(conn),
 		cluster:  apiv1.NewClusterServiceClient(conn),
 	}
 }

@@ -30,6 +30,7 @@ func healthServices() []string {
 		apiv1.RegistryService_ServiceDesc.ServiceName, apiv1.SessionService_ServiceDesc.ServiceName,
 		apiv1.LeaseService_ServiceDesc.ServiceName, apiv1.LockService_ServiceDesc.ServiceName,
 		apiv1.ClusterService_ServiceDesc.ServiceName, apiv1.AccessService_ServiceDesc.ServiceName,
+		apiv1.KVService_ServiceDesc.ServiceName,
 	}
 }
 

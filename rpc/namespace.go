@@ -28,7 +28,11 @@ func (s *namespaceServer) PutNamespace(ctx context.Context, req *apiv1.PutNamesp
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	out, err := s.propose(ctx, &raftlogv1.Command{Level: fsm.HistoryLevel, Request: id, Kind: &raftlogv1.Command_PutNamespace{
+	level := uint32(fsm.HistoryLevel)
+	if q := entry.GetQuota(); q.GetMaxKeys()+q.GetMaxKvBytes() > 0 {
+		level = fsm.KVLevel
+	}
+	out, err := s.propose(ctx, &raftlogv1.Command{Level: level, Request: id, Kind: &raftlogv1.Command_PutNamespace{
 		PutNamespace: &raftlogv1.PutNamespace{Namespace: entry},
 	}})
 	if err != nil {
@@ -83,6 +87,7 @@ func (s *namespaceServer) info(st *fsm.State, name string) *apiv1.NamespaceInfo 
 	use := st.NamespaceUse(name)
 	return &apiv1.NamespaceInfo{
 		Namespace: entry, Instances: use.Instances, Locks: use.Locks, Watches: s.quotas.watching(name),
+		Keys: use.Keys, KvBytes: use.KVBytes,
 	}
 }
 

@@ -28,8 +28,14 @@ import (
 // upgraded has all members of the node's cluster know of namespaces and history.
 func (n *fakeNode) upgraded(tb testing.TB) {
 	tb.Helper()
+	n.upgradedTo(tb, fsm.HistoryLevel)
+}
+
+// upgradedTo has all members of the node's cluster know of a feature level.
+func (n *fakeNode) upgradedTo(tb testing.TB, level uint32) {
+	tb.Helper()
 	n.mustApply(tb, &raftlogv1.Command{Kind: &raftlogv1.Command_SetMember{SetMember: &raftlogv1.SetMember{
-		Member: &registryv1.Member{Id: "id1", Name: "n1", FeatureLevel: fsm.HistoryLevel},
+		Member: &registryv1.Member{Id: "id1", Name: "n1", FeatureLevel: level},
 	}}})
 }
 

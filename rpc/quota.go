@@ -68,6 +68,8 @@ func (q *quotas) write(st *fsm.State, cmd *raftlogv1.Command) error {
 		return q.writeOne(st, kind.SetMaintenance.GetKey().GetNamespace(), 1)
 	case *raftlogv1.Command_AcquireLock:
 		return q.writeOne(st, kind.AcquireLock.GetNamespace(), 1)
+	case *raftlogv1.Command_KvTransaction:
+		return q.writeKeys(st, kind.KvTransaction)
 	default:
 		return nil
 	}
@@ -85,6 +87,22 @@ func (q *quotas) writeBatch(st *fsm.State, batch *raftlogv1.Batch) error {
 		}
 	}
 	return nil
+}
+
+// writeKeys lets a transaction in. Each value that it puts is a write, but for those with which a key is released.
+func (q *quotas) writeKeys(st *fsm.State, tx *raftlogv1.KVTransaction) error {
+	var puts uint64
+	for _, op := range tx.GetOps() {
+		switch op.GetKind() {
+		case raftlogv1.KVOpKind_KV_OP_KIND_SET, raftlogv1.KVOpKind_KV_OP_KIND_SET_IF, raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE:
+			puts++
+		default:
+		}
+	}
+	if puts == 0 {
+		return nil
+	}
+	return q.writeOne(st, tx.GetNamespace(), puts)
 }
 
 func (q *quotas) writeOne(st *fsm.State, namespace string, writes uint64) error {
@@ -196,7 +214,7 @@ type quotaMetrics struct{ core *core }
 //nolint:gochecknoglobals // Descriptions that nobody changes.
 var (
 	namespaceUsed = prometheus.NewDesc("regd_namespace_used",
-		"What there is in a namespace that has a quota, by resource: instances, locks, and watches at this node.",
+		"What there is in a namespace that has a quota, by resource: instances, locks, keys, kv_bytes, and watches at this node.",
 		[]string{"namespace", "resource"}, nil)
 	namespaceLimit = prometheus.NewDesc("regd_namespace_limit",
 		"What a namespace may have by its quota, by resource. A resource without a limit has none.",
@@ -226,6 +244,8 @@ func (m quotaMetrics) Collect(ch chan<- prometheus.Metric) {
 		}{
 			{fsm.QuotaInstances, q.GetMaxInstances(), use.Instances, true},
 			{fsm.QuotaLocks, q.GetMaxLocks(), use.Locks, true},
+			{fsm.QuotaKeys, q.GetMaxKeys(), use.Keys, true},
+			{fsm.QuotaKVBytes, q.GetMaxKvBytes(), use.KVBytes, true},
 			{"watches", q.GetMaxWatches(), m.core.quotas.watching(name), true},
 			{"writes_per_second", q.GetMaxWritesPerSecond(), 0, false},
 		} {
@@ -246,6 +266,8 @@ func (f *faults) quota(q *registryv1.Quota) *registryv1.Quota {
 		MaxInstances: f.limit("max_instances", q.GetMaxInstances()), MaxLocks: f.limit("max_locks", q.GetMaxLocks()),
 		MaxWatches:         f.limit("max_watches", q.GetMaxWatches()),
 		MaxWritesPerSecond: f.limit("max_writes_per_second", q.GetMaxWritesPerSecond()),
+		MaxKeys:            f.limit("max_keys", q.GetMaxKeys()),
+		MaxKvBytes:         f.limit("max_kv_bytes", q.GetMaxKvBytes()),
 	}
 }
 

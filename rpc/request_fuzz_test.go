@@ -80,6 +80,7 @@ func newBare(node *fakeNode) *bare {
 		&apiv1.AccessService_ServiceDesc:  &accessServer{core: c},
 
 		&apiv1.NamespaceService_ServiceDesc: &namespaceServer{core: c},
+		&apiv1.KVService_ServiceDesc:        &kvServer{core: c},
 	}}
 }
 
@@ -108,7 +109,13 @@ func inhabited(tb testing.TB) *fsm.State {
 		registration(tb, checked),
 		registration(tb, instance("web", "2")),
 		{Kind: &raftlogv1.Command_SetMember{SetMember: &raftlogv1.SetMember{
-			Member: &registryv1.Member{Id: "id1", Name: "n1", FeatureLevel: fsm.HistoryLevel},
+			Member: &registryv1.Member{Id: "id1", Name: "n1", FeatureLevel: fsm.KVLevel},
+		}}},
+		{Level: fsm.KVLevel, Kind: &raftlogv1.Command_KvTransaction{KvTransaction: &raftlogv1.KVTransaction{
+			Namespace: DefaultNamespace, Ops: []*raftlogv1.KVOp{
+				{Kind: raftlogv1.KVOpKind_KV_OP_KIND_SET, Key: "a/b", Value: []byte("v")},
+				{Kind: raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, Key: "k", SessionId: "s1"},
+			},
 		}}},
 		{Level: fsm.HistoryLevel, Kind: &raftlogv1.Command_PutNamespace{PutNamespace: &raftlogv1.PutNamespace{
 			Namespace: &registryv1.Namespace{Name: DefaultNamespace, Quota: &registryv1.Quota{MaxInstances: 4, MaxWritesPerSecond: 100}},
@@ -277,6 +284,16 @@ func seedRequests() []proto.Message {
 		&apiv1.ExplainRequest{Key: webKey("1"), Limit: 3}, &apiv1.GetNamespaceRequest{}, &apiv1.ListNamespacesRequest{PageSize: 1},
 		&apiv1.PutNamespaceRequest{RequestId: id, Namespace: &registryv1.Namespace{Name: "a", Quota: &registryv1.Quota{MaxLocks: 1}}},
 		&apiv1.DeleteNamespaceRequest{RequestId: id, Name: DefaultNamespace},
+		&apiv1.GetKeyRequest{Key: "a/b"}, &apiv1.ListKeysRequest{Prefix: "a/", PageSize: 1},
+		&apiv1.PutKeyRequest{RequestId: id, Key: "a/b", Value: []byte{0xff}, Flags: 1, ExpectedRevision: 7},
+		&apiv1.PutKeyRequest{RequestId: id, Key: "k", MustBeAbsent: true, SessionId: "s2"},
+		&apiv1.DeleteKeyRequest{RequestId: id, Key: "a", Prefix: true}, &apiv1.DeleteKeyRequest{Key: "a/b", ExpectedRevision: 7},
+		&apiv1.TransactRequest{RequestId: id, Ops: []*apiv1.KeyOp{
+			{Kind: apiv1.KeyOpKind_KEY_OP_KIND_CHECK_SESSION, Key: "k", SessionId: "s1"},
+			{Kind: apiv1.KeyOpKind_KEY_OP_KIND_RELEASE, Key: "k", SessionId: "s1"},
+			{Kind: apiv1.KeyOpKind_KEY_OP_KIND_DELETE_PREFIX, Key: "a/"},
+		}},
+		&apiv1.OpenRequest{LockDelay: durationpb.New(time.Second), Behavior: registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE},
 	}
 }
 
@@ -454,6 +471,7 @@ func FuzzStream(f *testing.F) {
 			&apiv1.WatchRequest{Action: &apiv1.WatchRequest_Unsubscribe{Unsubscribe: &apiv1.Unsubscribe{SubscriptionId: 1}}}),
 		"WatchService":    framed(f, &apiv1.WatchServiceRequest{Resume: &apiv1.ResumePoint{ClusterId: "c1", Epoch: 1, Revision: 1 << 62}}),
 		"WatchLock":       framed(f, &apiv1.WatchLockRequest{Name: "l", ProgressInterval: durationpb.New(time.Second)}),
+		"WatchKeys":       framed(f, &apiv1.WatchKeysRequest{Prefix: true, ProgressInterval: durationpb.New(time.Second)}),
 		"SaveSnapshot":    framed(f, &apiv1.SaveSnapshotRequest{}),
 		"RestoreSnapshot": framed(f, &apiv1.RestoreSnapshotRequest{Chunk: []byte("regd snapshot\n")}, &apiv1.RestoreSnapshotRequest{}),
 	}

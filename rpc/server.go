@@ -168,6 +168,7 @@ func (s *Server) register() {
 	apiv1.RegisterClusterServiceServer(s.grpc, &clusterServer{core: s.core, restoring: make(chan struct{}, 1)})
 	apiv1.RegisterAccessServiceServer(s.grpc, &accessServer{core: s.core, resetFile: s.cfg.AccessResetFile})
 	apiv1.RegisterNamespaceServiceServer(s.grpc, &namespaceServer{core: s.core})
+	apiv1.RegisterKVServiceServer(s.grpc, &kvServer{core: s.core})
 	healthpb.RegisterHealthServer(s.grpc, &healthServer{core: s.core})
 	reflection.RegisterV1(s.grpc)
 }

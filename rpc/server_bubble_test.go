@@ -170,7 +170,7 @@ func TestHealthFollowsTheNode(t *testing.T) {
 		want := func(ready, live healthpb.HealthCheckResponse_ServingStatus) {
 			t.Helper()
 			list, err := client.List(bg, &healthpb.HealthListRequest{})
-			if err != nil || len(list.GetStatuses()) != 8 {
+			if err != nil || len(list.GetStatuses()) != 9 {
 				t.Fatalf("List: %v, %v", list, err)
 			}
 			for service, listed := range list.GetStatuses() {

@@ -43,6 +43,7 @@ func TestEveryMethodHasAClass(t *testing.T) {
 		"ListPolicies": classRenew, "CreateToken": classRenew, "DeleteToken": classRenew, "ListTokens": classRenew,
 		"PutGrant": classRenew, "DeleteGrant": classRenew, "ListGrants": classRenew, "WhoAmI": classRenew,
 		"PutNamespace": classRenew, "GetNamespace": classList, "ListNamespaces": classList, "DeleteNamespace": classRenew, "Explain": classList,
+		"GetKey": classList, "ListKeys": classList, "PutKey": classRegister, "DeleteKey": classDeregister, "Transact": classRegister,
 	}
 	r := newRig(t)
 	for service, info := range r.server.grpc.GetServiceInfo() {

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
@@ -26,10 +27,11 @@ func (s *sessionServer) Open(ctx context.Context, req *apiv1.OpenRequest) (*apiv
 	var f faults
 	id := f.request(req)
 	open := f.newSession(req)
+	level := f.sessionTerms(open, req)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	out, err := s.propose(ctx, &raftlogv1.Command{Request: id, Kind: &raftlogv1.Command_OpenSession{OpenSession: open}})
+	out, err := s.propose(ctx, &raftlogv1.Command{Level: level, Request: id, Kind: &raftlogv1.Command_OpenSession{OpenSession: open}})
 	if err != nil {
 		return nil, explain(err, "open session")
 	}
@@ -47,6 +49,21 @@ func (f *faults) newSession(wish sessionWish) *raftlogv1.OpenSession {
 	f.text("client_name", wish.GetClientName(), MaxClientNameLen)
 	ttl := f.duration("ttl", wish.GetTtl(), span{least: MinTTL, most: MaxTTL, byDefault: DefaultSessionTTL})
 	return &raftlogv1.OpenSession{Id: uuid.NewString(), ClientName: wish.GetClientName(), TtlMs: millis(ttl)}
+}
+
+// sessionTerms adds what a session says about keys, and returns the feature level that this takes.
+func (f *faults) sessionTerms(open *raftlogv1.OpenSession, req *apiv1.OpenRequest) (level uint32) {
+	if _, known := registryv1.SessionBehavior_name[int32(req.GetBehavior())]; !known {
+		f.add("behavior", "is unknown: %d", int32(req.GetBehavior()))
+	}
+	open.Behavior = req.GetBehavior()
+	if d := req.GetLockDelay(); d.GetSeconds() != 0 || d.GetNanos() != 0 {
+		open.LockDelayMs = millis(f.duration("lock_delay", d, span{least: time.Millisecond, most: MaxLockDelay}))
+	}
+	if open.GetLockDelayMs() == 0 && open.GetBehavior() != registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE {
+		return 0
+	}
+	return fsm.KVLevel
 }
 
 // ownSession is newSession for a registration, nil for one that opens none.
@@ -69,10 +86,14 @@ func (c *core) opened(out fsm.Outcome, open *raftlogv1.OpenSession, instances in
 	if known := st.Session(out.ID); known != nil {
 		return known.Proto(st)
 	}
-	return &registryv1.Session{
+	session := &registryv1.Session{
 		Id: out.ID, ClientName: open.GetClientName(), Ttl: durationOf(open.GetTtlMs()), CreateRevision: out.Revision,
-		Instances: uint32(instances),
+		Instances: uint32(instances), Behavior: open.GetBehavior(),
 	}
+	if open.GetLockDelayMs() > 0 {
+		session.LockDelay = durationOf(open.GetLockDelayMs())
+	}
+	return session
 }
 
 // Attach renews sessions over a stream; see renewStream.

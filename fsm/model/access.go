@@ -130,7 +130,7 @@ func (m *Registry) denied(action registryv1.Action, namespace, name string) *raf
 	text := map[registryv1.Action]string{
 		register: "register ", useLock: "lock ", kvRead: "kv_read ", kvWrite: "kv_write ",
 	}[action]
-	return fail(raftlogv1.Code_CODE_DENIED, text+namespace+"/"+name)
+	return fail(raftlogv1.Code_CODE_DENIED, shortened(text+namespace+"/"+name))
 }
 
 // deniedCluster refuses what concerns the whole cluster and is not its own doing.

@@ -101,6 +101,14 @@ func wrongTransaction(c *raftlogv1.KVTransaction) *raftlogv1.Outcome {
 	return nil
 }
 
+// shortened is as much of a text as a subject has room for.
+func shortened(text string) string {
+	for len(text) > maxName || !utf8.ValidString(text) {
+		text = text[:min(len(text)-1, maxName)]
+	}
+	return text
+}
+
 func changes(op *raftlogv1.KVOp) bool {
 	switch op.GetKind() {
 	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION, raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION,
@@ -129,7 +137,7 @@ func (m *Registry) deniedOp(namespace string, op *raftlogv1.KVOp) *raftlogv1.Out
 		if !m.actor.judged || m.mayPrefix(m.actor.identity, kvWrite, namespace, op.GetKey()) {
 			return nil
 		}
-		return fail(raftlogv1.Code_CODE_DENIED, "kv_write "+namespace+"/"+op.GetKey()+"*")
+		return fail(raftlogv1.Code_CODE_DENIED, shortened("kv_write "+namespace+"/"+op.GetKey()+"*"))
 	}
 	if changes(op) {
 		return m.denied(kvWrite, namespace, op.GetKey())
@@ -149,11 +157,7 @@ func (m *Registry) mayPrefix(identity string, action registryv1.Action, namespac
 func (m *Registry) op(at Name, i int, op *raftlogv1.KVOp) (bool, *raftlogv1.Outcome) {
 	old := m.Keys[at]
 	failed := func(code raftlogv1.Code, number uint64) (bool, *raftlogv1.Outcome) {
-		subject := fmt.Sprintf("op %d %d %s", i, number, op.GetKey())
-		for len(subject) > maxName || !utf8.ValidString(subject) {
-			subject = subject[:min(len(subject)-1, maxName)]
-		}
-		return false, fail(code, subject)
+		return false, fail(code, shortened(fmt.Sprintf("op %d %d %s", i, number, op.GetKey())))
 	}
 	owner := old.GetSessionId()
 	mine := owner != "" && owner == op.GetSessionId()

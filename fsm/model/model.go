@@ -483,9 +483,9 @@ func (m *Registry) Session(id string) *registryv1.Session {
 	out := &registryv1.Session{
 		Id: id, ClientName: s.GetClientName(), Ttl: duration(s.GetTtlMs()),
 		CreateRevision: s.GetCreateRevision(), OpenedUnixMs: s.GetOpenedUnixMs(), Owner: s.GetOwner(),
-		Behavior: registryv1.SessionBehavior_SESSION_BEHAVIOR_RELEASE, Node: s.GetNode(),
+		Node: s.GetNode(),
 	}
-	if s.GetBehavior() == registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE {
+	if s.GetNode() != "" || s.GetLockDelayMs() > 0 || s.GetBehavior() == registryv1.SessionBehavior_SESSION_BEHAVIOR_DELETE {
 		out.Behavior = s.GetBehavior()
 	}
 	if s.GetLockDelayMs() > 0 {

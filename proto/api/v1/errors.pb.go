@@ -101,6 +101,10 @@ const (
 	Reason_REASON_QUOTA_EXCEEDED Reason = 35
 	// The namespace writes more per second than its quota lets a node take. Nothing was done. Retryable after RetryInfo.
 	Reason_REASON_RATE_LIMITED Reason = 36
+	// No such key. Not retryable.
+	Reason_REASON_KEY_NOT_FOUND Reason = 37
+	// The key is there, and must not be. Not retryable.
+	Reason_REASON_KEY_EXISTS Reason = 38
 )
 
 // Enum value maps for Reason.
@@ -143,6 +147,8 @@ var (
 		34: "REASON_BOOTSTRAPPED",
 		35: "REASON_QUOTA_EXCEEDED",
 		36: "REASON_RATE_LIMITED",
+		37: "REASON_KEY_NOT_FOUND",
+		38: "REASON_KEY_EXISTS",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":        0,
@@ -182,6 +188,8 @@ var (
 		"REASON_BOOTSTRAPPED":       34,
 		"REASON_QUOTA_EXCEEDED":     35,
 		"REASON_RATE_LIMITED":       36,
+		"REASON_KEY_NOT_FOUND":      37,
+		"REASON_KEY_EXISTS":         38,
 	}
 )
 
@@ -216,7 +224,7 @@ var File_api_v1_errors_proto protoreflect.FileDescriptor
 
 const file_api_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x13api/v1/errors.proto\x12\vregd.api.v1*\xd1\a\n" +
+	"\x13api/v1/errors.proto\x12\vregd.api.v1*\x82\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -255,7 +263,9 @@ const file_api_v1_errors_proto_rawDesc = "" +
 	"\x14REASON_FEATURE_LEVEL\x10!\x12\x17\n" +
 	"\x13REASON_BOOTSTRAPPED\x10\"\x12\x19\n" +
 	"\x15REASON_QUOTA_EXCEEDED\x10#\x12\x17\n" +
-	"\x13REASON_RATE_LIMITED\x10$B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
+	"\x13REASON_RATE_LIMITED\x10$\x12\x18\n" +
+	"\x14REASON_KEY_NOT_FOUND\x10%\x12\x15\n" +
+	"\x11REASON_KEY_EXISTS\x10&B,Z*github.com/regd-io/regd/proto/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_errors_proto_rawDescOnce sync.Once

@@ -32,7 +32,11 @@ type NamespaceInfo struct {
 	// Slots of locks that are owned, and places in their queues.
 	Locks uint64 `protobuf:"varint,3,opt,name=locks,proto3" json:"locks,omitempty"`
 	// Subscriptions and watches of locks that name it and are open at the node that answers.
-	Watches       uint64 `protobuf:"varint,4,opt,name=watches,proto3" json:"watches,omitempty"`
+	Watches uint64 `protobuf:"varint,4,opt,name=watches,proto3" json:"watches,omitempty"`
+	// Keys in it.
+	Keys uint64 `protobuf:"varint,5,opt,name=keys,proto3" json:"keys,omitempty"`
+	// Bytes of these keys and their values.
+	KvBytes       uint64 `protobuf:"varint,6,opt,name=kv_bytes,json=kvBytes,proto3" json:"kv_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -91,6 +95,20 @@ func (x *NamespaceInfo) GetLocks() uint64 {
 func (x *NamespaceInfo) GetWatches() uint64 {
 	if x != nil {
 		return x.Watches
+	}
+	return 0
+}
+
+func (x *NamespaceInfo) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *NamespaceInfo) GetKvBytes() uint64 {
+	if x != nil {
+		return x.KvBytes
 	}
 	return 0
 }
@@ -557,12 +575,14 @@ var File_api_v1_namespace_service_proto protoreflect.FileDescriptor
 
 const file_api_v1_namespace_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1eapi/v1/namespace_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1bregistry/v1/namespace.proto\"\x98\x01\n" +
+	"\x1eapi/v1/namespace_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1bregistry/v1/namespace.proto\"\xc7\x01\n" +
 	"\rNamespaceInfo\x129\n" +
 	"\tnamespace\x18\x01 \x01(\v2\x1b.regd.registry.v1.NamespaceR\tnamespace\x12\x1c\n" +
 	"\tinstances\x18\x02 \x01(\x04R\tinstances\x12\x14\n" +
 	"\x05locks\x18\x03 \x01(\x04R\x05locks\x12\x18\n" +
-	"\awatches\x18\x04 \x01(\x04R\awatches\"\x87\x01\n" +
+	"\awatches\x18\x04 \x01(\x04R\awatches\x12\x12\n" +
+	"\x04keys\x18\x05 \x01(\x04R\x04keys\x12\x19\n" +
+	"\bkv_bytes\x18\x06 \x01(\x04R\akvBytes\"\x87\x01\n" +
 	"\x13PutNamespaceRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x129\n" +

@@ -38,7 +38,7 @@ type NamespaceServiceClient interface {
 	PutNamespace(ctx context.Context, in *PutNamespaceRequest, opts ...grpc.CallOption) (*PutNamespaceResponse, error)
 	// Get returns the entry of a namespace, if it has one, and what is in it.
 	GetNamespace(ctx context.Context, in *GetNamespaceRequest, opts ...grpc.CallOption) (*GetNamespaceResponse, error)
-	// List lists the namespaces that have an entry, or hold instances or locks, by name.
+	// List lists the namespaces that have an entry, or hold instances, locks or keys, by name.
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
 	// Delete deletes the entry of a namespace: it is unlimited from then on, and what is in it stays.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
@@ -105,7 +105,7 @@ type NamespaceServiceServer interface {
 	PutNamespace(context.Context, *PutNamespaceRequest) (*PutNamespaceResponse, error)
 	// Get returns the entry of a namespace, if it has one, and what is in it.
 	GetNamespace(context.Context, *GetNamespaceRequest) (*GetNamespaceResponse, error)
-	// List lists the namespaces that have an entry, or hold instances or locks, by name.
+	// List lists the namespaces that have an entry, or hold instances, locks or keys, by name.
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
 	// Delete deletes the entry of a namespace: it is unlimited from then on, and what is in it stays.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)

@@ -31,7 +31,11 @@ type OpenRequest struct {
 	// What the client calls itself, at most 128 bytes.
 	ClientName string `protobuf:"bytes,2,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
 	// Time after the last acknowledged renewal for which the session is guaranteed, 2 s to 24 h. Default 15 s.
-	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// What becomes of the keys that it owns when it ends. Default: they are released.
+	Behavior v1.SessionBehavior `protobuf:"varint,4,opt,name=behavior,proto3,enum=regd.registry.v1.SessionBehavior" json:"behavior,omitempty"`
+	// How long nobody may own these keys then, 1 ms to 1 min. Default: not at all.
+	LockDelay     *durationpb.Duration `protobuf:"bytes,5,opt,name=lock_delay,json=lockDelay,proto3" json:"lock_delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -83,6 +87,20 @@ func (x *OpenRequest) GetClientName() string {
 func (x *OpenRequest) GetTtl() *durationpb.Duration {
 	if x != nil {
 		return x.Ttl
+	}
+	return nil
+}
+
+func (x *OpenRequest) GetBehavior() v1.SessionBehavior {
+	if x != nil {
+		return x.Behavior
+	}
+	return v1.SessionBehavior(0)
+}
+
+func (x *OpenRequest) GetLockDelay() *durationpb.Duration {
+	if x != nil {
+		return x.LockDelay
 	}
 	return nil
 }
@@ -625,13 +643,16 @@ var File_api_v1_session_service_proto protoreflect.FileDescriptor
 
 const file_api_v1_session_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1capi/v1/session_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\x92\x01\n" +
+	"\x1capi/v1/session_service.proto\x12\vregd.api.v1\x1a\x13api/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1aregistry/v1/registry.proto\"\x8b\x02\n" +
 	"\vOpenRequest\x125\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\v2\x16.regd.api.v1.RequestIDR\trequestId\x12\x1f\n" +
 	"\vclient_name\x18\x02 \x01(\tR\n" +
 	"clientName\x12+\n" +
-	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"x\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12=\n" +
+	"\bbehavior\x18\x04 \x01(\x0e2!.regd.registry.v1.SessionBehaviorR\bbehavior\x128\n" +
+	"\n" +
+	"lock_delay\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlockDelay\"x\n" +
 	"\fOpenResponse\x123\n" +
 	"\x06header\x18\x01 \x01(\v2\x1b.regd.api.v1.ResponseHeaderR\x06header\x123\n" +
 	"\asession\x18\x02 \x01(\v2\x19.regd.registry.v1.SessionR\asession\"L\n" +
@@ -701,36 +722,39 @@ var file_api_v1_session_service_proto_goTypes = []any{
 	(*ListResponse)(nil),        // 9: regd.api.v1.ListResponse
 	(*RequestID)(nil),           // 10: regd.api.v1.RequestID
 	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
-	(*ResponseHeader)(nil),      // 12: regd.api.v1.ResponseHeader
-	(*v1.Session)(nil),          // 13: regd.registry.v1.Session
-	(*Freshness)(nil),           // 14: regd.api.v1.Freshness
+	(v1.SessionBehavior)(0),     // 12: regd.registry.v1.SessionBehavior
+	(*ResponseHeader)(nil),      // 13: regd.api.v1.ResponseHeader
+	(*v1.Session)(nil),          // 14: regd.registry.v1.Session
+	(*Freshness)(nil),           // 15: regd.api.v1.Freshness
 }
 var file_api_v1_session_service_proto_depIdxs = []int32{
 	10, // 0: regd.api.v1.OpenRequest.request_id:type_name -> regd.api.v1.RequestID
 	11, // 1: regd.api.v1.OpenRequest.ttl:type_name -> google.protobuf.Duration
-	12, // 2: regd.api.v1.OpenResponse.header:type_name -> regd.api.v1.ResponseHeader
-	13, // 3: regd.api.v1.OpenResponse.session:type_name -> regd.registry.v1.Session
-	12, // 4: regd.api.v1.RenewResponse.header:type_name -> regd.api.v1.ResponseHeader
-	10, // 5: regd.api.v1.CloseRequest.request_id:type_name -> regd.api.v1.RequestID
-	12, // 6: regd.api.v1.CloseResponse.header:type_name -> regd.api.v1.ResponseHeader
-	14, // 7: regd.api.v1.ListRequest.freshness:type_name -> regd.api.v1.Freshness
-	12, // 8: regd.api.v1.ListResponse.header:type_name -> regd.api.v1.ResponseHeader
-	13, // 9: regd.api.v1.ListResponse.sessions:type_name -> regd.registry.v1.Session
-	0,  // 10: regd.api.v1.SessionService.Open:input_type -> regd.api.v1.OpenRequest
-	2,  // 11: regd.api.v1.SessionService.Attach:input_type -> regd.api.v1.AttachRequest
-	4,  // 12: regd.api.v1.SessionService.Renew:input_type -> regd.api.v1.RenewRequest
-	6,  // 13: regd.api.v1.SessionService.Close:input_type -> regd.api.v1.CloseRequest
-	8,  // 14: regd.api.v1.SessionService.List:input_type -> regd.api.v1.ListRequest
-	1,  // 15: regd.api.v1.SessionService.Open:output_type -> regd.api.v1.OpenResponse
-	3,  // 16: regd.api.v1.SessionService.Attach:output_type -> regd.api.v1.AttachResponse
-	5,  // 17: regd.api.v1.SessionService.Renew:output_type -> regd.api.v1.RenewResponse
-	7,  // 18: regd.api.v1.SessionService.Close:output_type -> regd.api.v1.CloseResponse
-	9,  // 19: regd.api.v1.SessionService.List:output_type -> regd.api.v1.ListResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 2: regd.api.v1.OpenRequest.behavior:type_name -> regd.registry.v1.SessionBehavior
+	11, // 3: regd.api.v1.OpenRequest.lock_delay:type_name -> google.protobuf.Duration
+	13, // 4: regd.api.v1.OpenResponse.header:type_name -> regd.api.v1.ResponseHeader
+	14, // 5: regd.api.v1.OpenResponse.session:type_name -> regd.registry.v1.Session
+	13, // 6: regd.api.v1.RenewResponse.header:type_name -> regd.api.v1.ResponseHeader
+	10, // 7: regd.api.v1.CloseRequest.request_id:type_name -> regd.api.v1.RequestID
+	13, // 8: regd.api.v1.CloseResponse.header:type_name -> regd.api.v1.ResponseHeader
+	15, // 9: regd.api.v1.ListRequest.freshness:type_name -> regd.api.v1.Freshness
+	13, // 10: regd.api.v1.ListResponse.header:type_name -> regd.api.v1.ResponseHeader
+	14, // 11: regd.api.v1.ListResponse.sessions:type_name -> regd.registry.v1.Session
+	0,  // 12: regd.api.v1.SessionService.Open:input_type -> regd.api.v1.OpenRequest
+	2,  // 13: regd.api.v1.SessionService.Attach:input_type -> regd.api.v1.AttachRequest
+	4,  // 14: regd.api.v1.SessionService.Renew:input_type -> regd.api.v1.RenewRequest
+	6,  // 15: regd.api.v1.SessionService.Close:input_type -> regd.api.v1.CloseRequest
+	8,  // 16: regd.api.v1.SessionService.List:input_type -> regd.api.v1.ListRequest
+	1,  // 17: regd.api.v1.SessionService.Open:output_type -> regd.api.v1.OpenResponse
+	3,  // 18: regd.api.v1.SessionService.Attach:output_type -> regd.api.v1.AttachResponse
+	5,  // 19: regd.api.v1.SessionService.Renew:output_type -> regd.api.v1.RenewResponse
+	7,  // 20: regd.api.v1.SessionService.Close:output_type -> regd.api.v1.CloseResponse
+	9,  // 21: regd.api.v1.SessionService.List:output_type -> regd.api.v1.ListResponse
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_session_service_proto_init() }

@@ -31,8 +31,8 @@ type Quota struct {
 	// Subscriptions and watches of locks that are open at one node and name the namespace. Watches of all namespaces don't
 	// count.
 	MaxWatches uint64 `protobuf:"varint,3,opt,name=max_watches,json=maxWatches,proto3" json:"max_watches,omitempty"`
-	// Writes per second that one node takes: registrations (each of a batch), reports of health, draining, maintenance and
-	// acquisitions of locks. Renewals, deregistrations and releases are always taken. Those of one second may come at once; a
+	// Writes per second that one node takes: registrations (each of a batch), reports of health, draining, maintenance,
+	// acquisitions of locks and values of keys (each of a transaction). Renewals, deregistrations and releases are always taken. Those of one second may come at once; a
 	// batch that is larger is taken, and the next write waits for as much longer.
 	MaxWritesPerSecond uint64 `protobuf:"varint,4,opt,name=max_writes_per_second,json=maxWritesPerSecond,proto3" json:"max_writes_per_second,omitempty"`
 	// Keys. What is there already can be changed however many there are.

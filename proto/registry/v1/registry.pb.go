@@ -1276,7 +1276,7 @@ type Session struct {
 	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Number of keys that it owns.
 	Keys uint32 `protobuf:"varint,9,opt,name=keys,proto3" json:"keys,omitempty"`
-	// What becomes of these keys when it ends.
+	// What becomes of these keys when it ends. Not set: they are released.
 	Behavior SessionBehavior `protobuf:"varint,10,opt,name=behavior,proto3,enum=regd.registry.v1.SessionBehavior" json:"behavior,omitempty"`
 	// How long nobody may acquire these keys then, up to 1 min. Unset: not at all.
 	LockDelay *durationpb.Duration `protobuf:"bytes,11,opt,name=lock_delay,json=lockDelay,proto3" json:"lock_delay,omitempty"`
