@@ -13,6 +13,7 @@ import (
 
 	"github.com/regd-io/regd/cluster"
 	"github.com/regd-io/regd/fsm"
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
 	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
@@ -287,6 +288,14 @@ func (v *Visit) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcom
 	return out, err
 }
 
+// Renew renews what is the caller's own, and returns what of it is unknown or has ended.
+func (v *Visit) Renew(ctx context.Context, kind peerv1.RenewKind, ids []string) (ended []string, err error) {
+	if err := v.door.core.mayRenew(v.ctx, kind, ids); err != nil {
+		return nil, err
+	}
+	return v.door.core.node.Renew(ctx, kind, ids)
+}
+
 // Did notes in the audit log what a request did otherwise than by Propose, on what, and returns err.
 func (v *Visit) Did(err error, on ...slog.Attr) error {
 	v.note(0, err, func() []slog.Attr { return on })
@@ -308,6 +317,13 @@ func (v *Visit) note(revision uint64, err error, on func() []slog.Attr) {
 	v.door.audit.write(v.ctx, event{
 		method: v.request.Method, revision: revision, err: err, on: on, more: []slog.Attr{slog.String("request", v.request.Text)},
 	})
+}
+
+// CheckNamespace refuses what can't be a namespace, with an *[InvalidError].
+func CheckNamespace(name string) error {
+	var f faults
+	f.namespace("namespace", name)
+	return f.err()
 }
 
 // Specification returns an instance as a registration carries it: checked, in canonical form, encoded. It fails with an

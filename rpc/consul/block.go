@@ -69,6 +69,9 @@ func (s *Server) ask(w *answer, a *request, q read) error {
 		w.Header().Set("X-Cache", "HIT")
 		w.Header().Set("Age", strconv.Itoa(int(max(0, v.Staleness).Seconds())))
 	}
+	if itself, ok := value.(answerer); ok {
+		return itself.answer(w)
+	}
 	return reply(w, http.StatusOK, value)
 }
 

@@ -133,27 +133,31 @@ func (d *looseSpan) UnmarshalJSON(b []byte) error {
 // readBody decodes a body of any spelling: keys in any case of letters, with underscores as in configuration files, and wrapped in
 // an object of one key as there.
 func readBody(w *answer, a *request, wrapper string, into any) error {
+	body, err := readAll(w, a)
+	if err != nil {
+		return err
+	}
+	return decodeBody(body, wrapper, into)
+}
+
+// readAll reads a body as it is.
+func readAll(w *answer, a *request) ([]byte, error) {
 	body, err := io.ReadAll(a.Body)
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // What follows is that the client may go.
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return &failure{http.StatusRequestEntityTooLarge, fmt.Sprintf("Request body too large, max size: %d bytes", tooLarge.Limit)}
+		return nil, &failure{http.StatusRequestEntityTooLarge, fmt.Sprintf("Request body too large, max size: %d bytes", tooLarge.Limit)}
 	case err != nil:
-		return badRequest("Request decode failed: %v", err)
+		return nil, badRequest("Request decode failed: %v", err)
 	}
-	return decodeBody(body, wrapper, into)
+	return body, nil
 }
 
 func decodeBody(body []byte, wrapper string, into any) error {
-	d := json.NewDecoder(bytes.NewReader(body))
-	d.UseNumber()
-	var tree any
-	if err := d.Decode(&tree); err != nil {
-		return badRequest("Request decode failed: %v", err)
-	}
-	if d.More() {
-		return badRequest("Request decode failed: something follows the object")
+	tree, err := decodeTree(body)
+	if err != nil {
+		return err
 	}
 	object, ok := tree.(map[string]any)
 	if !ok {
@@ -162,7 +166,37 @@ func decodeBody(body []byte, wrapper string, into any) error {
 	if inner := unwrap(object, wrapper); inner != nil {
 		object = inner
 	}
-	plain, err := json.Marshal(fold(object))
+	return unfold(object, into)
+}
+
+// decodeList is decodeBody for a list.
+func decodeList(body []byte, into any) error {
+	tree, err := decodeTree(body)
+	if err != nil {
+		return err
+	}
+	list, ok := tree.([]any)
+	if !ok {
+		return badRequest("Request decode failed: the body must be a JSON list")
+	}
+	return unfold(list, into)
+}
+
+func decodeTree(body []byte) (tree any, err error) {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.UseNumber()
+	if err = d.Decode(&tree); err != nil {
+		return nil, badRequest("Request decode failed: %v", err)
+	}
+	if d.More() {
+		return nil, badRequest("Request decode failed: something follows the object")
+	}
+	return tree, nil
+}
+
+// unfold decodes what a body has.
+func unfold(tree, into any) error {
+	plain, err := json.Marshal(fold(tree))
 	if err == nil {
 		err = json.Unmarshal(plain, into)
 	}

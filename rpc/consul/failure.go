@@ -47,6 +47,10 @@ func explain(err error) (code int, text string) {
 		return f.code, f.text
 	case errors.As(err, &invalid):
 		return http.StatusBadRequest, invalid.Error()
+	case errors.Is(err, fsm.ErrInvalid):
+		return http.StatusBadRequest, "Invalid request: " + err.Error()
+	case errors.Is(err, cluster.ErrFeatureLevel):
+		return http.StatusServiceUnavailable, "some members are too old for this, upgrade all first: " + err.Error()
 	case errors.Is(err, rpc.ErrUnauthenticated):
 		return http.StatusForbidden, "ACL not found: " + err.Error()
 	case errors.Is(err, fsm.ErrDenied):

@@ -28,10 +28,14 @@ type ledger struct {
 	since   uint64
 	gone    uint64
 	members uint64 // when one of the cluster's nodes changed last
-	topics  map[topic]*subject
-	tombs   []topic // of services and nodes that have gone, the oldest first
-	spaces  map[string]*space
-	located map[locator][]ref
+	// sessions is when one was opened or ended last.
+	sessions uint64
+	// prefixes has for each namespace the lengths of the prefixes of keys that somebody waits for, and for how many of each.
+	prefixes map[string]map[int]int
+	topics   map[topic]*subject
+	tombs    []topic // of services and nodes that have gone, the oldest first
+	spaces   map[string]*space
+	located  map[locator][]ref
 }
 
 // topic is what a query is about.
@@ -48,6 +52,10 @@ const (
 	ofServices                      // the names of services with their tags
 	ofNodes                         // the nodes
 	ofChecks                        // anything at all
+	ofKey                           // a key
+	ofKeys                          // the keys that begin with a name
+	ofSession                       // a session
+	ofSessions                      // the sessions
 )
 
 // subject is what is known of a topic. It is there while there is a node or namespace, while somebody waits, and as a tomb.
@@ -94,11 +102,12 @@ const maxTombs = 10_000
 func newLedger(f *feed.Feed) *ledger {
 	l := &ledger{feed: f, watcher: f.Watch(
 		feed.Topic{Kind: fsm.EventInstance, Namespace: feed.AnyNamespace}, feed.Topic{Kind: fsm.EventMember},
+		feed.Topic{Kind: fsm.EventKey, Namespace: feed.AnyNamespace}, feed.Topic{Kind: fsm.EventSession},
 	)}
 	st := f.State()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.topics = map[topic]*subject{}
+	l.topics, l.prefixes = map[topic]*subject{}, map[string]map[int]int{}
 	l.gone = st.Revision()
 	if st.Epoch() > 1 { // Services may be older than what clients saw before the restore.
 		l.since = st.Revision()
@@ -175,7 +184,16 @@ func (l *ledger) rebuild(st *fsm.State) {
 // take takes an event in. l.mu is held.
 func (l *ledger) take(e *feed.Event) {
 	namespace, service := e.Subject()
-	if e.Kind == fsm.EventMember {
+	switch e.Kind {
+	case fsm.EventKey:
+		l.takeKey(namespace, service, e.Revision)
+		return
+	case fsm.EventSession:
+		l.sessions = e.Revision
+		l.wake(topic{ofSession, "", service}, e.Revision)
+		l.wake(topic{kind: ofSessions}, e.Revision)
+		return
+	case fsm.EventMember:
 		l.members = e.Revision
 		for t, s := range l.topics {
 			if t.kind == ofNodes {
@@ -183,6 +201,7 @@ func (l *ledger) take(e *feed.Event) {
 			}
 		}
 		return
+	default:
 	}
 	if e.Old != nil && e.New != nil && sameHere(e.Old, e.New) {
 		l.touch(topic{ofNode, namespace, placeOf(e.New).node}, e.Revision)
@@ -198,6 +217,23 @@ func (l *ledger) take(e *feed.Event) {
 	l.touch(topic{ofChecks, namespace, ""}, e.Revision)
 	if e.New == nil && l.feed.State().Service(namespace, service) == nil {
 		l.bury(topic{ofService, namespace, service}, e.Revision)
+	}
+}
+
+// takeKey wakes who waits for a key, or for keys that begin as it does: the State knows when it has changed. l.mu is held.
+func (l *ledger) takeKey(namespace, key string, revision uint64) {
+	l.wake(topic{ofKey, namespace, key}, revision)
+	for n := range l.prefixes[namespace] {
+		if n <= len(key) {
+			l.wake(topic{ofKeys, namespace, key[:n]}, revision)
+		}
+	}
+}
+
+// wake wakes who waits for a topic of which nothing is kept. l.mu is held.
+func (l *ledger) wake(t topic, revision uint64) {
+	if s := l.topics[t]; s != nil {
+		s.change(revision)
 	}
 }
 
@@ -314,6 +350,12 @@ func (l *ledger) subject(t topic) *subject {
 	if s == nil {
 		s = &subject{}
 		l.topics[t] = s
+		if t.kind == ofKeys {
+			if l.prefixes[t.namespace] == nil {
+				l.prefixes[t.namespace] = map[int]int{}
+			}
+			l.prefixes[t.namespace][len(t.name)]++
+		}
 	}
 	return s
 }
@@ -362,20 +404,58 @@ func (l *ledger) bury(t topic, revision uint64) {
 
 // tidy forgets a topic for which nobody has a use. l.mu is held.
 func (l *ledger) tidy(t topic, s *subject) {
-	if (t.kind == ofService || t.kind == ofNode) && s.waiting == 0 && s.instances == 0 && !s.buried {
-		delete(l.topics, t)
+	switch t.kind {
+	case ofService, ofNode, ofKey, ofKeys, ofSession, ofSessions:
+	default:
+		return
+	}
+	if s.waiting > 0 || s.instances > 0 || s.buried || l.topics[t] != s {
+		return
+	}
+	delete(l.topics, t)
+	if t.kind != ofKeys {
+		return
+	}
+	lengths := l.prefixes[t.namespace]
+	if lengths[len(t.name)]--; lengths[len(t.name)] == 0 {
+		delete(lengths, len(t.name))
+	}
+	if len(lengths) == 0 {
+		delete(l.prefixes, t.namespace)
 	}
 }
 
 // index returns the revision at which the last of the topics changed, at most that of the State, which must have been reached.
 func (l *ledger) index(st *fsm.State, topics ...topic) uint64 {
+	index := uint64(1)
+	for _, t := range topics {
+		index = max(index, keyed(st, t)) // Without the lock: there may be many keys.
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	index := uint64(1)
 	for _, t := range topics {
 		index = max(index, l.changed(st, t))
 	}
 	return max(1, min(index, st.Revision()))
+}
+
+// keyed is when keys changed last, as the State has it: with what has gone. 0 for other topics.
+func keyed(st *fsm.State, t topic) uint64 {
+	index := uint64(0)
+	switch t.kind {
+	case ofKey:
+		if k := st.Key(t.namespace, t.name); k != nil {
+			return k.ModifyRevision
+		}
+	case ofKeys:
+		st.Keys(t.namespace, t.name, "", func(k *fsm.KeyValue) bool {
+			index = max(index, k.ModifyRevision)
+			return true
+		})
+	default:
+		return 0
+	}
+	return max(index, st.KeysDeleted(t.namespace))
 }
 
 // changed is index for one topic. l.mu is held.
@@ -384,6 +464,18 @@ func (l *ledger) changed(st *fsm.State, t topic) uint64 {
 		if svc := st.Service(t.namespace, t.name); svc != nil {
 			return max(svc.Revision(), l.since)
 		}
+	}
+	switch t.kind {
+	case ofKey, ofKeys:
+		return l.since
+	case ofSession:
+		if found := st.Session(t.name); found != nil {
+			return max(found.CreateRevision, l.since)
+		}
+		return max(l.gone, l.sessions)
+	case ofSessions:
+		return max(l.gone, l.sessions)
+	default:
 	}
 	index := l.gone
 	if s := l.topics[t]; s != nil && s.changed > 0 {
@@ -398,14 +490,15 @@ func (l *ledger) changed(st *fsm.State, t topic) uint64 {
 // wait returns a channel that is closed once one of the topics has changed after a revision, and what must be called in the end.
 func (l *ledger) wait(after uint64, t topic) (woken <-chan struct{}, leave func()) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	s := l.subject(t)
 	s.waiting++
 	if s.woken == nil {
 		s.woken = make(chan struct{})
 	}
 	woken = s.woken
-	if l.changed(l.feed.State(), t) > after {
+	changed := l.changed(l.feed.State(), t)
+	l.mu.Unlock()
+	if max(changed, keyed(l.feed.State(), t)) > after {
 		now := make(chan struct{})
 		close(now)
 		woken = now

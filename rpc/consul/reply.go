@@ -29,11 +29,15 @@ func reply(w *answer, code int, value any) error {
 
 // send answers with JSON.
 func send(w *answer, code int, body []byte) {
+	setJSON(w)
+	w.WriteHeader(code)
+	_, _ = w.Write(body) // Who has gone needs no answer.
+}
+
+func setJSON(w *answer) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Vary", "Accept-Encoding")
-	w.WriteHeader(code)
-	_, _ = w.Write(body) // Who has gone needs no answer.
 }
 
 // requestIDs gives each write an id under which it is applied once. An id belongs to one write at a time.

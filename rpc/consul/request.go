@@ -224,21 +224,26 @@ func (a *request) observes(st *fsm.State) bool {
 	return st.Allowed(a.credential, registryv1.Action_ACTION_OBSERVE, "", "")
 }
 
-// allow checks that the caller may do what it asks for. What this node does not know to be allowed, a current State may allow.
+// allow checks that the caller may do what it asks for.
 func (s *Server) allow(ctx context.Context, a *request, action registryv1.Action, namespace, name string) error {
-	if s.node.Feed().State().Allowed(a.credential, action, namespace, name) {
+	word := strings.ToLower(strings.TrimPrefix(action.String(), "ACTION_"))
+	if name != "" {
+		word += " " + namespace + "/" + name
+	}
+	return s.permit(ctx, a, word, func(st *fsm.State) bool { return st.Allowed(a.credential, action, namespace, name) })
+}
+
+// permit checks that the caller may do something, in words. What this node does not know to be allowed, a current State may allow.
+func (s *Server) permit(ctx context.Context, a *request, what string, allowed func(st *fsm.State) bool) error {
+	if allowed(s.node.Feed().State()) {
 		return nil
 	}
 	v, err := s.node.View(ctx, cluster.Freshness{Mode: cluster.ModeLinearizable})
 	if err != nil {
 		return err
 	}
-	if v.State.Allowed(a.credential, action, namespace, name) {
+	if allowed(v.State) {
 		return nil
 	}
-	word := strings.ToLower(strings.TrimPrefix(action.String(), "ACTION_"))
-	if name != "" {
-		word += " " + namespace + "/" + name
-	}
-	return fmt.Errorf("%w: %s may not %s", fsm.ErrDenied, a.credential, word)
+	return fmt.Errorf("%w: %s may not %s", fsm.ErrDenied, a.credential, what)
 }

@@ -92,6 +92,17 @@ func supportedRoutes(s *Server) []route {
 		{path: "catalog/node-services/", methods: get, does: list, serve: s.catalogNodeServices},
 		{path: "catalog/datacenters", methods: get, does: status, serve: s.datacenters},
 
+		{path: "kv/", methods: get, does: reads(kvGet), serve: s.getKeys},
+		{path: "kv/", methods: put, does: writes(kvPut), serve: s.putKey},
+		{path: "kv/", methods: []string{"DELETE"}, does: writes(kvDelete), serve: s.deleteKeys},
+		{path: "txn", methods: put, does: writes(kvTransact), serve: s.transact},
+		{path: "session/create", methods: put, does: writes(apiv1.SessionService_Open_FullMethodName), serve: s.createSession},
+		{path: "session/destroy/", methods: put, does: writes(apiv1.SessionService_Close_FullMethodName), serve: s.destroySession},
+		{path: "session/renew/", methods: put, does: writes(apiv1.SessionService_Renew_FullMethodName), serve: s.renewSession},
+		{path: "session/info/", methods: get, does: reads(apiv1.SessionService_List_FullMethodName), serve: s.sessionInfo},
+		{path: "session/node/", methods: get, does: reads(apiv1.SessionService_List_FullMethodName), serve: s.nodeSessions},
+		{path: "session/list", methods: get, does: reads(apiv1.SessionService_List_FullMethodName), serve: s.listSessions},
+
 		{path: "status/leader", methods: get, does: status, serve: s.statusLeader},
 		{path: "status/peers", methods: get, does: status, serve: s.statusPeers},
 		{path: "operator/raft/configuration", methods: get, does: status, serve: s.raftConfiguration},
@@ -109,7 +120,6 @@ func supportedRoutes(s *Server) []route {
 func unsupportedRoutes() []route {
 	var all []route
 	for path, what := range map[string]string{
-		"kv/": "KV", "txn": "transactions", "session/": "sessions",
 		"event/": "events", "query": "prepared queries", "query/": "prepared queries", "coordinate/": "network coordinates",
 		"connect/": "service mesh", "agent/connect/": "service mesh", "health/connect/": "service mesh", "catalog/connect/": "service mesh",
 		"health/ingress/": "service mesh", "catalog/gateway-services/": "service mesh", "discovery-chain/": "service mesh",

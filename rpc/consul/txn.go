@@ -1,0 +1,519 @@
+package consul
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/fsm"
+	raftlogv1 "github.com/regd-io/regd/proto/raftlog/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
+	"github.com/regd-io/regd/rpc"
+)
+
+// How a transaction is answered.
+//
+// One that only reads and checks is a read: all of it sees one State, as fresh as was asked. One that writes becomes one command, of
+// which the state machine does all or nothing. What it reads besides must be what was there just before, in its place among the other
+// operations, but a command gives back no values. So reads are made here, on a State, with what the operations before them have
+// done on top; and the command carries conditions under which that State is right: that a key that was read still has the revision
+// that it had. If it has not, nothing was done, and it is tried again on a State that is sure to be current. Only get-tree has
+// no such condition: beside a write it shows the tree of a State that may be older than the write by a moment.
+
+// txnRequest is an operation of a transaction: of keys. Those of nodes, services and checks have another field, and are refused.
+type txnRequest struct {
+	KV *kvOperation
+}
+
+// kvOperation is an operation on keys.
+type kvOperation struct {
+	Verb, Key    string
+	Value        []byte
+	Flags, Index uint64
+	Session      string
+	Namespace    string
+}
+
+// The verbs that are no operation of the state machine.
+const (
+	verbGet        = "get"
+	verbGetOrEmpty = "get-or-empty"
+	verbGetTree    = "get-tree"
+)
+
+// kindOf returns the operation that a verb stands for, 0 for those that only read, and false for an unknown one.
+func kindOf(verb string) (raftlogv1.KVOpKind, bool) {
+	switch verb {
+	case "set":
+		return raftlogv1.KVOpKind_KV_OP_KIND_SET, true
+	case "cas":
+		return raftlogv1.KVOpKind_KV_OP_KIND_SET_IF, true
+	case "lock":
+		return raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, true
+	case "unlock":
+		return raftlogv1.KVOpKind_KV_OP_KIND_RELEASE, true
+	case "delete":
+		return raftlogv1.KVOpKind_KV_OP_KIND_DELETE, true
+	case "delete-cas":
+		return raftlogv1.KVOpKind_KV_OP_KIND_DELETE_IF, true
+	case "delete-tree":
+		return raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX, true
+	case "check-index":
+		return raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION, true
+	case "check-session":
+		return raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION, true
+	case "check-not-exists":
+		return raftlogv1.KVOpKind_KV_OP_KIND_CHECK_ABSENT, true
+	case verbGet, verbGetOrEmpty, verbGetTree:
+		return 0, true
+	default:
+		return 0, false
+	}
+}
+
+// txnResult is what an operation has read or changed.
+type txnResult struct{ KV *kvPair }
+
+// txnError is why an operation failed, and with it all of them.
+type txnError struct {
+	OpIndex int
+	What    string
+}
+
+// txnAnswer is the answer: either of both.
+type txnAnswer struct {
+	Results []txnResult
+	Errors  []txnError
+}
+
+// txn is a transaction.
+type txn struct {
+	namespace string
+	verbs     []string          // of the operations
+	ops       []*raftlogv1.KVOp // what they stand for
+}
+
+// transact is PUT txn.
+func (s *Server) transact(w *answer, a *request) error {
+	t, err := readTxn(w, a)
+	if err != nil {
+		return err
+	}
+	if err = s.mayTransact(a, t); err != nil {
+		return err
+	}
+	if !t.writes() {
+		return s.readTxn(w, a, t)
+	}
+	st := s.node.Feed().State()
+	for range attempts {
+		answer, again, err := s.tryTxn(a, t, st)
+		if err != nil || !again {
+			return answerTxn(w, answer, err)
+		}
+		v, err := s.view(a, cluster.Freshness{Mode: cluster.ModeLinearizable})
+		if err != nil {
+			return err
+		}
+		st, a.sure = v.State, true
+	}
+	return &failure{http.StatusServiceUnavailable, "others change the same keys all the time: try again"}
+}
+
+func answerTxn(w *answer, answer txnAnswer, err error) error {
+	switch {
+	case err != nil:
+		return err
+	case len(answer.Errors) > 0:
+		return reply(w, http.StatusConflict, answer)
+	default:
+		return reply(w, http.StatusOK, answer)
+	}
+}
+
+// readTxn reads the body.
+func readTxn(w *answer, a *request) (*txn, error) {
+	body, err := readAll(w, a)
+	if err != nil {
+		return nil, err
+	}
+	var requests []txnRequest
+	if err = decodeList(body, &requests); err != nil {
+		return nil, err
+	}
+	if n := len(requests); n > fsm.MaxKVOps {
+		return nil, &failure{http.StatusRequestEntityTooLarge, fmt.Sprintf("Transaction contains too many operations (%d > %d)", n, fsm.MaxKVOps)}
+	}
+	t := &txn{namespace: a.namespace}
+	for i, r := range requests {
+		if r.KV == nil {
+			return nil, badRequest("Operation %d is not of KV: transactions of regd are about keys only", i)
+		}
+		if err := t.add(a, i, r.KV); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+func (t *txn) add(a *request, i int, r *kvOperation) error {
+	kind, known := kindOf(r.Verb)
+	if !known {
+		return badRequest("Operation %d: unknown verb %q of KV", i, cut(r.Verb))
+	}
+	if err := checkKey(r.Key, r.Verb == verbGetTree || kind == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX); err != nil {
+		return badRequest("Operation %d: %v", i, err)
+	}
+	namespace := cmp.Or(r.Namespace, a.namespace)
+	if i == 0 {
+		t.namespace = namespace
+		if err := rpc.CheckNamespace(namespace); err != nil {
+			return err
+		}
+	}
+	if namespace != t.namespace {
+		return badRequest("Operation %d: Namespace %q: a transaction is about one namespace, this one about %q", i, cut(namespace), cut(t.namespace))
+	}
+	op := &raftlogv1.KVOp{Kind: kind, Key: r.Key}
+	switch kind {
+	case raftlogv1.KVOpKind_KV_OP_KIND_SET:
+		op.Value, op.Flags = r.Value, r.Flags
+	case raftlogv1.KVOpKind_KV_OP_KIND_SET_IF:
+		op.Value, op.Flags, op.ExpectedRevision = r.Value, r.Flags, r.Index
+	case raftlogv1.KVOpKind_KV_OP_KIND_DELETE_IF, raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION:
+		op.ExpectedRevision = r.Index
+	case raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, raftlogv1.KVOpKind_KV_OP_KIND_RELEASE:
+		op.Value, op.Flags, op.SessionId = r.Value, r.Flags, r.Session
+	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION:
+		op.SessionId = r.Session
+	default:
+	}
+	if op.GetSessionId() == "" && (kind == raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE || kind == raftlogv1.KVOpKind_KV_OP_KIND_RELEASE || kind == raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION) {
+		return badRequest("Operation %d: %s: Missing session", i, r.Verb)
+	}
+	for n, other := range t.ops {
+		if meet(other, op) {
+			return badRequest("Operations %d and %d change the same key %q: a transaction of regd changes each key once", n, i, cut(r.Key))
+		}
+	}
+	t.verbs, t.ops = append(t.verbs, r.Verb), append(t.ops, op)
+	return nil
+}
+
+func isWrite(kind raftlogv1.KVOpKind) bool {
+	return kind > 0 && kind < raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION
+}
+
+// meet tells whether two operations may change the same key.
+func meet(a, b *raftlogv1.KVOp) bool {
+	tree := func(op *raftlogv1.KVOp) bool { return op.GetKind() == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX }
+	return isWrite(a.GetKind()) && isWrite(b.GetKind()) && (a.GetKey() == b.GetKey() ||
+		tree(a) && strings.HasPrefix(b.GetKey(), a.GetKey()) || tree(b) && strings.HasPrefix(a.GetKey(), b.GetKey()))
+}
+
+func (t *txn) writes() bool {
+	return slices.ContainsFunc(t.ops, func(op *raftlogv1.KVOp) bool { return isWrite(op.GetKind()) })
+}
+
+// mayTransact checks that the caller may do all of it. A tree shows what the caller may see.
+func (s *Server) mayTransact(a *request, t *txn) error {
+	a.namespace = t.namespace
+	for i, op := range t.ops {
+		var err error
+		switch {
+		case t.verbs[i] == verbGetTree:
+		case op.GetKind() == 0:
+			err = s.allow(a.Context(), a, registryv1.Action_ACTION_KV_READ, t.namespace, op.GetKey())
+		default:
+			err = s.mayChange(a, op)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readTxn answers a transaction that writes nothing.
+func (s *Server) readTxn(w *answer, a *request, t *txn) error {
+	v, err := s.view(a, cluster.Freshness{Mode: a.mode})
+	if err != nil {
+		return err
+	}
+	s.setMeta(w, v.State.Revision(), v)
+	d := draft{request: a, txn: t, st: v.State}
+	for i := range t.ops {
+		d.do(i)
+	}
+	return answerTxn(w, d.answer(0, nil), nil)
+}
+
+// tryTxn proposes a transaction with what it reads in a State. again: that State was too old, nothing was done.
+func (s *Server) tryTxn(a *request, t *txn, st *fsm.State) (answer txnAnswer, again bool, err error) {
+	d := draft{request: a, txn: t, st: st}
+	var ops []*raftlogv1.KVOp
+	var places []int // of the operations in the transaction
+	for i := range t.ops {
+		if op := d.do(i); op != nil {
+			ops, places = append(ops, op), append(places, i)
+		}
+	}
+	if len(d.errors) > 0 { // A key is not there: true for sure, if the State is.
+		return txnAnswer{Errors: d.errors[:1]}, !a.sure, nil
+	}
+	out, err := s.order(a, transaction(t.namespace, ops...))
+	if err == nil {
+		var after *fsm.State
+		if v, viewErr := s.view(a, cluster.Freshness{Mode: cluster.ModeAtLeast, MinRevision: out.Revision}); viewErr == nil {
+			after = v.State // Else what was changed is shown as far as it is known here.
+		}
+		return d.answer(out.Revision, after), false, nil
+	}
+	var refused *fsm.Error
+	if !errors.As(err, &refused) {
+		return txnAnswer{}, false, err
+	}
+	why, ok := refused.KVFailure()
+	if !ok || why.Op >= len(places) {
+		return txnAnswer{}, false, err
+	}
+	i := places[why.Op]
+	if t.ops[i].GetKind() == 0 {
+		return txnAnswer{}, true, nil
+	}
+	return txnAnswer{Errors: []txnError{{i, whyFailed(refused, why, t.ops[i])}}}, false, nil
+}
+
+// whyFailed says why an operation failed.
+func whyFailed(err error, why fsm.KVFailure, op *raftlogv1.KVOp) string {
+	key := op.GetKey()
+	switch op.GetKind() {
+	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION:
+		return fmt.Sprintf("failed index check for key %q, current modify index %d != %d", key, why.Number, op.GetExpectedRevision())
+	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION:
+		return fmt.Sprintf("failed session check for key %q, session %q does not hold it", key, op.GetSessionId())
+	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_ABSENT:
+		return fmt.Sprintf("key %q exists", key)
+	default:
+	}
+	switch {
+	case errors.Is(err, fsm.ErrRevisionMismatch) && op.GetKind() == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_IF:
+		return fmt.Sprintf("failed to delete key %q, index is stale", key)
+	case errors.Is(err, fsm.ErrRevisionMismatch):
+		return fmt.Sprintf("failed to set key %q, index is stale", key)
+	case errors.Is(err, fsm.ErrLockHeld) && why.Number > 0:
+		return fmt.Sprintf("failed to lock key %q, due to lock delay", key)
+	case errors.Is(err, fsm.ErrLockHeld):
+		return fmt.Sprintf("failed to lock key %q, lock is already held", key)
+	case errors.Is(err, fsm.ErrLockNotHeld):
+		return fmt.Sprintf("failed to unlock key %q, lock isn't held, or is held by another session", key)
+	case errors.Is(err, fsm.ErrSessionNotFound):
+		return fmt.Sprintf("invalid session %q", op.GetSessionId())
+	default:
+		return fmt.Sprintf("key %q: %v", key, err)
+	}
+}
+
+// draft is what a transaction reads and changes on top of a State.
+type draft struct {
+	*request
+	*txn
+	st      *fsm.State
+	changed map[string]*kvPair // by key; nil: deleted
+	results []drafted
+	errors  []txnError
+}
+
+// drafted is a result. What it shows may get its revision later.
+type drafted struct {
+	pair  *kvPair
+	value bool // is shown, too
+}
+
+// at returns a key as the operations so far have left it, nil if it is not there, and whether one of them has changed it.
+func (d *draft) at(key string) (pair *kvPair, mine bool) {
+	if pair, mine = d.changed[key]; mine {
+		return pair, true
+	}
+	if k := d.st.Key(d.txn.namespace, key); k != nil {
+		found := pairOf(k)
+		return &found, false
+	}
+	return nil, false
+}
+
+func (d *draft) set(key string, pair *kvPair) {
+	if d.changed == nil {
+		d.changed = map[string]*kvPair{}
+	}
+	d.changed[key] = pair
+}
+
+func (d *draft) fail(i int, format string, args ...any) {
+	d.errors = append(d.errors, txnError{i, fmt.Sprintf(format, args...)})
+}
+
+func (d *draft) show(pair *kvPair, value bool) { d.results = append(d.results, drafted{pair, value}) }
+
+// do does the i-th operation, and returns what has the state machine do it, or refuse if the State was not right; nil if there is no
+// such thing.
+func (d *draft) do(i int) *raftlogv1.KVOp {
+	op := d.ops[i]
+	key := op.GetKey()
+	switch {
+	case d.verbs[i] == verbGetTree:
+		for _, pair := range d.tree(key) {
+			d.show(pair, true)
+		}
+		return nil
+	case op.GetKind() == 0:
+		return d.get(i, key)
+	case op.GetKind() == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX:
+		for _, pair := range d.all(key) {
+			d.set(pair.Key, nil)
+		}
+		return op
+	case isWrite(op.GetKind()):
+		d.write(op)
+		return op
+	default:
+		d.check(i, op)
+		return op
+	}
+}
+
+// get reads a key.
+func (d *draft) get(i int, key string) *raftlogv1.KVOp {
+	pair, mine := d.at(key)
+	switch {
+	case pair != nil:
+		d.show(pair, true)
+		if mine {
+			return nil
+		}
+		return &raftlogv1.KVOp{Kind: raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION, Key: key, ExpectedRevision: pair.ModifyIndex}
+	case d.verbs[i] == verbGet:
+		d.fail(i, "key %q doesn't exist", key)
+		return nil
+	default:
+		d.show(&kvPair{Key: key}, true)
+		if mine {
+			return nil
+		}
+		return &raftlogv1.KVOp{Kind: raftlogv1.KVOpKind_KV_OP_KIND_CHECK_ABSENT, Key: key}
+	}
+}
+
+// write notes what an operation leaves, if it succeeds.
+func (d *draft) write(op *raftlogv1.KVOp) {
+	key := op.GetKey()
+	if op.GetKind() == raftlogv1.KVOpKind_KV_OP_KIND_DELETE || op.GetKind() == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_IF {
+		d.set(key, nil)
+		return
+	}
+	next := &kvPair{Key: key, Flags: op.GetFlags()}
+	if len(op.GetValue()) > 0 {
+		next.Value = op.GetValue()
+	}
+	if before, _ := d.at(key); before != nil {
+		next.LockIndex, next.Session, next.CreateIndex = before.LockIndex, before.Session, before.CreateIndex
+	}
+	switch op.GetKind() {
+	case raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE:
+		if next.Session != op.GetSessionId() {
+			next.Session = op.GetSessionId()
+			next.LockIndex++
+		}
+	case raftlogv1.KVOpKind_KV_OP_KIND_RELEASE:
+		next.Session = ""
+	default:
+	}
+	d.set(key, next)
+	d.show(next, false)
+}
+
+// check judges a condition, which of a transaction that writes the state machine does, and shows the key.
+func (d *draft) check(i int, op *raftlogv1.KVOp) {
+	pair, _ := d.at(op.GetKey())
+	if pair != nil && op.GetKind() != raftlogv1.KVOpKind_KV_OP_KIND_CHECK_ABSENT {
+		d.show(pair, false)
+	}
+	if d.writes() {
+		return
+	}
+	why, holds := fsm.KVFailure{}, true
+	switch op.GetKind() {
+	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION:
+		if pair != nil {
+			why.Number = pair.ModifyIndex
+		}
+		holds = why.Number == op.GetExpectedRevision()
+	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION:
+		holds = pair != nil && pair.Session == op.GetSessionId()
+	default:
+		holds = pair == nil
+	}
+	if !holds {
+		d.fail(i, "%s", whyFailed(nil, why, op))
+	}
+}
+
+// all returns the keys that begin with a prefix, sorted.
+func (d *draft) all(prefix string) []*kvPair {
+	var pairs []*kvPair
+	d.st.Keys(d.txn.namespace, prefix, "", func(k *fsm.KeyValue) bool {
+		if _, mine := d.changed[k.Key]; !mine {
+			found := pairOf(k)
+			pairs = append(pairs, &found)
+		}
+		return true
+	})
+	for key, pair := range d.changed {
+		if pair != nil && strings.HasPrefix(key, prefix) {
+			pairs = append(pairs, pair)
+		}
+	}
+	slices.SortFunc(pairs, func(a, b *kvPair) int { return cmp.Compare(a.Key, b.Key) })
+	return pairs
+}
+
+// tree is all, without what the caller may not see.
+func (d *draft) tree(prefix string) []*kvPair {
+	return slices.DeleteFunc(d.all(prefix), func(p *kvPair) bool {
+		return !d.st.Allowed(d.credential, registryv1.Action_ACTION_KV_READ, d.txn.namespace, p.Key)
+	})
+}
+
+// answer returns what is answered for a transaction that was done at a revision. after is a State that has it, nil if none is at
+// hand.
+func (d *draft) answer(revision uint64, after *fsm.State) txnAnswer {
+	if len(d.errors) > 0 {
+		return txnAnswer{Errors: d.errors}
+	}
+	for key, pair := range d.changed {
+		if pair == nil {
+			continue
+		}
+		pair.ModifyIndex = revision
+		pair.CreateIndex = cmp.Or(pair.CreateIndex, revision)
+		if after == nil {
+			continue
+		}
+		if k := after.Key(d.txn.namespace, key); k != nil && k.ModifyRevision == revision { // Nobody has changed it since.
+			*pair = pairOf(k)
+		}
+	}
+	results := make([]txnResult, 0, len(d.results))
+	for _, r := range d.results {
+		shown := *r.pair
+		if !r.value {
+			shown.Value = nil
+		}
+		results = append(results, txnResult{&shown})
+	}
+	return txnAnswer{Results: results}
+}
