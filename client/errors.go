@@ -68,6 +68,8 @@ var (
 	ErrBootstrapped      = errors.New("access control was bootstrapped before")
 	ErrFeatureLevel      = errors.New("a member of the cluster is too old for that")
 	ErrQuotaExceeded     = errors.New("quota of the namespace exceeded")
+	ErrKeyNotFound       = errors.New("key not found")
+	ErrKeyExists         = errors.New("key exists")
 	ErrRateLimited       = errors.New("the namespace writes more than its quota allows")
 )
 
@@ -130,6 +132,8 @@ func reasonTable() []reasonRow {
 		{apiv1.Reason_REASON_FEATURE_LEVEL, ErrFeatureLevel, giveUp, false},
 		{apiv1.Reason_REASON_QUOTA_EXCEEDED, ErrQuotaExceeded, giveUp, false},
 		{apiv1.Reason_REASON_RATE_LIMITED, ErrRateLimited, later, false},
+		{apiv1.Reason_REASON_KEY_NOT_FOUND, ErrKeyNotFound, giveUp, false},
+		{apiv1.Reason_REASON_KEY_EXISTS, ErrKeyExists, giveUp, false},
 		{apiv1.Reason_REASON_SLOTS_MISMATCH, ErrSlotsMismatch, giveUp, false},
 	}
 }

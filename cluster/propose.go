@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -334,9 +335,22 @@ func (n *Node) roomFor(urgent bool) error {
 
 // frees tells whether a command takes away rather than adds: those go on when the disk is full.
 func frees(cmd *raftlogv1.Command) bool {
-	switch cmd.GetKind().(type) {
+	switch kind := cmd.GetKind().(type) {
 	case *raftlogv1.Command_Deregister, *raftlogv1.Command_CloseSession, *raftlogv1.Command_RevokeLease,
 		*raftlogv1.Command_Expire, *raftlogv1.Command_ReleaseLock, *raftlogv1.Command_RemoveMember:
+		return true
+	case *raftlogv1.Command_KvTransaction:
+		return !slices.ContainsFunc(kind.KvTransaction.GetOps(), puts)
+	default:
+		return false
+	}
+}
+
+// puts tells whether an operation on a key writes a value.
+func puts(op *raftlogv1.KVOp) bool {
+	switch op.GetKind() {
+	case raftlogv1.KVOpKind_KV_OP_KIND_SET, raftlogv1.KVOpKind_KV_OP_KIND_SET_IF, raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE,
+		raftlogv1.KVOpKind_KV_OP_KIND_RELEASE:
 		return true
 	default:
 		return false

@@ -109,6 +109,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		groupUse: {
 			newServicesCmd(a), newInstancesCmd(a), newResolveCmd(a), newCallCmd(a), newWatchCmd(a), newRegisterCmd(a),
 			newWhyCmd(a), newDeregisterCmd(a), newDrainCmd(a), newMaintenanceCmd(a), newReportCmd(a), newLockCmd(a),
+			newKVCmd(a),
 		},
 		groupOperate: {
 			newMembersCmd(a), newLeaderCmd(a), newSnapshotCmd(a), newRecoverCmd(a), newVerifyCmd(a), newSessionsCmd(a), newTLSCmd(a), newAccessCmd(a),

@@ -67,6 +67,8 @@ type namespaceView struct {
 	Description string  `json:"description,omitempty"`
 	Instances   bounded `json:"instances"`
 	Locks       bounded `json:"locks"`
+	Keys        bounded `json:"keys"`
+	KVBytes     bounded `json:"kv_bytes"`
 	// Watches are those at the node that answered.
 	Watches         bounded `json:"watches"`
 	WritesPerSecond bounded `json:"writes_per_second"`
@@ -81,6 +83,8 @@ func viewNamespace(n *apiv1.NamespaceInfo) namespaceView {
 		Name: entry.GetName(), Description: entry.GetDescription(), Revision: entry.GetModifyRevision(),
 		Instances:       bounded{used(n.GetInstances()), q.GetMaxInstances()},
 		Locks:           bounded{used(n.GetLocks()), q.GetMaxLocks()},
+		Keys:            bounded{used(n.GetKeys()), q.GetMaxKeys()},
+		KVBytes:         bounded{used(n.GetKvBytes()), q.GetMaxKvBytes()},
 		Watches:         bounded{used(n.GetWatches()), q.GetMaxWatches()},
 		WritesPerSecond: bounded{nil, q.GetMaxWritesPerSecond()},
 	}
@@ -105,6 +109,8 @@ func namespaceTable() tableOf[namespaceView] {
 			{title: "NAME", text: func(v namespaceView) string { return v.Name }},
 			cell("INSTANCES", func(v namespaceView) bounded { return v.Instances }),
 			cell("LOCKS", func(v namespaceView) bounded { return v.Locks }),
+			cell("KEYS", func(v namespaceView) bounded { return v.Keys }),
+			cell("KV BYTES", func(v namespaceView) bounded { return v.KVBytes }),
 			cell("WATCHES", func(v namespaceView) bounded { return v.Watches }),
 			cell("WRITES/S", func(v namespaceView) bounded { return v.WritesPerSecond }),
 			{title: "DESCRIPTION", text: func(v namespaceView) string { return v.Description }},
@@ -158,6 +164,8 @@ func (v namespaceView) print(w io.Writer) error {
 	}{
 		{"instances", v.Instances, ""},
 		{"locks", v.Locks, "owners and places in queues"},
+		{"keys", v.Keys, ""},
+		{"bytes of keys", v.KVBytes, "and their values"},
 		{"watches", v.Watches, "at the node that answered; the limit is that of each"},
 		{"writes per second", v.WritesPerSecond, "that each node takes"},
 	} {
@@ -189,8 +197,8 @@ func newPutNamespaceCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "put NAME [flags]",
 		Short: "Bound what may be in a namespace, in place of what was said before.",
-		Long: `What is not given is unlimited. A limit below what there is refuses what is new and removes nothing. Instances and locks are
-bounded in the whole cluster, watches and writes at each node.`,
+		Long: `What is not given is unlimited. A limit below what there is refuses what is new and removes nothing. Instances, locks
+and keys are bounded in the whole cluster, watches and writes at each node.`,
 		Example: `  regd namespaces put team-a --max-instances 500 --max-locks 100
   regd namespaces put ci --max-instances 50 --max-writes 20 --description builds`,
 		Args: arguments("NAME"),
@@ -198,6 +206,8 @@ bounded in the whole cluster, watches and writes at each node.`,
 	q := entry.GetQuota()
 	cmd.Flags().Uint64Var(&q.MaxInstances, "max-instances", 0, "instances over all services; 0: unlimited")
 	cmd.Flags().Uint64Var(&q.MaxLocks, "max-locks", 0, "owners of locks and places in their queues; 0: unlimited")
+	cmd.Flags().Uint64Var(&q.MaxKeys, "max-keys", 0, "keys; 0: unlimited")
+	cmd.Flags().Uint64Var(&q.MaxKvBytes, "max-kv-bytes", 0, "bytes of keys and their values together; 0: unlimited")
 	cmd.Flags().Uint64Var(&q.MaxWatches, "max-watches", 0, "watches at each node; 0: unlimited")
 	cmd.Flags().Uint64Var(&q.MaxWritesPerSecond, "max-writes", 0, "writes per second that each node takes; 0: unlimited")
 	cmd.Flags().StringVar(&entry.Description, "description", "", "for people")
