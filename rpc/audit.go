@@ -184,6 +184,20 @@ func auditedCommand(cmd *raftlogv1.Command) []slog.Attr {
 		if len(kind.Batch.GetRegister()) > 0 {
 			return batch(kind.Batch.GetRegister(), len(kind.Batch.GetDeregister()))
 		}
+	case *raftlogv1.Command_KvTransaction:
+		ops := kind.KvTransaction.GetOps()
+		attrs := []slog.Attr{slog.String("namespace", kind.KvTransaction.GetNamespace())}
+		if len(ops) != 1 {
+			return append(attrs, slog.Int("ops", len(ops)))
+		}
+		attrs = append(attrs, slog.String("key", ops[0].GetKey()))
+		if ops[0].GetKind() == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX {
+			attrs = append(attrs, slog.Bool("prefix", true))
+		}
+		if ops[0].GetSessionId() != "" {
+			attrs = append(attrs, slog.String("session", ops[0].GetSessionId()))
+		}
+		return attrs
 	case *raftlogv1.Command_OpenSession:
 		return []slog.Attr{slog.String("session", kind.OpenSession.GetId())}
 	case *raftlogv1.Command_CloseSession:
