@@ -291,6 +291,18 @@ func Deletions(s *State) map[string]uint64 {
 	return all
 }
 
+// WithKeys returns a state that has n keys, "key-0000000" and so on, with values of so many bytes.
+func WithKeys(n, size int) *State {
+	st := New()
+	st.beginHistory()
+	st.beginKeys()
+	t := begin(st, Entry{Index: 1, Term: 1}, 1)
+	for i := range n {
+		t.setKey(KeyValue{Namespace: "default", Key: fmt.Sprintf("key-%07d", i), Value: make([]byte, size)}, nil)
+	}
+	return t.st
+}
+
 func openChunk(h *history) [][]byte {
 	if h.open == nil {
 		return nil

@@ -22,8 +22,8 @@ func newAccessCmd(a *app) *cobra.Command {
 		Long: `An identity has policies, by its grant. Tokens and client certificates stand for identities; who shows nothing is
 "anonymous". What no policy allows is denied, once access control is on.
 
-Built-in policies: operator (everything), service (discover and register any service, use any lock), reader (discover any
-service, see any lock), observer (see how the cluster is).`,
+Built-in policies: operator (everything), service (discover and register any service, use any lock, change
+any key), reader (discover any service, see any lock, read no keys), observer (see how the cluster is).`,
 		Example: `  # Once for a cluster. From then on each command shows this token.
   regd access bootstrap --out operator.token
   export REGD_TOKEN_FILE=operator.token

@@ -21,13 +21,15 @@ const maxValueBytes = 512 << 10
 
 func newKVCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "kv COMMAND",
+		Use:   "kv [flags]",
 		Short: "Keep values under keys.",
 		Long: `What services are configured by, and who of them does what. It is no database: all of it is in the memory of every node.
 A key has up to 512 bytes, a value up to 512 KiB.`,
 		Example: `  regd kv put app/limit 100
   regd kv get app/limit
   regd kv list app/`,
+		Args: cobra.ArbitraryArgs,
+		RunE: onlySubcommands,
 	}
 	cmd.AddCommand(newKVGetCmd(a), newKVPutCmd(a), newKVDeleteCmd(a), newKVListCmd(a))
 	return cmd

@@ -25,7 +25,7 @@ func TestNamespacesAreBoundedAndInstancesExplainedByCommands(t *testing.T) {
 		!strings.Contains(r.stderr, "regd namespaces show") {
 		t.Errorf("beyond the quota: %d\n%s", r.code, r.stderr)
 	}
-	if got := s.ok("namespaces"); !regexp.MustCompile(`NAME +INSTANCES +LOCKS .*\nteam-a +1/1 +0 +0 +500 +ours`).MatchString(got) {
+	if got := s.ok("namespaces"); !regexp.MustCompile(`NAME +INSTANCES +LOCKS .*\nteam-a +1/1 +0 +0 +0 +0 +500 +ours`).MatchString(got) {
 		t.Errorf("list:\n%s", got)
 	}
 	for _, part := range []string{"team-a  ours\n", "instances          1/1  (full: no more are let in)", "locks              0 unlimited", "writes per second  500  (that each node takes)"} {
