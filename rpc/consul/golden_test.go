@@ -74,7 +74,7 @@ func TestAnswers(t *testing.T) {
 			`PUT txn [{"KV":{"Verb":"set","Key":"x"}},{"KV":{"Verb":"check-session","Key":"l","Session":"$1"}}]`, `PUT txn [{"KV":{"Verb":"set","Key":"x"}},{"KV":{"Verb":"check-not-exists","Key":"l"}}]`,
 			`PUT txn [{"KV":{"Verb":"delete","Key":"l"}},{"KV":{"Verb":"get","Key":"l"}}]`, "GET kv/x", "PUT txn []",
 		},
-		"not-there":        {"PUT event/fire/x", "GET query", "GET health/connect/web", "GET connect/ca/roots", "GET config/service-defaults", "GET acl/tokens", "GET coordinate/nodes", "PUT agent/join/x", "GET nothing/at/all", "GET "},
+		"not-there": {"PUT event/fire/x", "GET query", "GET health/connect/web", "GET connect/ca/roots", "GET config/service-defaults", "GET acl/tokens", "GET coordinate/nodes", "PUT agent/join/x", "GET nothing/at/all", "GET "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

@@ -261,7 +261,9 @@ func (s *Server) listSessions(w *answer, a *request) error {
 			}
 			return true
 		})
-		slices.SortFunc(all, func(a, b session) int { return cmp.Or(cmp.Compare(a.CreateIndex, b.CreateIndex), cmp.Compare(a.ID, b.ID)) })
+		slices.SortFunc(all, func(a, b session) int {
+			return cmp.Or(cmp.Compare(a.CreateIndex, b.CreateIndex), cmp.Compare(a.ID, b.ID))
+		})
 		return all, hidden, nil
 	}})
 }

@@ -44,6 +44,7 @@ type node struct {
 	name   string
 	args   []string
 	consul string
+	certs  string // folder; "": no TLS
 	cmd    *exec.Cmd
 }
 
@@ -55,6 +56,12 @@ type cluster struct {
 // startCluster starts three nodes and waits for their leader.
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
+	return startWith(t, "")
+}
+
+// startWith is startCluster for nodes with TLS, whose certificates are in a folder as  regd tls init  makes it; "": without.
+func startWith(t *testing.T, certs string) *cluster {
+	t.Helper()
 	c := &cluster{}
 	var peers []string
 	ports := free(t, 12)
@@ -62,10 +69,14 @@ func startCluster(t *testing.T) *cluster {
 		peers = append(peers, ports[4*i])
 	}
 	for i := range 3 {
-		n := &node{name: fmt.Sprintf("n%d", i+1), consul: ports[4*i+3]}
+		n := &node{name: fmt.Sprintf("n%d", i+1), consul: ports[4*i+3], certs: certs}
 		n.args = []string{
 			"serve", "--name", n.name, "--data-dir", t.TempDir(), "--peer-listen", ports[4*i], "--grpc-listen", ports[4*i+1],
 			"--http-listen", ports[4*i+2], "--consul-listen", n.consul, "--initial-peers", strings.Join(peers, ","),
+		}
+		if certs != "" {
+			of := filepath.Join(certs, n.name)
+			n.args = append(n.args, "--tls-cert", of+".crt", "--tls-key", of+".key", "--tls-ca", filepath.Join(certs, "ca.crt"), "--tls-client-auth", "require")
 		}
 		c.nodes = append(c.nodes, n)
 		n.start(t)
@@ -116,7 +127,13 @@ func (n *node) kill() {
 
 func (n *node) client(t *testing.T) *api.Client {
 	t.Helper()
-	client, err := api.NewClient(&api.Config{Address: n.consul})
+	cfg := &api.Config{Address: n.consul}
+	if n.certs != "" {
+		of := filepath.Join(n.certs, "shop")
+		cfg.Scheme = "https"
+		cfg.TLSConfig = api.TLSConfig{CAFile: filepath.Join(n.certs, "ca.crt"), CertFile: of + ".crt", KeyFile: of + ".key"}
+	}
+	client, err := api.NewClient(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
