@@ -288,9 +288,9 @@ func (v *Visit) Propose(ctx context.Context, cmd *raftlogv1.Command) (fsm.Outcom
 	return out, err
 }
 
-// Renew renews what is the caller's own, and returns what of it is unknown or has ended.
+// Renew renews what is the caller's own, by a context of the visit, and returns what of it is unknown or has ended.
 func (v *Visit) Renew(ctx context.Context, kind peerv1.RenewKind, ids []string) (ended []string, err error) {
-	if err := v.door.core.mayRenew(v.ctx, kind, ids); err != nil {
+	if err := v.door.core.mayRenew(ctx, kind, ids); err != nil {
 		return nil, err
 	}
 	return v.door.core.node.Renew(ctx, kind, ids)

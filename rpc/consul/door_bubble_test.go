@@ -157,5 +157,14 @@ func TestQuotaOfWritesHolds(t *testing.T) {
 		w.ok("PUT", "agent/service/register?ns=other", `{"Name":"web","ID":"web-2"}`)
 		time.Sleep(time.Second)
 		w.ok("PUT", "agent/service/register", `{"Name":"web","ID":"web-2"}`)
+		if rec = w.ask("PUT", "kv/a", "x"); rec.Code != http.StatusTooManyRequests {
+			t.Errorf("a key after that: %d %s", rec.Code, rec.Body)
+		}
+		w.govern("default", &registryv1.Quota{MaxKeys: 1})
+		w.ok("PUT", "kv/a", "x")
+		if rec = w.ask("PUT", "kv/b", "x"); rec.Code != http.StatusInternalServerError || !strings.Contains(rec.Body.String(), "keys") {
+			t.Errorf("a second key: %d %s", rec.Code, rec.Body)
+		}
+		w.ok("PUT", "kv/a", "y")
 	})
 }

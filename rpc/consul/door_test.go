@@ -269,6 +269,14 @@ func TestWritesAreInTheAuditLog(t *testing.T) {
 		{"PUT", "agent/service/deregister/none", "", "regd_t1_secret", 404, []string{`failed consul Deregister PUT /v1/agent/service/deregister/none by team on null`}},
 		{"PUT", "agent/service/deregister/web", "", "regd_t1_secret", 200, []string{`done consul Deregister PUT /v1/agent/service/deregister/web by team on {"id":"web","namespace":"default","service":"web"}`}},
 		{"GET", "health/service/", "", "regd_t1_secret", 400, nil},
+		{"PUT", "kv/app/a", "a secret", "regd_t1_secret", 200, []string{`done consul PutKey PUT /v1/kv/app/a by team on {"key":"app/a","namespace":"default"}`}},
+		{"GET", "kv/app/a", "", "regd_t1_secret", 200, nil},
+		{"DELETE", "kv/app/?recurse", "", "regd_t1_secret", 200, []string{`done consul DeleteKey DELETE /v1/kv/app/ by team on {"key":"app/","namespace":"default","prefix":true}`}},
+		{"PUT", "kv/secret", "a secret", "regd_t1_secret", 403, []string{`refused consul PutKey PUT /v1/kv/secret by team on null`}},
+		{"PUT", "txn", `[{"KV":{"Verb":"set","Key":"app/a"}},{"KV":{"Verb":"set","Key":"app/b"}}]`, "regd_t1_secret", 200, []string{
+			`done consul Transact PUT /v1/txn by team on {"namespace":"default","ops":2}`,
+		}},
+		{"PUT", "txn", `[{"KV":{"Verb":"get","Key":"app/a"}}]`, "regd_t1_secret", 200, nil},
 	} {
 		r, err := http.NewRequestWithContext(t.Context(), tt.method, base+tt.path, strings.NewReader(tt.body))
 		if err != nil {

@@ -166,7 +166,7 @@ func stream(w *answer, count int, item func(i int) any) error {
 // rawValue is a value as it is.
 type rawValue []byte
 
-func (v rawValue) answer(w *answer) error {
+func (v rawValue) answer(w *answer) error { //nolint:unparam // It is an answerer.
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("X-Content-Type-Options", "nosniff")

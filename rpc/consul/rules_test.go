@@ -179,8 +179,12 @@ func (w *world) enforce() {
 	token := func(id, identity string) *raftlogv1.CreateToken {
 		return &raftlogv1.CreateToken{Token: &registryv1.Token{Id: id, Identity: identity}, SecretHash: sum[:]}
 	}
-	w.must(&raftlogv1.Command{Level: 2, Kind: &raftlogv1.Command_PutPolicy{PutPolicy: &raftlogv1.PutPolicy{Policy: &registryv1.Policy{
-		Name: "web", Rules: []*registryv1.Rule{{Actions: []registryv1.Action{registryv1.Action_ACTION_REGISTER}, Namespace: "default", Name: "web"}},
+	w.must(&raftlogv1.Command{Level: fsm.KVLevel, Kind: &raftlogv1.Command_PutPolicy{PutPolicy: &raftlogv1.PutPolicy{Policy: &registryv1.Policy{
+		Name: "web", Rules: []*registryv1.Rule{
+			{Actions: []registryv1.Action{registryv1.Action_ACTION_REGISTER}, Namespace: "default", Name: "web"},
+			{Actions: []registryv1.Action{registryv1.Action_ACTION_KV_WRITE}, Namespace: "default", Name: "app/*"},
+			{Actions: []registryv1.Action{registryv1.Action_ACTION_KV_READ}, Namespace: "default", Name: "shared/a"},
+		},
 	}}}})
 	w.must(&raftlogv1.Command{Level: 2, Kind: &raftlogv1.Command_PutGrant{PutGrant: &raftlogv1.PutGrant{
 		Grant: &registryv1.Grant{Identity: "team", Policies: []string{"web"}},
@@ -231,6 +235,77 @@ func TestWhatATokenMayDo(t *testing.T) {
 	}
 	if body := w.ask("GET", "agent/services", "", team...).Body.String(); strings.Contains(body, "web-1") {
 		t.Errorf("the agent of a team has what another has registered: %s", body)
+	}
+}
+
+func TestWhatATokenMayDoWithKeys(t *testing.T) {
+	w := newWorld(t)
+	for _, key := range []string{"app/a", "shared/a", "shared/b", "secret"} {
+		w.ok("PUT", "kv/"+key, "x")
+	}
+	w.enforce()
+	var foreign struct{ ID string }
+	decode(t, w.ok("PUT", "session/create", `{"Name":"the operator's"}`, "X-Consul-Token", "regd_op_secret").Body.Bytes(), &foreign)
+	team, operator := []string{"X-Consul-Token", "regd_t1_secret"}, []string{"X-Consul-Token", "regd_op_secret"}
+	op := func(verb, key string) string { return fmt.Sprintf(`[{"KV":{"Verb":%q,"Key":%q}}]`, verb, key) }
+	mine := ""
+	for _, tc := range []struct {
+		name         string
+		method, path string
+		body         string
+		header       []string
+		code         int
+		has, not     string
+		filtered     bool
+	}{
+		{"anonymous reads nothing", "GET", "kv/app/a", "", nil, 403, "Permission denied", "", false},
+		{"anonymous lists nothing", "GET", "kv/?keys", "", nil, 404, "", "", true},
+		{"anonymous writes nothing", "PUT", "kv/app/a", "x", nil, 403, "Permission denied", "", false},
+		{"anonymous deletes nothing", "DELETE", "kv/app/a", "", nil, 403, "Permission denied", "", false},
+		{"anonymous opens no session", "PUT", "session/create", "", nil, 403, "Permission denied", "", false},
+		{"the team reads what it may write", "GET", "kv/app/a?raw", "", team, 200, "x", "", false},
+		{"and what it may read", "GET", "kv/shared/a?raw", "", team, 200, "x", "", false},
+		{"and no other", "GET", "kv/shared/b", "", team, 403, "Permission denied", "", false},
+		{"lists are filtered", "GET", "kv/?keys", "", team, 200, `["app/a","shared/a"]`, "", true},
+		{"with their values, too", "GET", "kv/shared/?recurse", "", team, 200, `"shared/a"`, "shared/b", true},
+		{"it writes its own", "PUT", "kv/app/b", "x", team, 200, "true", "", false},
+		{"and no other", "PUT", "kv/shared/a", "x", team, 403, "Permission denied", "", false},
+		{"nor deletes it", "DELETE", "kv/shared/a", "", team, 403, "Permission denied", "", false},
+		{"it deletes its own", "DELETE", "kv/app/b", "", team, 200, "true", "", false},
+		{"nor what begins as a part of it", "DELETE", "kv/ap?recurse", "", team, 403, "Permission denied", "", false},
+		{"nor all", "DELETE", "kv/?recurse", "", team, 403, "Permission denied", "", false},
+		{"nor in another namespace", "PUT", "kv/app/a?ns=other", "x", team, 403, "Permission denied", "", false},
+		{"it opens sessions", "PUT", "session/create", "", team, 200, "ID", "", false},
+		{"and sees its own", "GET", "session/list", "", team, 200, "$", "the operator's", true},
+		{"and owns keys by them", "PUT", "kv/app/a?acquire=$", "x", team, 200, "true", "", false},
+		{"and renews them", "PUT", "session/renew/$", "", team, 200, "$", "", false},
+		{"others do not", "PUT", "session/renew/$", "", nil, 403, "Permission denied", "", false},
+		{"nor end them", "PUT", "session/destroy/$", "", nil, 403, "Permission denied", "", false},
+		{"nor see them", "GET", "session/info/$", "", nil, 200, "[]", "", true},
+		{"the operator sees all", "GET", "session/list", "", operator, 200, "the operator's", "", false},
+		{"a transaction of its own", "PUT", "txn", op("set", "app/t"), team, 200, "app/t", "", false},
+		{"one that reads what it may not", "PUT", "txn", op("get", "secret"), team, 403, "Permission denied", "", false},
+		{"or checks it", "PUT", "txn", op("check-index", "secret"), team, 403, "Permission denied", "", false},
+		{"or writes it", "PUT", "txn", op("set", "secret"), team, 403, "Permission denied", "", false},
+		{"or deletes too much", "PUT", "txn", op("delete-tree", "a"), team, 403, "Permission denied", "", false},
+		{"trees are filtered", "PUT", "txn", op("get-tree", ""), team, 200, "shared/a", "secret", false},
+		{"it ends its session", "PUT", "session/destroy/$", "", team, 200, "true", "", false},
+	} {
+		at := strings.NewReplacer("$", mine)
+		rec := w.ask(tc.method, at.Replace(tc.path), tc.body, tc.header...)
+		filtered := rec.Header().Get("X-Consul-Results-Filtered-By-ACLs") == "true"
+		body := rec.Body.String()
+		if rec.Code != tc.code || !strings.Contains(body, at.Replace(tc.has)) || tc.not != "" && strings.Contains(body, tc.not) || filtered != tc.filtered {
+			t.Errorf("%s: %d, filtered %v, want %d with %q, filtered %v: %s", tc.name, rec.Code, filtered, tc.code, tc.has, tc.filtered, body)
+		}
+		if tc.path == "session/create" && rec.Code == http.StatusOK {
+			var created struct{ ID string }
+			decode(t, rec.Body.Bytes(), &created)
+			mine = created.ID
+		}
+	}
+	if w.state().Session(foreign.ID) == nil || w.state().Key("default", "shared/b") == nil {
+		t.Error("what others have is gone")
 	}
 }
 

@@ -178,21 +178,8 @@ func (t *txn) add(a *request, i int, r *kvOperation) error {
 	if namespace != t.namespace {
 		return badRequest("Operation %d: Namespace %q: a transaction is about one namespace, this one about %q", i, cut(namespace), cut(t.namespace))
 	}
-	op := &raftlogv1.KVOp{Kind: kind, Key: r.Key}
-	switch kind {
-	case raftlogv1.KVOpKind_KV_OP_KIND_SET:
-		op.Value, op.Flags = r.Value, r.Flags
-	case raftlogv1.KVOpKind_KV_OP_KIND_SET_IF:
-		op.Value, op.Flags, op.ExpectedRevision = r.Value, r.Flags, r.Index
-	case raftlogv1.KVOpKind_KV_OP_KIND_DELETE_IF, raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION:
-		op.ExpectedRevision = r.Index
-	case raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, raftlogv1.KVOpKind_KV_OP_KIND_RELEASE:
-		op.Value, op.Flags, op.SessionId = r.Value, r.Flags, r.Session
-	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION:
-		op.SessionId = r.Session
-	default:
-	}
-	if op.GetSessionId() == "" && (kind == raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE || kind == raftlogv1.KVOpKind_KV_OP_KIND_RELEASE || kind == raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION) {
+	op := r.op(kind)
+	if named(kind) && r.Session == "" {
 		return badRequest("Operation %d: %s: Missing session", i, r.Verb)
 	}
 	for n, other := range t.ops {
@@ -202,6 +189,31 @@ func (t *txn) add(a *request, i int, r *kvOperation) error {
 	}
 	t.verbs, t.ops = append(t.verbs, r.Verb), append(t.ops, op)
 	return nil
+}
+
+// op is the operation of the state machine, of a kind.
+func (r *kvOperation) op(kind raftlogv1.KVOpKind) *raftlogv1.KVOp {
+	op := &raftlogv1.KVOp{Kind: kind, Key: r.Key}
+	switch kind {
+	case raftlogv1.KVOpKind_KV_OP_KIND_SET, raftlogv1.KVOpKind_KV_OP_KIND_SET_IF, raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, raftlogv1.KVOpKind_KV_OP_KIND_RELEASE:
+		op.Value, op.Flags = r.Value, r.Flags
+	default:
+	}
+	switch kind {
+	case raftlogv1.KVOpKind_KV_OP_KIND_SET_IF, raftlogv1.KVOpKind_KV_OP_KIND_DELETE_IF, raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION:
+		op.ExpectedRevision = r.Index
+	default:
+	}
+	if named(kind) {
+		op.SessionId = r.Session
+	}
+	return op
+}
+
+// named tells whether an operation is about a session.
+func named(kind raftlogv1.KVOpKind) bool {
+	return kind == raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE || kind == raftlogv1.KVOpKind_KV_OP_KIND_RELEASE ||
+		kind == raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION
 }
 
 func isWrite(kind raftlogv1.KVOpKind) bool {
@@ -445,7 +457,8 @@ func (d *draft) check(i int, op *raftlogv1.KVOp) {
 	if d.writes() {
 		return
 	}
-	why, holds := fsm.KVFailure{}, true
+	var why fsm.KVFailure
+	var holds bool
 	switch op.GetKind() {
 	case raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION:
 		if pair != nil {
