@@ -224,7 +224,7 @@ func (a *audit) keys() {
 			}
 		}
 		if at != k.Namespace+"\x00"+k.Key || a.s.Key(k.Namespace, k.Key) != k || k.ModifyRevision > a.s.revision ||
-			k.CreateRevision > k.ModifyRevision || k.Version == 0 || uint64(k.ModifyRevision-k.CreateRevision) < k.Version-1 {
+			k.CreateRevision > k.ModifyRevision || k.Version == 0 || k.ModifyRevision-k.CreateRevision < k.Version-1 {
 			a.failf("key %q is %+v", at, k)
 		}
 		return true

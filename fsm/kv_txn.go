@@ -202,6 +202,8 @@ func (t *txn) applyOp(namespace string, i int, op *raftlogv1.KVOp) Outcome {
 }
 
 // unmet refuses an operation whose condition does not hold.
+//
+//nolint:gocyclo // A table of the kinds.
 func (t *txn) unmet(namespace string, i int, op *raftlogv1.KVOp, old *KeyValue) Outcome {
 	failure := KVFailure{Op: i, Key: op.GetKey()}
 	var revision uint64

@@ -91,6 +91,7 @@ func (l *loader) block(payload []byte) error {
 	return nil
 }
 
+//nolint:gocyclo // A table of the tables.
 func (l *loader) record(b []byte) error {
 	switch l.table {
 	case tableSessions:

@@ -131,14 +131,13 @@ func TestTransactionsSayWhichOperationFailed(t *testing.T) {
 	}
 	owner, other := opened.GetSession().GetId(), r.openSession(t)
 	do := func(ops ...*apiv1.KeyOp) error {
-		_, err := r.keys.Transact(bg, &apiv1.TransactRequest{Ops: ops})
-		return err
+		return drop(r.keys.Transact(bg, &apiv1.TransactRequest{Ops: ops}))
 	}
 	set := &apiv1.KeyOp{Kind: apiv1.KeyOpKind_KEY_OP_KIND_SET, Key: "free"}
 	acquire := func(session string) *apiv1.KeyOp {
 		return &apiv1.KeyOp{Kind: apiv1.KeyOpKind_KEY_OP_KIND_ACQUIRE, Key: "k", SessionId: session}
 	}
-	if err := do(set, acquire(owner)); err != nil {
+	if err = do(set, acquire(owner)); err != nil {
 		t.Fatal(err)
 	}
 	revision := r.node.feed.State().Revision()
@@ -155,9 +154,9 @@ func TestTransactionsSayWhichOperationFailed(t *testing.T) {
 		"revision": {&apiv1.KeyOp{Kind: apiv1.KeyOpKind_KEY_OP_KIND_CHECK_REVISION, Key: "k"}, codes.FailedPrecondition, apiv1.Reason_REASON_REVISION_MISMATCH},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := do(set, row.op)
-			wantReason(t, err, row.code, row.reason)
-			if facts := factsOfError(err); facts["op"] != "1" || facts["key"] != row.op.GetKey() {
+			failed := do(set, row.op)
+			wantReason(t, failed, row.code, row.reason)
+			if facts := factsOfError(failed); facts["op"] != "1" || facts["key"] != row.op.GetKey() {
 				t.Errorf("facts %v", facts)
 			}
 		})
@@ -165,7 +164,7 @@ func TestTransactionsSayWhichOperationFailed(t *testing.T) {
 	if got := r.node.feed.State().Revision(); got != revision {
 		t.Errorf("a transaction that failed has changed something: revision %d, was %d", got, revision)
 	}
-	if _, err := r.sessions.Close(bg, &apiv1.CloseRequest{SessionId: owner}); err != nil {
+	if _, err = r.sessions.Close(bg, &apiv1.CloseRequest{SessionId: owner}); err != nil {
 		t.Fatal(err)
 	}
 	if k := r.node.feed.State().Key(DefaultNamespace, "k"); k != nil {

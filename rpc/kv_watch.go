@@ -66,6 +66,7 @@ type keyWatch struct {
 	stuck          chan struct{} // gives a token when a send takes too long
 
 	sending *time.Timer
+	begun   bool                              // the client was told all
 	visible func(namespace, name string) bool // nil: all
 	told    uint64                            // revision up to which the client is told everything
 }
@@ -92,32 +93,13 @@ func (w *keyWatch) run(ctx context.Context) error {
 	defer w.sending.Stop()
 	idle := time.NewTimer(w.interval)
 	defer idle.Stop()
-	for first, due := true, false; ; first = false {
+	for due := false; ; {
 		taken := watcher.Take()
-		anew, err := w.allow(ctx)
+		told, err := w.step(ctx, taken, due)
 		if err != nil {
 			return err
 		}
-		v, err := w.core.node.View(ctx, cluster.Freshness{Mode: cluster.ModeStale})
-		if err != nil {
-			return err
-		}
-		changed, all := w.changed(taken)
-		all = all || first || anew
-		if all {
-			w.told = v.State.Revision()
-			err = w.tellAll(ctx, v)
-		} else {
-			// The State may be newer: what has changed in it since is told when the feed has said so.
-			w.told = max(w.told, taken.Revision)
-			if len(changed) > 0 || due {
-				err = w.tell(ctx, v, changed)
-			}
-		}
-		if err != nil {
-			return err
-		}
-		if all || len(changed) > 0 || due {
+		if told {
 			due = false
 			idle.Reset(w.interval)
 		}
@@ -134,6 +116,29 @@ func (w *keyWatch) run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// step tells the client what has come, or how far it is if that is due, and reports whether it was told anything.
+func (w *keyWatch) step(ctx context.Context, taken feed.Taken, due bool) (told bool, err error) {
+	anew, err := w.allow(ctx)
+	if err != nil {
+		return false, err
+	}
+	v, err := w.core.node.View(ctx, cluster.Freshness{Mode: cluster.ModeStale})
+	if err != nil {
+		return false, err
+	}
+	changed, all := w.changed(taken)
+	if all || anew || !w.begun {
+		w.begun, w.told = true, v.State.Revision()
+		return true, w.tellAll(ctx, v)
+	}
+	// The State may be newer: what has changed in it since is told when the feed has said so.
+	w.told = max(w.told, taken.Revision)
+	if len(changed) == 0 && !due {
+		return false, nil
+	}
+	return true, w.tell(ctx, v, changed)
 }
 
 // allow checks that the caller still is who it was and may read what it watches. anew: it may see other keys than before.

@@ -272,11 +272,16 @@ func (m *Registry) putPolicy(p *registryv1.Policy) (bool, *raftlogv1.Outcome) {
 	return true, done()
 }
 
-func (m *Registry) wrongRule(r *registryv1.Rule) string {
-	last, most := administer, 7
+// lastAction returns the last action that commands of the level know, and how many of them there may be in a rule.
+func (m *Registry) lastAction() (last registryv1.Action, most int) {
 	if m.level >= 4 {
-		last, most = kvWrite, 9
+		return kvWrite, 9
 	}
+	return administer, 7
+}
+
+func (m *Registry) wrongRule(r *registryv1.Rule) string {
+	last, most := m.lastAction()
 	if len(r.GetActions()) == 0 || len(r.GetActions()) > most {
 		return "actions"
 	}

@@ -52,6 +52,7 @@ func (m *Registry) kvTransaction(c *raftlogv1.KVTransaction) (bool, *raftlogv1.O
 	return changed, done()
 }
 
+//nolint:gocyclo // One rule after the other.
 func wrongTransaction(c *raftlogv1.KVTransaction) *raftlogv1.Outcome {
 	invalid := func(format string, args ...any) *raftlogv1.Outcome {
 		return fail(raftlogv1.Code_CODE_INVALID, fmt.Sprintf(format, args...))
@@ -82,12 +83,10 @@ func wrongTransaction(c *raftlogv1.KVTransaction) *raftlogv1.Outcome {
 		if len(op.GetValue()) > maxValue {
 			return invalid("ops[%d].value", i)
 		}
-		switch op.GetKind() {
-		case raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, raftlogv1.KVOpKind_KV_OP_KIND_RELEASE,
-			raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION:
-			if !name(op.GetSessionId()) {
-				return invalid("ops[%d].session_id", i)
-			}
+		if ofSession := []raftlogv1.KVOpKind{
+			raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE, raftlogv1.KVOpKind_KV_OP_KIND_RELEASE, raftlogv1.KVOpKind_KV_OP_KIND_CHECK_SESSION,
+		}; slices.Contains(ofSession, op.GetKind()) && !name(op.GetSessionId()) {
+			return invalid("ops[%d].session_id", i)
 		}
 		for _, earlier := range c.GetOps()[:i] {
 			if touches(earlier, op.GetKey()) && changes(op) || touches(op, earlier.GetKey()) && changes(earlier) {
@@ -138,6 +137,7 @@ func (m *Registry) deniedOp(namespace string, op *raftlogv1.KVOp) *raftlogv1.Out
 			return nil
 		}
 		return fail(raftlogv1.Code_CODE_DENIED, shortened("kv_write "+namespace+"/"+op.GetKey()+"*"))
+	default:
 	}
 	if changes(op) {
 		return m.denied(kvWrite, namespace, op.GetKey())
@@ -154,6 +154,8 @@ func (m *Registry) mayPrefix(identity string, action registryv1.Action, namespac
 }
 
 // op applies an operation and reports whether it changed something.
+//
+//nolint:gocyclo,funlen // A table of the kinds.
 func (m *Registry) op(at Name, i int, op *raftlogv1.KVOp) (bool, *raftlogv1.Outcome) {
 	old := m.Keys[at]
 	failed := func(code raftlogv1.Code, number uint64) (bool, *raftlogv1.Outcome) {
@@ -177,13 +179,13 @@ func (m *Registry) op(at Name, i int, op *raftlogv1.KVOp) (bool, *raftlogv1.Outc
 		}
 		return m.dropKey(at), nil
 	case raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX:
-		any := false
+		dropped := false
 		for other := range m.Keys {
 			if other.Namespace == at.Namespace && strings.HasPrefix(other.Name, at.Name) {
-				any = m.dropKey(other)
+				dropped = m.dropKey(other)
 			}
 		}
-		return any, nil
+		return dropped, nil
 	case raftlogv1.KVOpKind_KV_OP_KIND_ACQUIRE:
 		if m.Sessions[op.GetSessionId()] == nil {
 			return failed(raftlogv1.Code_CODE_SESSION_NOT_FOUND, 0)
