@@ -3,7 +3,6 @@ package consul
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"runtime"
 	"sync"
@@ -69,42 +68,6 @@ func BenchmarkWaiters(b *testing.B) {
 	b.ReportMetric((counter(b, w.server.metrics.wakes)-woken)/float64(b.N), "wakes/change")
 	cancel()
 	wg.Wait()
-}
-
-// BenchmarkConnections is what a waiting query holds with its connection, both ends of it in this process.
-func BenchmarkConnections(b *testing.B) {
-	const waiters = 2000
-	w := bareWorld(b)
-	w.ok("PUT", "agent/service/register", `{"Name":"web"}`)
-	at := w.state().Service("default", "web").Revision()
-	var lc net.ListenConfig
-	lis, err := lc.Listen(b.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	w.server.lis = lis
-	go func() { _ = w.server.Serve() }()
-	var dial net.Dialer
-	for b.Loop() {
-		before, goroutines := memory(), runtime.NumGoroutine()
-		conns := make([]net.Conn, waiters)
-		for n := range conns {
-			if conns[n], err = dial.DialContext(b.Context(), "tcp", lis.Addr().String()); err != nil {
-				b.Fatal(err)
-			}
-			fmt.Fprintf(conns[n], "GET /v1/health/service/web?index=%d HTTP/1.1\r\nHost: x\r\n\r\n", at)
-		}
-		until(func() bool { return len(w.server.waiters) == waiters })
-		b.ReportMetric(float64(memory()-before)/waiters, "B/connection")
-		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines)/waiters, "goroutines/connection")
-		for _, c := range conns {
-			_ = c.Close()
-		}
-		until(func() bool { return len(w.server.waiters) == 0 })
-	}
-	if err := w.server.Shutdown(b.Context()); err != nil {
-		b.Error(err)
-	}
 }
 
 // memory is what is allocated, stacks included.
