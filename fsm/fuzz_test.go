@@ -109,6 +109,7 @@ func FuzzReadSnapshot(f *testing.F) {
 	data := snapshotOf(f, populated(f))
 	f.Add(data)
 	f.Add(snapshotOf(f, guarded(f)))
+	f.Add(snapshotOf(f, recorded(f)))
 	f.Add(snapshotOf(f, fsm.New()))
 	f.Add(data[:100])
 	f.Add([]byte{0xff, 0xff, 0x1f, 0, 0, 0, 0, 0})
