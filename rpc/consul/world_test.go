@@ -44,6 +44,8 @@ type world struct {
 	renewed []string
 	removed string
 	shown   *fsm.State // what View returns in place of the newest; nil: that
+	// behind keeps what is applied from the feed.
+	behind bool
 	// before is called before a command is applied: what others do meanwhile.
 	before func()
 	// viewing is called before a State is returned.
@@ -91,7 +93,9 @@ func (w *world) propose(cmd *raftlogv1.Command) (fsm.Outcome, error) {
 		return fsm.Outcome{}, err
 	}
 	w.st = next
-	w.feed.Publish(next, result.Events)
+	if !w.behind {
+		w.feed.Publish(next, result.Events)
+	}
 	return result.Outcomes[0], nil
 }
 
