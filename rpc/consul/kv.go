@@ -272,7 +272,7 @@ func transaction(namespace string, ops ...*raftlogv1.KVOp) *raftlogv1.Command {
 func (s *Server) mayChange(a *request, op *raftlogv1.KVOp) error {
 	switch kind := op.GetKind(); {
 	case kind == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX:
-		return s.permit(a.Context(), a, "kv_write "+a.namespace+"/"+op.GetKey()+"*", func(st *fsm.State) bool {
+		return s.permit(a.Context(), a, "kv-write "+a.namespace+"/"+op.GetKey()+"*", func(st *fsm.State) bool {
 			return st.AllowedPrefix(a.credential, registryv1.Action_ACTION_KV_WRITE, a.namespace, op.GetKey())
 		})
 	case kind >= raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION:

@@ -226,7 +226,7 @@ func (a *request) observes(st *fsm.State) bool {
 
 // allow checks that the caller may do what it asks for.
 func (s *Server) allow(ctx context.Context, a *request, action registryv1.Action, namespace, name string) error {
-	word := strings.ToLower(strings.TrimPrefix(action.String(), "ACTION_"))
+	word := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(action.String(), "ACTION_"), "_", "-"))
 	if name != "" {
 		word += " " + namespace + "/" + name
 	}

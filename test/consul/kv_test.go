@@ -130,8 +130,11 @@ func TestKV(t *testing.T) {
 	}
 
 	ok, answer, _, err := two.Txn(api.KVTxnOps{
-		{Verb: api.KVGet, Key: "app/name"}, {Verb: api.KVSet, Key: "app/name", Value: []byte("new")}, {Verb: api.KVGet, Key: "app/name"},
-		{Verb: api.KVDelete, Key: "large"}, {Verb: api.KVCheckNotExists, Key: "none"},
+		{Verb: api.KVGet, Key: "app/name"},
+		{Verb: api.KVSet, Key: "app/name", Value: []byte("new")},
+		{Verb: api.KVGet, Key: "app/name"},
+		{Verb: api.KVDelete, Key: "large"},
+		{Verb: api.KVCheckNotExists, Key: "none"},
 	}, nil)
 	must(err)
 	if !ok || len(answer.Results) != 3 || string(answer.Results[0].Value) != "store" || answer.Results[1].Value != nil || string(answer.Results[2].Value) != "new" {
