@@ -88,7 +88,10 @@ func startForeign(t *testing.T, queries, asked int) *foreign {
 		for len(f.consul) < k {
 			f.consul, f.dns = append(f.consul, nodes.FreeAddress(t)), append(f.dns, nodes.FreeAddress(t))
 		}
-		return []string{"REGD_CONSUL_LISTEN=" + f.consul[k-1], "REGD_DNS_LISTEN=" + f.dns[k-1], "REGD_DNS_MAX_STALE=" + dnsBound.String()}
+		return []string{
+			"REGD_CONSUL_LISTEN=" + f.consul[k-1], "REGD_DNS_LISTEN=" + f.dns[k-1], "REGD_DNS_MAX_STALE=" + dnsBound.String(),
+			fmt.Sprint("REGD_MAX_CONNECTIONS_PER_ADDRESS=", 2*queries+200), // All are of this machine.
+		}
 	}})
 	count := max(queries/perService, 8)
 	scribes := max(count/4, 8)

@@ -130,7 +130,7 @@ func perform(b *testing.B, dnsperf, at, service, qtype string) float64 {
 // processor, and how long after it was acknowledged the last of the hundred has its answer.
 func BenchmarkWaitingQueries(b *testing.B) {
 	const queries, services = 10_000, 100
-	n := startNode(b, "consul")
+	n := startNode(b, "consul", "--max-connections", "11000", "--max-connections-per-address", "11000")
 	for k := range services {
 		fill(b, n, fmt.Sprintf("s%d", k), 1)
 	}

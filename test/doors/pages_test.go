@@ -193,10 +193,14 @@ func TestThePageAboutTheWayFromConsul(t *testing.T) {
 		"/var/lib/regd": filepath.Join(p.dir, "regd"),
 	}
 	p.env = []string{"REGD_ENDPOINTS=" + grpc, "REGD_GRPC_LISTEN=" + grpc, "REGD_PEER_LISTEN=" + peer, "REGD_HTTP_LISTEN=" + ops}
-	// What a program has registered at the agent of Consul.
-	for _, body := range []string{`{"Name": "shop", "ID": "shop-1", "Port": 80, "Address": "10.0.0.1", "Tags": ["v1"]}`, `{"Name": "shop", "ID": "shop-2", "Port": 80, "Address": "10.0.0.2"}`} {
+	// What programs have put into Consul.
+	for _, put := range []struct{ path, body string }{
+		{"agent/service/register", `{"Name": "shop", "ID": "shop-1", "Port": 80, "Address": "10.0.0.1", "Tags": ["v1"]}`},
+		{"agent/service/register", `{"Name": "shop", "ID": "shop-2", "Port": 80, "Address": "10.0.0.2"}`},
+		{"kv/shop/limit", "7"},
+	} {
 		eventually(t, func() string { // It may not have a leader yet.
-			cmd := exec.CommandContext(t.Context(), "curl", "-sSf", "-X", "PUT", "-d", body, "http://"+consul.door+"/v1/agent/service/register")
+			cmd := exec.CommandContext(t.Context(), "curl", "-sSf", "-X", "PUT", "-d", put.body, "http://"+consul.door+"/v1/"+put.path)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				return fmt.Sprintf("%v: %s", err, out)
 			}
