@@ -197,3 +197,12 @@ func member(id string) *registryv1.Member {
 }
 
 var _ failer = testing.TB(nil)
+
+// large skips a test that fills a limit, with the race detector: there is one goroutine, and it takes ten seconds and more. CI has
+// it run without.
+func large(t *testing.T) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("it has one goroutine, and takes too long with the race detector")
+	}
+}

@@ -42,6 +42,7 @@ func recorded(tb testing.TB) *fsm.State {
 // TestHistoryIsBounded holds that a full history forgets its oldest transitions, says so, and is the same on a replica that
 // read it from a snapshot.
 func TestHistoryIsBounded(t *testing.T) {
+	large(t)
 	const noted = 200_000
 	s := fsm.WithTransitions(noted)
 	audit(t, s)

@@ -58,6 +58,7 @@ func TestKeysAndValuesAreLimited(t *testing.T) {
 // TestAllKeysTogetherAreLimited holds that the whole state has no more than its limit, which what shrinks and what stays alike may
 // exceed no further.
 func TestAllKeysTogetherAreLimited(t *testing.T) {
+	large(t)
 	m := newMachine(t)
 	value := make([]byte, fsm.MaxValueBytes-8) // The log and the states share it with nothing: that is what costs here.
 	for i := range fsm.MaxKVBytes / fsm.MaxValueBytes {
@@ -77,6 +78,7 @@ func TestAllKeysTogetherAreLimited(t *testing.T) {
 
 // TestAPrefixOfTooManyKeysIsNotDeleted holds that no operation does unbounded work.
 func TestAPrefixOfTooManyKeysIsNotDeleted(t *testing.T) {
+	large(t)
 	m := &machine{t: t, st: fsm.WithKeys(fsm.MaxDeletedKeys+1, 10), term: 1, time: 1_000_000}
 	audit(t, m.st)
 	wantCode(t, m.one(keysIn("default", op(raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX, ""))), raftlogv1.Code_CODE_LIMIT, "deleted keys")
@@ -91,6 +93,7 @@ func TestAPrefixOfTooManyKeysIsNotDeleted(t *testing.T) {
 // TestOwnedKeysAreLimited holds that no more keys are owned, or in their lock delay, than the limit, and that the end of a session is
 // never refused for it.
 func TestOwnedKeysAreLimited(t *testing.T) {
+	large(t)
 	m := newMachine(t)
 	owner := openSession("s")
 	owner.Level, owner.GetOpenSession().LockDelayMs = fsm.KVLevel, 1000

@@ -1,0 +1,6 @@
+//go:build !race
+
+package fsm_test
+
+// raceDetector tells that it is on.
+const raceDetector = false
