@@ -58,6 +58,7 @@ type fakeNode struct {
 	apiv1.UnimplementedSessionServiceServer
 	apiv1.UnimplementedLeaseServiceServer
 	apiv1.UnimplementedLockServiceServer
+	apiv1.UnimplementedKVServiceServer
 	apiv1.UnimplementedClusterServiceServer
 
 	*fakeCluster
@@ -78,6 +79,8 @@ type fakeNode struct {
 	watch  func(s *fakeStream) error
 	// watchLock takes the place of a watch of a lock.
 	watchLock func(grpc.ServerStreamingServer[apiv1.WatchLockResponse]) error
+	// watchKeys serves a watch of keys. Nil: the node does not know that.
+	watchKeys func(grpc.ServerStreamingServer[apiv1.WatchKeysResponse]) error
 	// deliver answers AwaitDelivery. Nil: the node does not know that.
 	deliver func(context.Context, *apiv1.AwaitDeliveryRequest) (*apiv1.AwaitDeliveryResponse, error)
 	saved   func(grpc.ServerStreamingServer[apiv1.SaveSnapshotResponse]) error
@@ -161,6 +164,7 @@ func (n *fakeNode) start() {
 	apiv1.RegisterSessionServiceServer(n.srv, n)
 	apiv1.RegisterLeaseServiceServer(n.srv, n)
 	apiv1.RegisterLockServiceServer(n.srv, n)
+	apiv1.RegisterKVServiceServer(n.srv, n)
 	apiv1.RegisterClusterServiceServer(n.srv, n)
 	n.served = make(chan struct{})
 	srv, lis, served := n.srv, n.lis, n.served

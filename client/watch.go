@@ -84,6 +84,11 @@ func (p ResumePoint) sameHistory(q ResumePoint) bool {
 	return p.ClusterID == q.ClusterID && p.Epoch == q.Epoch
 }
 
+// before tells whether a point of the same cluster is earlier than q.
+func (p ResumePoint) before(q ResumePoint) bool {
+	return p.ClusterID == q.ClusterID && (p.Epoch < q.Epoch || p.Epoch == q.Epoch && p.Revision < q.Revision)
+}
+
 // pointOf returns the point that a header describes.
 func pointOf(h *apiv1.ResponseHeader) ResumePoint {
 	return ResumePoint{ClusterID: h.GetClusterId(), Epoch: h.GetEpoch(), Revision: h.GetRevision()}
