@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"strconv"
+	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -27,11 +31,12 @@ func newKVCmd(a *app) *cobra.Command {
 A key has up to 512 bytes, a value up to 512 KiB.`,
 		Example: `  regd kv put app/limit 100
   regd kv get app/limit
-  regd kv list app/`,
+  regd kv list app/
+  regd kv watch app/ --prefix`,
 		Args: cobra.ArbitraryArgs,
 		RunE: onlySubcommands,
 	}
-	cmd.AddCommand(newKVGetCmd(a), newKVPutCmd(a), newKVDeleteCmd(a), newKVListCmd(a))
+	cmd.AddCommand(newKVGetCmd(a), newKVPutCmd(a), newKVDeleteCmd(a), newKVListCmd(a), newKVWatchCmd(a))
 	return cmd
 }
 
@@ -250,4 +255,123 @@ func newKVListCmd(a *app) *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// keyChangeView is one line of a watch of keys.
+type keyChangeView struct {
+	// Type is put, delete or synced.
+	Type string `json:"type"`
+	// Revision of the change, or up to which all is told. Of a delete the former is not known: it is at most that of the next synced.
+	Revision uint64 `json:"revision,omitempty"`
+	// Time at which it was received here.
+	Time      string   `json:"time"`
+	Namespace string   `json:"namespace,omitempty"`
+	Key       string   `json:"key,omitempty"`
+	KeyValue  *keyView `json:"key_value,omitempty"`
+	// Of synced: where and how fresh.
+	Node        string   `json:"node,omitempty"`
+	Epoch       uint64   `json:"epoch,omitempty"`
+	StalenessMs *float64 `json:"staleness_ms,omitempty"`
+}
+
+func viewKeyChange(namespace string, c client.KeyChange, now time.Time) keyChangeView {
+	v := keyChangeView{Time: timestamp(now.UnixMilli())}
+	switch c.Kind {
+	case client.ChangePut:
+		k := viewKey(c.KeyValue)
+		v.Type, v.Namespace, v.Key, v.Revision, v.KeyValue = "put", namespace, c.Key, k.ModifyRevision, &k
+	case client.ChangeDelete:
+		v.Type, v.Namespace, v.Key = "delete", namespace, c.Key
+	case client.ChangeSynced:
+		v.Type, v.Revision, v.Node, v.Epoch = "synced", c.Revision, c.Node, c.Epoch
+		if c.Staleness != client.UnknownStaleness {
+			ms := milliseconds(c.Staleness)
+			v.StalenessMs = &ms
+		}
+	case client.ChangeStalled: // Watches of keys have none.
+	}
+	return v
+}
+
+func newKVWatchCmd(a *app) *cobra.Command {
+	watch := &apiv1.WatchKeysRequest{}
+	cmd := &cobra.Command{
+		Use:   "watch KEY [flags]",
+		Short: "Show a key as it changes, or all that begin alike, until Ctrl-C.",
+		Long: `First comes what there is, then what changes, also when the node that serves the watch goes away. Of changes of one key that
+follow closely some may be left out, the last one never is.`,
+		Example: `  regd kv watch app/limit
+  regd kv watch app/ --prefix
+
+  # All keys of the namespace, one JSON object a line.
+  regd kv watch '' --prefix -o jsonl`,
+		Args: arguments("KEY"),
+	}
+	cmd.Flags().BoolVar(&watch.Prefix, "prefix", false, "watch all keys that begin with KEY, which may be empty")
+	cmd.Flags().BoolVar(&watch.KeysOnly, "keys-only", false, "leave out the values")
+	out := a.addOutput(cmd, formatText, formatJSONL)
+	conn := a.addConnection(cmd)
+	addNamespace(cmd, &watch.Namespace, "namespace of the keys")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		watch.Key = args[0]
+		return conn.callFreely(cmd, func(ctx context.Context, cl *client.Client) error {
+			return showKeyChanges(ctx, out, watch.GetNamespace(), cl.KV().Watch(ctx, watch))
+		})
+	}
+	return cmd
+}
+
+// showKeyChanges prints changes until ctx ends, which is how a watch is meant to end.
+func showKeyChanges(ctx context.Context, out *output, namespace string, changes iter.Seq2[client.KeyChange, error]) error {
+	s := &keyScreen{output: out}
+	for c, err := range changes {
+		switch {
+		case err != nil && errors.Is(ctx.Err(), context.Canceled):
+			return nil
+		case err != nil:
+			return err
+		}
+		v := viewKeyChange(namespace, c, time.Now())
+		if out.format == formatJSONL {
+			err = printJSONL(out.answer(), v)
+		} else {
+			err = s.show(v)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyScreen shows changes of keys to people.
+type keyScreen struct {
+	*output
+	synced bool
+	epoch  uint64
+}
+
+func (s *keyScreen) show(v keyChangeView) error {
+	revision, value := "", ""
+	switch v.Type {
+	case "synced":
+		switch {
+		case !s.synced:
+			s.note("-- that is all there is at revision %d; changes follow, Ctrl-C ends --", v.Revision)
+		case s.epoch != v.Epoch:
+			s.note("-- the registry was restored from a snapshot: epoch %d, revision %d --", v.Epoch, v.Revision)
+		}
+		s.synced, s.epoch = true, v.Epoch
+		return nil
+	case "put":
+		revision, value = strconv.FormatUint(v.Revision, 10), v.KeyValue.short()
+		if v.KeyValue.SessionID != "" {
+			value += "  session " + v.KeyValue.SessionID
+		}
+	}
+	// Fixed widths: a table can't be laid out before its rows are known.
+	line := fmt.Sprintf("%s  %6s  %-6s  %-24s  %s", time.Now().Format("15:04:05.000"), revision, strings.ToUpper(v.Type),
+		clean(v.Key), clean(value))
+	_, err := fmt.Fprintln(s.answer(), strings.TrimRight(line, " "))
+	return wrapWrite(err)
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/regd-io/regd/cluster"
+	"github.com/regd-io/regd/cluster/feed"
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
@@ -31,6 +32,7 @@ func (s *server) collectors() []prometheus.Collector {
 type statusNode interface {
 	Status(ctx context.Context, local bool) (*apiv1.StatusResponse, error)
 	Info() cluster.Info
+	Feed() *feed.Feed
 }
 
 // sample is what one scrape sees.
@@ -38,6 +40,8 @@ type sample struct {
 	status *apiv1.StatusResponse
 	self   *apiv1.MemberStatus
 	info   cluster.Info
+	keys   uint64 // of all namespaces
+	bytes  uint64 // of these with their values
 }
 
 // clusterMetric is a metric that is read from the node's status.
@@ -67,6 +71,8 @@ func clusterMetrics() []clusterMetric {
 		{"regd_sessions", "Sessions that are open.", func(s sample) float64 { return float64(s.status.GetSessions()) }},
 		{"regd_leases", "Leases that are granted.", func(s sample) float64 { return float64(s.status.GetLeases()) }},
 		{"regd_locks", "Locks that are held.", func(s sample) float64 { return float64(s.status.GetLocks()) }},
+		{"regd_keys", "Keys that have a value.", func(s sample) float64 { return float64(s.keys) }},
+		{"regd_kv_bytes", "Bytes of the keys with their values.", func(s sample) float64 { return float64(s.bytes) }},
 		{"regd_voters", "Voters of the cluster.", func(s sample) float64 { return float64(s.status.GetVoters()) }},
 		{"regd_disk_free_bytes", "Free space of the disk with the data folder.", func(s sample) float64 { return float64(s.self.GetDiskFreeBytes()) }},
 	}
@@ -120,6 +126,7 @@ func (c *clusterCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	s := sample{status: status, info: c.node.Info()}
+	s.keys, s.bytes = c.node.Feed().State().KVTotal()
 	for _, m := range status.GetMembers() {
 		if m.GetMember().GetId() == s.info.NodeID {
 			s.self = m

@@ -409,14 +409,23 @@ type sessionView struct {
 	TTLSeconds     float64 `json:"ttl_seconds"`
 	Instances      uint32  `json:"instances"`
 	Locks          uint32  `json:"locks"`
+	Keys           uint32  `json:"keys"`
 	CreateRevision uint64  `json:"create_revision"`
 	OpenedAt       string  `json:"opened_at"`
+	// Behavior says what becomes of its keys when it ends, LockDelaySeconds how long nobody may acquire them then.
+	Behavior         string  `json:"behavior"`
+	LockDelaySeconds float64 `json:"lock_delay_seconds"`
 }
 
 func viewSession(s *registryv1.Session) sessionView {
+	behavior := enumWord(s.GetBehavior().String(), "SESSION_BEHAVIOR_")
+	if behavior == "" {
+		behavior = "release"
+	}
 	return sessionView{
 		ID: s.GetId(), ClientName: s.GetClientName(), TTLSeconds: s.GetTtl().AsDuration().Seconds(), Instances: s.GetInstances(),
-		Locks: s.GetLocks(), CreateRevision: s.GetCreateRevision(), OpenedAt: timestamp(s.GetOpenedUnixMs()),
+		Locks: s.GetLocks(), Keys: s.GetKeys(), CreateRevision: s.GetCreateRevision(), OpenedAt: timestamp(s.GetOpenedUnixMs()),
+		Behavior: behavior, LockDelaySeconds: s.GetLockDelay().AsDuration().Seconds(),
 	}
 }
 
@@ -429,6 +438,9 @@ func sessionTable(now time.Time) tableOf[sessionView] {
 			{title: "TTL", text: func(v sessionView) string { return fmt.Sprintf("%gs", v.TTLSeconds) }},
 			{title: "INSTANCES", right: true, text: func(v sessionView) string { return strconv.FormatUint(uint64(v.Instances), 10) }},
 			{title: "LOCKS", right: true, text: func(v sessionView) string { return strconv.FormatUint(uint64(v.Locks), 10) }},
+			{title: "KEYS", right: true, text: func(v sessionView) string { return strconv.FormatUint(uint64(v.Keys), 10) }},
+			{title: "BEHAVIOR", wide: true, text: func(v sessionView) string { return v.Behavior }},
+			{title: "LOCK DELAY", wide: true, text: func(v sessionView) string { return fmt.Sprintf("%gs", v.LockDelaySeconds) }},
 			{title: "REVISION", wide: true, right: true, text: func(v sessionView) string { return strconv.FormatUint(v.CreateRevision, 10) }},
 			{title: "AGE", text: func(v sessionView) string { return age(v.OpenedAt, now) }},
 		},
