@@ -15,9 +15,22 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
+// startKeyNode is startNode, of a node that has told the cluster that it knows keys, which it does soon after it leads.
+func startKeyNode(t *testing.T) (s *shell, httpAddress string) {
+	t.Helper()
+	s, httpAddress = startNode(t)
+	eventually(t, func() string {
+		if r := s.run("kv", "delete", "none"); r.code != exitOK {
+			return r.stderr
+		}
+		return ""
+	})
+	return s, httpAddress
+}
+
 func TestKeysAreUsedByCommands(t *testing.T) {
 	t.Parallel()
-	s, _ := startNode(t)
+	s, _ := startKeyNode(t)
 	s.expect("key/app/limit put\n", s.ok("kv", "put", "app/limit", "100"))
 	s.expect("100", s.ok("kv", "get", "app/limit"))
 	file := filepath.Join(t.TempDir(), "value")
@@ -57,7 +70,7 @@ func TestKeysAreUsedByCommands(t *testing.T) {
 
 func TestWatchOfKeysShowsEachChange(t *testing.T) {
 	t.Parallel()
-	s, _ := startNode(t)
+	s, _ := startKeyNode(t)
 	s.ok("kv", "put", "app/limit", "100")
 	s.ok("kv", "put", "apq", "1")
 	people := s.start("kv", "watch", "app/", "--prefix")
@@ -106,7 +119,7 @@ func TestWatchOfKeysShowsEachChange(t *testing.T) {
 
 func TestKeysAreCounted(t *testing.T) {
 	t.Parallel()
-	s, ops := startNode(t)
+	s, ops := startKeyNode(t)
 	held := s.start("lock", "backup", "--", "sh", "-c", "echo held; exec sleep 60")
 	held.says("held")
 	owner := decode[struct{ Sessions []sessionView }](t, s.ok("sessions", "-o", "json")).Sessions[0].ID

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
 // page is a document whose commands are run. A block that is marked as "sh" is run as it stands, in the order of the page; a
@@ -88,7 +90,7 @@ func (p *page) blocks() []block {
 }
 
 // forgotten are commands that people would run. Those that begin a line of a block that is not run are forgotten, most likely.
-var forgotten = regexp.MustCompile(`(?m)^\s*(curl|dig|jq|regd (register|instances|get|services|access|drain|status|watch)) `)
+var forgotten = regexp.MustCompile(`(?m)^\s*(curl|dig|jq|regd (register|instances|get|services|access|drain|status|watch|kv)) `)
 
 // follow runs all blocks of the page.
 func (p *page) follow() {
@@ -229,6 +231,21 @@ func TestThePageAboutPrometheus(t *testing.T) {
 	p := openPage(t, "prometheus.md")
 	p.at = map[string]string{"localhost:7402": n.ops}
 	p.env = []string{"REGD_ENDPOINTS=" + n.grpc}
+	p.follow()
+}
+
+// TestThePageAboutKeys runs what docs/kv.md says.
+func TestThePageAboutKeys(t *testing.T) {
+	t.Parallel()
+	n := startNode(t, "dns")
+	p := openPage(t, "kv.md")
+	p.env = []string{"REGD_ENDPOINTS=" + n.grpc}
+	eventually(t, func() string { // The node tells the cluster that it knows keys soon after it leads.
+		if _, err := n.client.KV().Delete(t.Context(), &apiv1.DeleteKeyRequest{Key: "none"}); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 	p.follow()
 }
 
