@@ -33,8 +33,9 @@ type KeyChange struct {
 // its revision.
 //
 // Of changes of one key that follow closely some may be left out, the last one never is. At another node it goes on with what
-// differs: no put is yielded again, none after a newer one, and what was deleted meanwhile is yielded as a delete. Only after
-// an operator has restored a snapshot all keys come anew, as revisions of before and after do not compare.
+// differs: no put is yielded again, none after a newer one, and what was deleted meanwhile is yielded as a delete. There are two
+// exceptions. After an operator has restored a snapshot all keys come anew, as revisions of before and after do not compare. And
+// a key that was deleted just when its node failed may come back as it was, and is deleted again, if the next node lags behind.
 //
 // The client remembers the names of the keys and their revisions, and holds the first state with its values while a node
 // tells it. A reader that is slow costs nobody memory.

@@ -127,7 +127,7 @@ func TestKeysAreCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cl.Close() //nolint:errcheck // It has nothing to lose.
+	defer cl.Close()
 	for _, key := range []string{"ab", "cd"} {
 		if _, err := cl.KV().Put(t.Context(), &apiv1.PutKeyRequest{Key: key, Value: []byte("123"), SessionId: owner}); err != nil {
 			t.Fatal(err)
