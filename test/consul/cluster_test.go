@@ -82,7 +82,7 @@ func startWith(t *testing.T, certs string) *cluster {
 		n.start(t)
 		t.Cleanup(n.kill)
 	}
-	for _, n := range c.nodes {
+	for k, n := range c.nodes {
 		client := n.client(t)
 		eventually(t, "a leader at "+n.name, func() error {
 			leader, err := client.Status().Leader()
@@ -91,6 +91,9 @@ func startWith(t *testing.T, certs string) *cluster {
 			}
 			if err == nil {
 				_, _, err = client.Catalog().Nodes(nil)
+			}
+			if err == nil && k == 0 { // Soon after there is a leader all nodes have told it that they know keys.
+				_, err = client.KV().Delete("none", nil)
 			}
 			return err
 		})

@@ -222,8 +222,8 @@ func TestLock(t *testing.T) {
 	if _, _, err = one.Session().Renew(id, nil); err != nil {
 		t.Fatal(err)
 	}
-	if entry, _, err := two.Session().Info(id, nil); err != nil || entry != nil {
-		t.Errorf("the session of the dead: %+v, %v", entry, err)
+	if entry, _, infoErr := two.Session().Info(id, nil); infoErr != nil || entry != nil {
+		t.Errorf("the session of the dead: %+v, %v", entry, infoErr)
 	}
 	// Its session is destroyed: the owner hears of it.
 	sessions, _, err := one.Session().List(nil)
@@ -301,8 +301,8 @@ func TestLeaderDiesWhileLocked(t *testing.T) {
 	key := plan(t, followers[1].client(t), map[string]any{"type": "key", "key": "k"})
 	leader.kill()
 	eventually(t, "a write after the leader's death", func() error {
-		_, err := followers[1].client(t).KV().Put(&api.KVPair{Key: "k", Value: []byte("after")}, nil)
-		return err
+		_, putErr := followers[1].client(t).KV().Put(&api.KVPair{Key: "k", Value: []byte("after")}, nil)
+		return putErr
 	})
 	key.sees(t, "after")
 	select {
