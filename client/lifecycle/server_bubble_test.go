@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc/test/bufconn"
+	"github.com/regd-io/regd/client/internal/registrytest"
 )
 
 // A connection that was opened in advance does not hold the end of the server up; a request under way does.
@@ -18,7 +18,7 @@ func TestUnusedConnectionsDoNotHoldUpTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const request = 10 * time.Second
 		for name, used := range map[string]bool{"never used": false, "in use": true} {
-			lis := bufconn.Listen(1 << 10)
+			lis := registrytest.Listen(1 << 10)
 			var states atomic.Int64
 			server := &http.Server{
 				Handler:           http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(request) }),

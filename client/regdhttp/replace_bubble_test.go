@@ -15,8 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc/test/bufconn"
-
 	"github.com/regd-io/regd/client/internal/registrytest"
 	"github.com/regd-io/regd/client/regdhttp"
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
@@ -41,7 +39,7 @@ type plant struct {
 type worker struct {
 	instance *registryv1.Instance
 	server   *http.Server
-	lis      *bufconn.Listener
+	lis      registrytest.Listener
 	active   atomic.Int64
 }
 
@@ -87,7 +85,7 @@ func (p *plant) dial(ctx context.Context, _, address string) (net.Conn, error) {
 
 // start starts an instance and registers it.
 func (p *plant) start(id string) *worker {
-	w := &worker{instance: inst(id), lis: bufconn.Listen(16 << 10)}
+	w := &worker{instance: inst(id), lis: registrytest.Listen(16 << 10)}
 	w.server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		w.active.Add(1)
 		defer w.active.Add(-1)

@@ -224,12 +224,7 @@ func newKVListCmd(a *app) *cobra.Command {
 		Use:     "list [PREFIX] [flags]",
 		Short:   "List the keys that begin alike.",
 		Example: "  regd kv list app/\n  regd kv list -o jsonl | jq -r .key",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return arguments("PREFIX")(cmd, args)
-		},
+		Args:    arguments("[PREFIX]"),
 	}
 	cmd.Flags().BoolVar(&keysOnly, "keys-only", false, "leave out the values")
 	out := a.addOutput(cmd, formatTable, formatWide, formatJSON, formatYAML, formatJSONL, formatName)
@@ -296,7 +291,7 @@ func viewKeyChange(namespace string, c client.KeyChange, now time.Time) keyChang
 func newKVWatchCmd(a *app) *cobra.Command {
 	watch := &apiv1.WatchKeysRequest{}
 	cmd := &cobra.Command{
-		Use:   "watch KEY [flags]",
+		Use:   "watch [KEY] [flags]",
 		Short: "Show a key as it changes, or all that begin alike, until Ctrl-C.",
 		Long: `First comes what there is, then what changes, also when the node that serves the watch goes away. Of changes of one key that
 follow closely some may be left out, the last one never is.`,
@@ -304,16 +299,21 @@ follow closely some may be left out, the last one never is.`,
   regd kv watch app/ --prefix
 
   # All keys of the namespace, one JSON object a line.
-  regd kv watch '' --prefix -o jsonl`,
-		Args: arguments("KEY"),
+  regd kv watch --prefix -o jsonl`,
+		Args: arguments("[KEY]"),
 	}
-	cmd.Flags().BoolVar(&watch.Prefix, "prefix", false, "watch all keys that begin with KEY, which may be empty")
+	cmd.Flags().BoolVar(&watch.Prefix, "prefix", false, "watch all keys that begin with KEY; without KEY all keys")
 	cmd.Flags().BoolVar(&watch.KeysOnly, "keys-only", false, "leave out the values")
 	out := a.addOutput(cmd, formatText, formatJSONL)
 	conn := a.addConnection(cmd)
 	addNamespace(cmd, &watch.Namespace, "namespace of the keys")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		watch.Key = args[0]
+		switch {
+		case len(args) > 0:
+			watch.Key = args[0]
+		case !watch.Prefix:
+			return usageErrorf("%s: missing KEY; --prefix without one watches all keys", cmd.CommandPath())
+		}
 		return conn.callFreely(cmd, func(ctx context.Context, cl *client.Client) error {
 			return showKeyChanges(ctx, out, watch.GetNamespace(), cl.KV().Watch(ctx, watch))
 		})
