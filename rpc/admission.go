@@ -51,6 +51,7 @@ type admission struct {
 	inFlight atomic.Int64
 	rejected [classes]atomic.Uint64
 	refusals [classes]atomic.Pointer[refusal]
+	full     [classes]atomic.Int64 // when a call of the class was refused last, Unix nanoseconds
 }
 
 // refusal is what a call is told that is refused before it is read. It is kept, as under overload most calls get the same.
@@ -78,13 +79,19 @@ func (a *admission) take(c class) bool {
 		return true
 	}
 	a.inFlight.Add(-1)
+	a.full[c].Store(time.Now().UnixNano())
 	return false
 }
 
 func (a *admission) leave() { a.inFlight.Add(-1) }
 
-// full tells whether enter would fail now.
-func (a *admission) full(c class) bool { return a.inFlight.Load() >= a.most(c) }
+// isFull tells whether enter would fail now.
+func (a *admission) isFull(c class) bool { return a.inFlight.Load() >= a.most(c) }
+
+// crowded tells whether calls of the class were refused a moment ago.
+func (a *admission) crowded(c class) bool {
+	return time.Now().UnixNano()-a.full[c].Load() < int64(crowdedFor)
+}
 
 // refuse counts a call that is refused and returns why it is. Under overload gRPC encodes this text, twice, for most calls: it
 // is short.
@@ -95,9 +102,10 @@ func (a *admission) refuse(c class) error {
 
 // refuseUnread refuses a call, of which only the headers have come, that admit would refuse. To read and decode a message
 // and to start a goroutine for it costs several times what the refusal does, and under overload that is what a node would
-// mostly do. What passes here has its place from now on: else, whenever places become free, all connections would read on
-// before the first call takes one, and thousands of goroutines would start to be refused. What else a node has to do, and
-// to tell its followers that it lives is part of that, would wait behind them.
+// mostly do. While calls are refused, what passes here has its place from now on: else, whenever places become free, all
+// connections would read on before the first call takes one, and thousands of goroutines would start to be refused. What else
+// a node has to do, and to tell its followers that it lives is part of that, would wait behind them. At other times nobody
+// gets a place by headers alone, or who sends nothing else could take those of all.
 //
 // Calls of classRenew are left to admit and to the streams, which know what is in flight when they need a place, and so are
 // calls that wait, and those with more time than most: until a call's time is over, gRPC keeps the timer of one that is
@@ -111,10 +119,11 @@ func (s *Server) refuseUnread(ctx context.Context, call *tap.Info) (context.Cont
 	if end, ok := ctx.Deadline(); ok && time.Until(end) > DefaultTimeout {
 		return ctx, nil
 	}
-	if waits(call.FullMethodName) {
-		if !a.full(c) {
+	if !a.crowded(c) || waits(call.FullMethodName) {
+		if !a.isFull(c) {
 			return ctx, nil
 		}
+		a.full[c].Store(time.Now().UnixNano())
 	} else if a.take(c) {
 		return a.reserve(ctx), nil
 	}
@@ -131,22 +140,45 @@ func (s *Server) refuseUnread(ctx context.Context, call *tap.Info) (context.Cont
 	return ctx, r.status
 }
 
-// unreadFor is how long a place is kept for a call whose headers have come but not its message. They mostly come together.
-const unreadFor = 250 * time.Millisecond
+const (
+	// unreadFor is how long a place is kept for a call whose headers have come but not its message. They mostly come together.
+	unreadFor = 250 * time.Millisecond
+	// crowdedFor is how long after a refusal calls have their places before they are read.
+	crowdedFor = time.Second
+)
 
-// reservation is the key of the timer that gives the place of an unread call away, in its context.
-type reservation struct{}
+// reservation is the place of a call that is not read yet, in its context. Whoever sets taken first decides about it.
+type reservation struct {
+	taken atomic.Bool
+	stops [2]func() bool
+}
 
-// reserve keeps the place that was taken for a call which is not read yet. If its message is late or never comes, the place
-// is free again, and the call needs another one.
+// reservationKey is the key of a reservation in a context.
+type reservationKey struct{}
+
+// reserve keeps the place that was taken for a call which is not read yet. If its message is late, or the call ends before it
+// comes, the place is free again.
 func (a *admission) reserve(ctx context.Context) context.Context {
-	return context.WithValue(ctx, reservation{}, time.AfterFunc(unreadFor, a.leave))
+	r := &reservation{}
+	free := func() {
+		if r.taken.CompareAndSwap(false, true) {
+			a.leave()
+		}
+	}
+	r.stops = [2]func() bool{time.AfterFunc(unreadFor, free).Stop, context.AfterFunc(ctx, free)}
+	return context.WithValue(ctx, reservationKey{}, r)
 }
 
 // reserved tells whether a call has its place already. It does so once.
 func reserved(ctx context.Context) bool {
-	expiry, ok := ctx.Value(reservation{}).(*time.Timer)
-	return ok && expiry.Stop()
+	r, ok := ctx.Value(reservationKey{}).(*reservation)
+	if !ok || !r.taken.CompareAndSwap(false, true) {
+		return false
+	}
+	for _, stop := range r.stops {
+		stop()
+	}
+	return true
 }
 
 // collectors are the metrics of admission.

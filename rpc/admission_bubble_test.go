@@ -191,6 +191,11 @@ func TestAnUnreadCallHasItsPlaceForAWhile(t *testing.T) {
 		}
 
 		free(2)
+		idle := c.open(apiv1.RegistryService_Register_FullMethodName)
+		taken(-2) // Nobody was refused: by headers alone one gets nothing.
+		c.send(idle)
+		c.wantAnswer(idle)
+		a.full[classRegister].Store(time.Now().UnixNano())
 		prompt, late := c.open(apiv1.RegistryService_Register_FullMethodName), c.open(apiv1.RegistryService_Register_FullMethodName)
 		taken(0)
 		refused := c.open(apiv1.RegistryService_Register_FullMethodName)
