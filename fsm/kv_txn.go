@@ -123,7 +123,8 @@ func malformedOp(op *raftlogv1.KVOp) string {
 
 // writes reports whether an operation changes what it names.
 func writes(op *raftlogv1.KVOp) bool {
-	return op.GetKind() < raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION
+	kind := op.GetKind()
+	return kind > raftlogv1.KVOpKind_KV_OP_KIND_UNSPECIFIED && kind < raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION
 }
 
 // ChangedTwice reports whether an operation could change a key that one of those before it could change: a transaction in which

@@ -183,7 +183,7 @@ func (t *txn) add(a *request, i int, r *kvOperation) error {
 		return badRequest("Operation %d: %s: Missing session", i, r.Verb)
 	}
 	for n, other := range t.ops {
-		if meet(other, op) {
+		if fsm.ChangedTwice([]*raftlogv1.KVOp{other}, op) {
 			return badRequest("Operations %d and %d change the same key %q: a transaction of regd changes each key once", n, i, cut(r.Key))
 		}
 	}
@@ -218,13 +218,6 @@ func named(kind raftlogv1.KVOpKind) bool {
 
 func isWrite(kind raftlogv1.KVOpKind) bool {
 	return kind > 0 && kind < raftlogv1.KVOpKind_KV_OP_KIND_CHECK_REVISION
-}
-
-// meet tells whether two operations may change the same key.
-func meet(a, b *raftlogv1.KVOp) bool {
-	tree := func(op *raftlogv1.KVOp) bool { return op.GetKind() == raftlogv1.KVOpKind_KV_OP_KIND_DELETE_PREFIX }
-	return isWrite(a.GetKind()) && isWrite(b.GetKind()) && (a.GetKey() == b.GetKey() ||
-		tree(a) && strings.HasPrefix(b.GetKey(), a.GetKey()) || tree(b) && strings.HasPrefix(a.GetKey(), b.GetKey()))
 }
 
 func (t *txn) writes() bool {
