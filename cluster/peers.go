@@ -249,12 +249,15 @@ func (s *peerServer) answers(ctx context.Context) error {
 }
 
 // ReadIndex answers a follower.
-func (s *peerServer) ReadIndex(ctx context.Context, _ *peerv1.ReadIndexRequest) (*peerv1.ReadIndexResponse, error) {
+func (s *peerServer) ReadIndex(ctx context.Context, req *peerv1.ReadIndexRequest) (*peerv1.ReadIndexResponse, error) {
 	if err := s.answers(ctx); err != nil {
 		return &peerv1.ReadIndexResponse{Fault: toFault(err)}, nil
 	}
-	index, err := s.node.confirmedIndex(ctx)
-	return &peerv1.ReadIndexResponse{Index: index, Fault: toFault(err)}, nil
+	reply, err := s.node.readIndexHere(ctx, req.GetServers())
+	if err != nil {
+		return &peerv1.ReadIndexResponse{Fault: toFault(err)}, nil
+	}
+	return reply, nil
 }
 
 // Renew renews what a follower has gathered.

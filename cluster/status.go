@@ -76,17 +76,68 @@ func (n *Node) snapshotIndex() float64 {
 	return float64(index)
 }
 
-// catchUp waits until this node knows what the leader knew when it was asked, but not long: without a leader it has to tell what
-// it knows.
-func (n *Node) catchUp(ctx context.Context) {
+// latestServers returns the members as the leader has them, once this node knows what that knew when it was asked: what Raft
+// itself knows of them moves no index that could be waited for. It does not wait long: without a leader, what this node knows
+// has to do.
+func (n *Node) latestServers(ctx context.Context) []raft.Server {
 	if n.Info().LeaderID == "" {
-		return
+		return n.servers()
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout)
 	defer cancel()
-	if _, err := n.View(ctx, Freshness{}); err != nil {
-		n.log.Debug("the status is of what this node knows", "err", err)
+	var reply *peerv1.ReadIndexResponse
+	err := n.untilLed(ctx, leaderless, func() (err error) {
+		reply, err = n.askServers(ctx)
+		return err
+	})
+	if err == nil {
+		_, err = n.feed.WaitIndex(ctx, reply.GetIndex())
 	}
+	if err != nil || len(reply.GetServers()) == 0 { // A leader of an earlier version tells none.
+		n.log.Debug("the status is of what this node knows", "err", err)
+		return n.servers()
+	}
+	servers := make([]raft.Server, len(reply.GetServers()))
+	for i, s := range reply.GetServers() {
+		servers[i] = raft.Server{ID: raft.ServerID(s.GetId()), Address: raft.ServerAddress(s.GetAddress()), Suffrage: raft.Nonvoter}
+		if s.GetVoter() {
+			servers[i].Suffrage = raft.Voter
+		}
+	}
+	return servers
+}
+
+// askServers asks the leader, which may be this node, for a read index and the servers.
+func (n *Node) askServers(ctx context.Context) (*peerv1.ReadIndexResponse, error) {
+	if n.leads() {
+		return n.readIndexHere(ctx, true)
+	}
+	leader, err := n.leaderPeer()
+	if err != nil {
+		return nil, err
+	}
+	reply, err := leader.ReadIndex(ctx, &peerv1.ReadIndexRequest{Servers: true})
+	if err != nil {
+		return nil, forwardError(ctx, err)
+	}
+	return reply, fromFault(reply.GetFault())
+}
+
+// readIndexHere answers on the leader.
+func (n *Node) readIndexHere(ctx context.Context, servers bool) (*peerv1.ReadIndexResponse, error) {
+	index, err := n.confirmedIndex(ctx)
+	if err != nil {
+		return nil, err
+	}
+	reply := &peerv1.ReadIndexResponse{Index: index}
+	if servers {
+		for _, s := range n.servers() {
+			reply.Servers = append(reply.Servers, &peerv1.Server{
+				Id: string(s.ID), Address: string(s.Address), Voter: s.Suffrage == raft.Voter,
+			})
+		}
+	}
+	return reply, nil
 }
 
 // knownSelf is this node as the cluster knows it, or as it will announce itself.
@@ -101,10 +152,10 @@ func (n *Node) knownSelf() *registryv1.Member {
 // as the cluster has a leader, it shows every change of the members that was acknowledged before. The header is the caller's
 // to fill. It returns an error only when ctx ends.
 func (n *Node) Status(ctx context.Context, local bool) (*apiv1.StatusResponse, error) {
-	if !local {
-		n.catchUp(ctx)
-	}
 	servers := n.servers()
+	if !local {
+		servers = n.latestServers(ctx)
+	}
 	if len(servers) == 0 {
 		servers = []raft.Server{{ID: raft.ServerID(n.id), Suffrage: raft.Nonvoter}}
 	}

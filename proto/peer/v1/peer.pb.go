@@ -724,7 +724,9 @@ func (x *ConfirmResponse) GetTerm() uint64 {
 
 // ReadIndexRequest asks for a read index.
 type ReadIndexRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Answer with the servers too.
+	Servers       bool `protobuf:"varint,1,opt,name=servers,proto3" json:"servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -759,13 +761,22 @@ func (*ReadIndexRequest) Descriptor() ([]byte, []int) {
 	return file_peer_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
+func (x *ReadIndexRequest) GetServers() bool {
+	if x != nil {
+		return x.Servers
+	}
+	return false
+}
+
 // ReadIndexResponse answers ReadIndex.
 type ReadIndexResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// State index that a read must have reached.
 	Index uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// Why there is none.
-	Fault         *Fault `protobuf:"bytes,2,opt,name=fault,proto3" json:"fault,omitempty"`
+	Fault *Fault `protobuf:"bytes,2,opt,name=fault,proto3" json:"fault,omitempty"`
+	// The configuration of Raft as the leader has it, if it was asked for: no entry of the state tells of its changes.
+	Servers       []*Server `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -814,6 +825,77 @@ func (x *ReadIndexResponse) GetFault() *Fault {
 	return nil
 }
 
+func (x *ReadIndexResponse) GetServers() []*Server {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+// Server is a member in the configuration of Raft.
+type Server struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the node.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Peer address.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// It votes.
+	Voter         bool `protobuf:"varint,3,opt,name=voter,proto3" json:"voter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Server) Reset() {
+	*x = Server{}
+	mi := &file_peer_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Server) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Server) ProtoMessage() {}
+
+func (x *Server) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Server.ProtoReflect.Descriptor instead.
+func (*Server) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Server) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Server) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Server) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
 // ProposeRequest carries commands, each on its own: they need not end up in one entry of the log.
 type ProposeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -825,7 +907,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_peer_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +919,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_peer_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +932,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProposeRequest) GetProposals() []*Proposal {
@@ -875,7 +957,7 @@ type Proposal struct {
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +969,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +982,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Proposal) GetNumber() uint64 {
@@ -937,7 +1019,7 @@ type TraceContext struct {
 
 func (x *TraceContext) Reset() {
 	*x = TraceContext{}
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1031,7 @@ func (x *TraceContext) String() string {
 func (*TraceContext) ProtoMessage() {}
 
 func (x *TraceContext) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1044,7 @@ func (x *TraceContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceContext.ProtoReflect.Descriptor instead.
 func (*TraceContext) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TraceContext) GetTraceparent() string {
@@ -990,7 +1072,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1084,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1097,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProposeResponse) GetAnswers() []*ProposalAnswer {
@@ -1042,7 +1124,7 @@ type ProposalAnswer struct {
 
 func (x *ProposalAnswer) Reset() {
 	*x = ProposalAnswer{}
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1136,7 @@ func (x *ProposalAnswer) String() string {
 func (*ProposalAnswer) ProtoMessage() {}
 
 func (x *ProposalAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1149,7 @@ func (x *ProposalAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposalAnswer.ProtoReflect.Descriptor instead.
 func (*ProposalAnswer) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProposalAnswer) GetNumber() uint64 {
@@ -1111,7 +1193,7 @@ type Renewals struct {
 
 func (x *Renewals) Reset() {
 	*x = Renewals{}
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1205,7 @@ func (x *Renewals) String() string {
 func (*Renewals) ProtoMessage() {}
 
 func (x *Renewals) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1218,7 @@ func (x *Renewals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewals.ProtoReflect.Descriptor instead.
 func (*Renewals) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Renewals) GetKind() RenewKind {
@@ -1164,7 +1246,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1258,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1271,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RenewRequest) GetRenewals() []*Renewals {
@@ -1212,7 +1294,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1306,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1319,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenewResponse) GetEnded() []*Renewals {
@@ -1263,7 +1345,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1357,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1370,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 // NodeStatusResponse says how a node is.
@@ -1332,7 +1414,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1426,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1439,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeStatusResponse) GetMember() *v1.Member {
@@ -1483,7 +1565,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1577,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1590,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1537,7 +1619,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1631,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1644,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1615,7 +1697,7 @@ type AwaitDeliveryRequest struct {
 
 func (x *AwaitDeliveryRequest) Reset() {
 	*x = AwaitDeliveryRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1709,7 @@ func (x *AwaitDeliveryRequest) String() string {
 func (*AwaitDeliveryRequest) ProtoMessage() {}
 
 func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1722,7 @@ func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AwaitDeliveryRequest) GetNamespace() string {
@@ -1677,7 +1759,7 @@ type AwaitDeliveryResponse struct {
 
 func (x *AwaitDeliveryResponse) Reset() {
 	*x = AwaitDeliveryResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1771,7 @@ func (x *AwaitDeliveryResponse) String() string {
 func (*AwaitDeliveryResponse) ProtoMessage() {}
 
 func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1784,7 @@ func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AwaitDeliveryResponse) GetDelivery() *v12.NodeDelivery {
@@ -1740,7 +1822,7 @@ type AdministerRequest struct {
 
 func (x *AdministerRequest) Reset() {
 	*x = AdministerRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +1834,7 @@ func (x *AdministerRequest) String() string {
 func (*AdministerRequest) ProtoMessage() {}
 
 func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +1847,7 @@ func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerRequest.ProtoReflect.Descriptor instead.
 func (*AdministerRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AdministerRequest) GetAction() isAdministerRequest_Action {
@@ -1881,7 +1963,7 @@ type AdministerResponse struct {
 
 func (x *AdministerResponse) Reset() {
 	*x = AdministerResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +1975,7 @@ func (x *AdministerResponse) String() string {
 func (*AdministerResponse) ProtoMessage() {}
 
 func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +1988,7 @@ func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerResponse.ProtoReflect.Descriptor instead.
 func (*AdministerResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AdministerResponse) GetFault() *Fault {
@@ -1941,7 +2023,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2035,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2048,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1987,7 +2069,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2081,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2094,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RestoreResponse) GetFault() *Fault {
@@ -2062,11 +2144,17 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x0fConfirmResponse\x12\x1a\n" +
 	"\bquestion\x18\x01 \x01(\x04R\bquestion\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x12\n" +
-	"\x04term\x18\x03 \x01(\x04R\x04term\"\x12\n" +
-	"\x10ReadIndexRequest\"T\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\",\n" +
+	"\x10ReadIndexRequest\x12\x18\n" +
+	"\aservers\x18\x01 \x01(\bR\aservers\"\x84\x01\n" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12)\n" +
-	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"F\n" +
+	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\x12.\n" +
+	"\aservers\x18\x03 \x03(\v2\x14.regd.peer.v1.ServerR\aservers\"H\n" +
+	"\x06Server\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05voter\x18\x03 \x01(\bR\x05voter\"F\n" +
 	"\x0eProposeRequest\x124\n" +
 	"\tproposals\x18\x01 \x03(\v2\x16.regd.peer.v1.ProposalR\tproposals\"n\n" +
 	"\bProposal\x12\x16\n" +
@@ -2197,7 +2285,7 @@ func file_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_peer_v1_peer_proto_goTypes = []any{
 	(FaultKind)(0),                // 0: regd.peer.v1.FaultKind
 	(RenewKind)(0),                // 1: regd.peer.v1.RenewKind
@@ -2212,78 +2300,80 @@ var file_peer_v1_peer_proto_goTypes = []any{
 	(*ConfirmResponse)(nil),       // 10: regd.peer.v1.ConfirmResponse
 	(*ReadIndexRequest)(nil),      // 11: regd.peer.v1.ReadIndexRequest
 	(*ReadIndexResponse)(nil),     // 12: regd.peer.v1.ReadIndexResponse
-	(*ProposeRequest)(nil),        // 13: regd.peer.v1.ProposeRequest
-	(*Proposal)(nil),              // 14: regd.peer.v1.Proposal
-	(*TraceContext)(nil),          // 15: regd.peer.v1.TraceContext
-	(*ProposeResponse)(nil),       // 16: regd.peer.v1.ProposeResponse
-	(*ProposalAnswer)(nil),        // 17: regd.peer.v1.ProposalAnswer
-	(*Renewals)(nil),              // 18: regd.peer.v1.Renewals
-	(*RenewRequest)(nil),          // 19: regd.peer.v1.RenewRequest
-	(*RenewResponse)(nil),         // 20: regd.peer.v1.RenewResponse
-	(*NodeStatusRequest)(nil),     // 21: regd.peer.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),    // 22: regd.peer.v1.NodeStatusResponse
-	(*StateHashRequest)(nil),      // 23: regd.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),     // 24: regd.peer.v1.StateHashResponse
-	(*AwaitDeliveryRequest)(nil),  // 25: regd.peer.v1.AwaitDeliveryRequest
-	(*AwaitDeliveryResponse)(nil), // 26: regd.peer.v1.AwaitDeliveryResponse
-	(*AdministerRequest)(nil),     // 27: regd.peer.v1.AdministerRequest
-	(*AdministerResponse)(nil),    // 28: regd.peer.v1.AdministerResponse
-	(*RestoreRequest)(nil),        // 29: regd.peer.v1.RestoreRequest
-	(*RestoreResponse)(nil),       // 30: regd.peer.v1.RestoreResponse
-	(*v1.Member)(nil),             // 31: regd.registry.v1.Member
-	(*v11.Outcome)(nil),           // 32: regd.raftlog.v1.Outcome
-	(*v12.NodeDelivery)(nil),      // 33: regd.api.v1.NodeDelivery
+	(*Server)(nil),                // 13: regd.peer.v1.Server
+	(*ProposeRequest)(nil),        // 14: regd.peer.v1.ProposeRequest
+	(*Proposal)(nil),              // 15: regd.peer.v1.Proposal
+	(*TraceContext)(nil),          // 16: regd.peer.v1.TraceContext
+	(*ProposeResponse)(nil),       // 17: regd.peer.v1.ProposeResponse
+	(*ProposalAnswer)(nil),        // 18: regd.peer.v1.ProposalAnswer
+	(*Renewals)(nil),              // 19: regd.peer.v1.Renewals
+	(*RenewRequest)(nil),          // 20: regd.peer.v1.RenewRequest
+	(*RenewResponse)(nil),         // 21: regd.peer.v1.RenewResponse
+	(*NodeStatusRequest)(nil),     // 22: regd.peer.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),    // 23: regd.peer.v1.NodeStatusResponse
+	(*StateHashRequest)(nil),      // 24: regd.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),     // 25: regd.peer.v1.StateHashResponse
+	(*AwaitDeliveryRequest)(nil),  // 26: regd.peer.v1.AwaitDeliveryRequest
+	(*AwaitDeliveryResponse)(nil), // 27: regd.peer.v1.AwaitDeliveryResponse
+	(*AdministerRequest)(nil),     // 28: regd.peer.v1.AdministerRequest
+	(*AdministerResponse)(nil),    // 29: regd.peer.v1.AdministerResponse
+	(*RestoreRequest)(nil),        // 30: regd.peer.v1.RestoreRequest
+	(*RestoreResponse)(nil),       // 31: regd.peer.v1.RestoreResponse
+	(*v1.Member)(nil),             // 32: regd.registry.v1.Member
+	(*v11.Outcome)(nil),           // 33: regd.raftlog.v1.Outcome
+	(*v12.NodeDelivery)(nil),      // 34: regd.api.v1.NodeDelivery
 }
 var file_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: regd.peer.v1.Fault.kind:type_name -> regd.peer.v1.FaultKind
-	31, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
-	31, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
+	32, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
+	32, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
 	2,  // 3: regd.peer.v1.RequestJoinResponse.fault:type_name -> regd.peer.v1.Fault
 	2,  // 4: regd.peer.v1.ReadIndexResponse.fault:type_name -> regd.peer.v1.Fault
-	14, // 5: regd.peer.v1.ProposeRequest.proposals:type_name -> regd.peer.v1.Proposal
-	15, // 6: regd.peer.v1.Proposal.trace:type_name -> regd.peer.v1.TraceContext
-	17, // 7: regd.peer.v1.ProposeResponse.answers:type_name -> regd.peer.v1.ProposalAnswer
-	32, // 8: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
-	2,  // 9: regd.peer.v1.ProposalAnswer.fault:type_name -> regd.peer.v1.Fault
-	1,  // 10: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
-	18, // 11: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
-	18, // 12: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
-	2,  // 13: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
-	31, // 14: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
-	33, // 15: regd.peer.v1.AwaitDeliveryResponse.delivery:type_name -> regd.api.v1.NodeDelivery
-	2,  // 16: regd.peer.v1.AwaitDeliveryResponse.fault:type_name -> regd.peer.v1.Fault
-	2,  // 17: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
-	31, // 18: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
-	2,  // 19: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
-	3,  // 20: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
-	5,  // 21: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
-	7,  // 22: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
-	9,  // 23: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
-	11, // 24: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
-	13, // 25: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
-	19, // 26: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
-	21, // 27: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
-	23, // 28: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
-	25, // 29: regd.peer.v1.PeerService.AwaitDelivery:input_type -> regd.peer.v1.AwaitDeliveryRequest
-	27, // 30: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
-	29, // 31: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
-	4,  // 32: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
-	6,  // 33: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
-	8,  // 34: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
-	10, // 35: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
-	12, // 36: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
-	16, // 37: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
-	20, // 38: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
-	22, // 39: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
-	24, // 40: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
-	26, // 41: regd.peer.v1.PeerService.AwaitDelivery:output_type -> regd.peer.v1.AwaitDeliveryResponse
-	28, // 42: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
-	30, // 43: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
-	32, // [32:44] is the sub-list for method output_type
-	20, // [20:32] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	13, // 5: regd.peer.v1.ReadIndexResponse.servers:type_name -> regd.peer.v1.Server
+	15, // 6: regd.peer.v1.ProposeRequest.proposals:type_name -> regd.peer.v1.Proposal
+	16, // 7: regd.peer.v1.Proposal.trace:type_name -> regd.peer.v1.TraceContext
+	18, // 8: regd.peer.v1.ProposeResponse.answers:type_name -> regd.peer.v1.ProposalAnswer
+	33, // 9: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
+	2,  // 10: regd.peer.v1.ProposalAnswer.fault:type_name -> regd.peer.v1.Fault
+	1,  // 11: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
+	19, // 12: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
+	19, // 13: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
+	2,  // 14: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
+	32, // 15: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
+	34, // 16: regd.peer.v1.AwaitDeliveryResponse.delivery:type_name -> regd.api.v1.NodeDelivery
+	2,  // 17: regd.peer.v1.AwaitDeliveryResponse.fault:type_name -> regd.peer.v1.Fault
+	2,  // 18: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
+	32, // 19: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
+	2,  // 20: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
+	3,  // 21: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
+	5,  // 22: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
+	7,  // 23: regd.peer.v1.PeerService.RequestJoin:input_type -> regd.peer.v1.RequestJoinRequest
+	9,  // 24: regd.peer.v1.PeerService.Confirm:input_type -> regd.peer.v1.ConfirmRequest
+	11, // 25: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
+	14, // 26: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
+	20, // 27: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
+	22, // 28: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
+	24, // 29: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
+	26, // 30: regd.peer.v1.PeerService.AwaitDelivery:input_type -> regd.peer.v1.AwaitDeliveryRequest
+	28, // 31: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
+	30, // 32: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
+	4,  // 33: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
+	6,  // 34: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
+	8,  // 35: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
+	10, // 36: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
+	12, // 37: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
+	17, // 38: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
+	21, // 39: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
+	23, // 40: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
+	25, // 41: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
+	27, // 42: regd.peer.v1.PeerService.AwaitDelivery:output_type -> regd.peer.v1.AwaitDeliveryResponse
+	29, // 43: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
+	31, // 44: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
+	33, // [33:45] is the sub-list for method output_type
+	21, // [21:33] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_peer_v1_peer_proto_init() }
@@ -2291,7 +2381,7 @@ func file_peer_v1_peer_proto_init() {
 	if File_peer_v1_peer_proto != nil {
 		return
 	}
-	file_peer_v1_peer_proto_msgTypes[25].OneofWrappers = []any{
+	file_peer_v1_peer_proto_msgTypes[26].OneofWrappers = []any{
 		(*AdministerRequest_Join)(nil),
 		(*AdministerRequest_Remove)(nil),
 		(*AdministerRequest_Promote)(nil),
@@ -2304,7 +2394,7 @@ func file_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_v1_peer_proto_rawDesc), len(file_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
