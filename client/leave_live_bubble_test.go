@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -169,5 +170,82 @@ func TestNobodySendsToWhoHasLeft(t *testing.T) {
 			t.Error("no request went to an instance that was deregistered at once")
 		}
 		t.Logf("%d requests to one that was deregistered at once", len(f.wrong))
+	})
+}
+
+// TestWhoLeavesWaitsForLoops has loops over the views of a service that take their time. Who leaves waits until each of them has come
+// back, and for none that has ended. Whoever asks for a view has the newest one meanwhile.
+func TestWhoLeavesWaitsForLoops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := livetest.New(t, 3)
+		provider, _ := l.Client()
+		d, err := discovery.New(at(t, l, "n2", 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		s, err := d.Service("web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		register := func(id string) *client.Registration {
+			reg, err := provider.Register(t.Context(), &registryv1.Instance{Service: "web", Id: id, Address: "10.0.0.1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return reg
+		}
+		a, b := register("a"), register("b")
+		for v, err := range s.All(t.Context()) { // It ends, and is not waited for.
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(v.Healthy) == 2 {
+				break
+			}
+		}
+		leave := func(reg *client.Registration, most time.Duration) (client.Departure, time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), most)
+			defer cancel()
+			began := time.Now()
+			d, err := reg.Leave(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d, time.Since(began)
+		}
+
+		ctx, cancel := context.WithCancel(t.Context())
+		var loops sync.WaitGroup
+		for _, slow := range []time.Duration{0, 3 * time.Second} {
+			loops.Go(func() {
+				for range s.All(ctx) { //nolint:errcheck // The last pair has the error of ctx.
+					time.Sleep(slow)
+				}
+			})
+		}
+		time.Sleep(10 * time.Second)
+		if d, took := leave(a, 10*time.Second); d.Err != nil || took < 3*time.Second || took > 4*time.Second {
+			t.Errorf("left after %v with %v, want once the loop that takes 3s has come back", took, d.Err)
+		}
+		// The loop has begun to take in that it is gone when the next one leaves.
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if d, took := leave(b, time.Second); !errors.Is(d.Err, client.ErrUndelivered) || took < time.Second {
+				t.Errorf("left after %v with %v, want ErrUndelivered: one loop is still at it", took, d.Err)
+			}
+		}()
+		time.Sleep(500 * time.Millisecond)
+		if v, err := s.View(t.Context()); err != nil || len(v.Healthy) != 0 {
+			t.Errorf("meanwhile the view is %v, %v, want none who can serve", v.Healthy, err)
+		}
+		<-done
+		cancel()
+		loops.Wait()
+		if d, took := leave(register("c"), time.Second); d.Err != nil || took > 500*time.Millisecond {
+			t.Errorf("left after %v with %v although no loop runs", took, d.Err)
+		}
 	})
 }

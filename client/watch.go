@@ -101,6 +101,7 @@ type watchOptions struct {
 	known  []*registryv1.Instance
 	stalls bool
 	fresh  bool
+	says   bool
 }
 
 // WatchOption changes how a watch is done.
@@ -149,12 +150,23 @@ func WatchFresh() WatchOption {
 	}
 }
 
+// WatchAccepts leaves it to the reader to say when it knows what was delivered: by Watch.Accepter, and not by asking for the next
+// change. It is for who passes changes on, and goes on reading while others take them in. A reader that never says so is waited
+// for by all who leave, each for as long as it has.
+func WatchAccepts() WatchOption {
+	return func(o *watchOptions) error {
+		o.says = true
+		return nil
+	}
+}
+
 // Watch delivers the instances that match a filter and then every change, in the order of revisions, without gap or
 // repeat, whatever becomes of connections and nodes. Where history was lost on the way, it delivers what has changed,
 // deletions included. It is read by one goroutine at a time.
 //
 // Who deregisters an instance may wait until all who watch it know (Registration.Leave). A change counts as known here once
-// its reader has asked for the next one: finish what a change is to bring about before that.
+// its reader has asked for the next one: finish what a change is to bring about before that. With WatchAccepts the reader says
+// so itself.
 type Watch struct {
 	hub    *hub
 	id     uint32
@@ -163,6 +175,7 @@ type Watch struct {
 	wake   chan struct{} // has one place, filled when there is something to read
 	stalls bool          // the reader wants to be told
 	verify bool          // the reader wants to know whether the state is fresh
+	says   bool          // the reader says itself what it knows
 
 	mu        sync.Mutex // guards the fields below
 	view      map[Key]uint64
@@ -195,7 +208,7 @@ func (c *Client) Watch(ctx context.Context, filter Filter, opts ...WatchOption) 
 	}
 	w := &Watch{
 		hub: c.hub, filter: filter.proto(c.cfg.namespace),
-		wake: make(chan struct{}, 1), stalls: o.stalls, verify: o.fresh, view: make(map[Key]uint64, len(o.known)),
+		wake: make(chan struct{}, 1), stalls: o.stalls, verify: o.fresh, says: o.says, view: make(map[Key]uint64, len(o.known)),
 		point: o.point, delivered: o.point, synced: o.point != (ResumePoint{}),
 		queue: queue{limit: o.buffer},
 	}
@@ -249,6 +262,19 @@ func (w *Watch) ResumePoint() ResumePoint {
 	return w.delivered
 }
 
+// Accepter returns a function by which the reader says that it knows all that has been delivered so far, for WatchAccepts. It may
+// be called later, or never, from any goroutine, and does not block. It stands for those before it.
+func (w *Watch) Accepter() func() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	number := w.queue.popped
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.accept(number)
+	}
+}
+
 // Close ends the watch.
 func (w *Watch) Close() {
 	w.unbind()
@@ -276,7 +302,9 @@ func (w *Watch) fail(err error) {
 func (w *Watch) take() (Change, bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.accept(w.queue.popped)
+	if !w.says {
+		w.accept(w.queue.popped)
+	}
 	entry, ok := w.queue.pop()
 	switch {
 	case !ok && w.err != nil:

@@ -47,6 +47,8 @@ type follower struct {
 	refused error         // why the watch ended; nil: it runs
 	trouble error         // why the view is not live; nil: it is
 	doubt   error         // why there is no view although a node has answered; nil: there is
+	loops   map[*loop]struct{}
+	owed    []debt // by list
 }
 
 // stopLinger stops the timer. The caller holds d.mu.
@@ -100,7 +102,7 @@ func (f *follower) run(ctx context.Context) {
 // watch watches until the watch or ctx ends. It tells whether the registry has answered.
 func (f *follower) watch(ctx context.Context) (answered bool, err error) {
 	f.mirror.begin()
-	opts := []client.WatchOption{client.WatchStalls(), client.WatchFresh()}
+	opts := []client.WatchOption{client.WatchStalls(), client.WatchFresh(), client.WatchAccepts()}
 	if v := f.mirror.view; v != nil && v.Point.Revision > 0 {
 		opts = append(opts, client.WatchFrom(v.Point, v.list.live))
 	}
@@ -123,6 +125,7 @@ func (f *follower) watch(ctx context.Context) (answered bool, err error) {
 		case change.Kind == client.ChangeSynced:
 			answered = true
 			f.sync(change, w.ResumePoint())
+			f.owe(w.Accepter())
 		case change.Kind == client.ChangeStalled:
 			f.stall(change.Err)
 		default:
@@ -222,8 +225,15 @@ func (f *follower) publish() {
 	if v == nil || v == last || f.mirror.unproved() {
 		return
 	}
+	changed := last == nil || last.list != v.list
+	if changed {
+		v.list.number = 1
+		if last != nil {
+			v.list.number += last.list.number
+		}
+	}
 	f.current.Store(v)
-	if last == nil || last.list != v.list {
+	if changed {
 		f.counts.changes.Add(1)
 		f.wake()
 	}

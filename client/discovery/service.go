@@ -95,14 +95,20 @@ func (s *Service) Next(ctx context.Context, after *View) (*View, error) {
 }
 
 // All yields the view, and then each newer one as Next does. The last pair has the error that Next returned.
+//
+// An instance that leaves (client.Registration.Leave) serves on until the loop has come back from a view in which it is draining:
+// what a view is to bring about, finish before that.
 func (s *Service) All(ctx context.Context) iter.Seq2[*View, error] {
 	return func(yield func(*View, error) bool) {
+		loop := s.f.enter()
+		defer s.f.leave(loop)
 		var last *View
 		for {
 			v, err := s.Next(ctx, last)
 			if !yield(v, err) || err != nil {
 				return
 			}
+			s.f.back(loop, v)
 			last = v
 		}
 	}

@@ -121,6 +121,7 @@ type list struct {
 	instances []*registryv1.Instance // all of them, sorted by id
 	healthy   []*registryv1.Instance
 	protected []string
+	number    uint64 // of the lists that were shown, from 1 on; set when it is
 }
 
 // newList makes a list. It keeps its arguments.

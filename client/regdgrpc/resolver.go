@@ -107,10 +107,14 @@ func (r *follower) Close() {
 
 // run tells of every change until ctx ends.
 func (r *follower) run(ctx context.Context) {
-	view, err := r.first(ctx)
-	for err == nil {
-		r.tell(ctx, view)
-		view, err = r.handle.Next(ctx, view)
+	err := r.first(ctx)
+	if err == nil {
+		var view *discovery.View
+		for view, err = range r.handle.All(ctx) { // Who leaves waits until the channel has been told.
+			if err == nil {
+				r.tell(ctx, view)
+			}
+		}
 	}
 	if ctx.Err() == nil { // The Discovery is closed: the channel keeps what it has.
 		r.cc.ReportError(err)
@@ -118,8 +122,8 @@ func (r *follower) run(ctx context.Context) {
 }
 
 // first waits for a view, and tells why there is none.
-func (r *follower) first(ctx context.Context) (*discovery.View, error) {
-	view, err := r.within(ctx, patience)
+func (r *follower) first(ctx context.Context) error {
+	err := r.within(ctx, patience)
 	for pause := minPause; err != nil && ctx.Err() == nil && !errors.Is(err, client.ErrClosed); pause = min(2*pause, maxPause) {
 		r.cc.ReportError(err)
 		if !errors.Is(err, errNoAnswer) {
@@ -129,16 +133,17 @@ func (r *follower) first(ctx context.Context) (*discovery.View, error) {
 			case <-ctx.Done():
 			}
 		}
-		view, err = r.handle.Next(ctx, nil)
+		_, err = r.handle.Next(ctx, nil)
 	}
-	return view, err
+	return err
 }
 
 // within waits for a view for a while.
-func (r *follower) within(ctx context.Context, patience time.Duration) (*discovery.View, error) {
+func (r *follower) within(ctx context.Context, patience time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
 	defer cancel()
-	return r.handle.Next(ctx, nil)
+	_, err := r.handle.Next(ctx, nil)
+	return err
 }
 
 // tell gives the channel a view. gRPC's errors say what its balancer makes of it, which is not the resolver's to mend.

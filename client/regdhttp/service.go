@@ -31,6 +31,8 @@ type service struct {
 	end    context.CancelFunc
 	mu     sync.Mutex  // held while follow is set, and life ended
 	follow atomic.Bool // the balancer is kept current
+
+	telling sync.Mutex // held while the balancer is told of a view
 }
 
 // newService makes a service without instances.
@@ -76,37 +78,50 @@ func (s *service) pick(ctx context.Context, request balance.Request) (balance.Pi
 		return balance.Pick{}, err
 	}
 	if !s.follow.Load() {
-		s.keep(view)
+		s.keep()
 	}
 	if err != nil {
 		return balance.Pick{}, err
 	}
 	pick, err := s.balancer.Pick(request)
 	if errors.Is(err, balance.ErrNoInstances) && len(view.Instances) > 0 { // The first ones have just come.
-		s.balancer.Update(view.Instances)
+		s.update(ctx)
 		pick, err = s.balancer.Pick(request)
 	}
 	return pick, err
 }
 
-// keep gives the balancer its first instances, and has it told of all changes from then on.
-func (s *service) keep(view *discovery.View) {
+// keep gives the balancer its first instances, and has it told of all changes from then on. There is a view. Who leaves waits until
+// the balancer has been told.
+func (s *service) keep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.follow.Load() || s.life.Err() != nil {
 		return
 	}
-	s.balancer.Update(view.Instances)
-	s.follow.Store(true)
+	told := make(chan struct{})
+	tell := sync.OnceFunc(func() { close(told) })
 	s.work.Go(func() {
-		var err error
-		for {
-			if view, err = s.handle.Next(s.life, view); err != nil {
+		defer tell()
+		for _, err := range s.handle.All(s.life) {
+			if err != nil {
 				return
 			}
-			s.balancer.Update(view.Instances)
+			s.update(s.life)
+			tell()
 		}
 	})
+	<-told
+	s.follow.Store(true)
+}
+
+// update tells the balancer of the newest view: who comes late does not tell it of an older one.
+func (s *service) update(ctx context.Context) {
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	if view, err := s.handle.Next(ctx, nil); err == nil {
+		s.balancer.Update(view.Instances)
+	}
 }
 
 // close ends what the service keeps running. Requests under way go on.
