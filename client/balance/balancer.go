@@ -168,25 +168,34 @@ func (b *Balancer) Update(instances []*registryv1.Instance) {
 	b.rebuild()
 }
 
-// Pick chooses an instance. The error is an *UnavailableError and matches ErrNoInstances, ErrNoneHealthy or ErrNoMatch.
+// Pick chooses an instance. The error is an *UnavailableError and matches ErrNoInstances, ErrNoneHealthy or ErrNoMatch. Once Update has
+// returned, no Pick returns what it took away, also none that had begun before, unless it counted as in flight before that.
 func (b *Balancer) Pick(r Request) (Pick, error) {
 	now := b.now()
-	b.refreshIfDue(now)
-	plan := b.plan(b.plans.Load(), r.Filter)
-	c, trial := plan.pick(plan.query(r))
-	if c.member == nil && b.catchUp() {
-		plan = b.plan(b.plans.Load(), r.Filter)
-		c, trial = plan.pick(plan.query(r))
+	for {
+		b.refreshIfDue(now)
+		plans := b.plans.Load()
+		plan := b.plan(plans, r.Filter)
+		c, trial := plan.pick(plan.query(r))
+		if c.member == nil && b.catchUp() {
+			plans = b.plans.Load()
+			plan = b.plan(plans, r.Filter)
+			c, trial = plan.pick(plan.query(r))
+		}
+		if c.member == nil {
+			return Pick{}, plan.unavailable
+		}
+		t := c.member.track
+		t.inFlight.Add(1)
+		if c.load != nil {
+			c.load.Add(1)
+		}
+		if b.plans.Load() == plans {
+			return Pick{balancer: b, member: c.member, load: c.load, start: now, round: t.round.Load(), trial: trial}, nil
+		}
+		again := Pick{balancer: b, member: c.member, load: c.load, start: now, round: t.round.Load(), trial: trial}
+		again.Done(Neutral) // By a plan that holds no longer.
 	}
-	if c.member == nil {
-		return Pick{}, plan.unavailable
-	}
-	t := c.member.track
-	t.inFlight.Add(1)
-	if c.load != nil {
-		c.load.Add(1)
-	}
-	return Pick{balancer: b, member: c.member, load: c.load, start: now, round: t.round.Load(), trial: trial}, nil
 }
 
 // Done reports the outcome of the call that the pick was for. All but the first call on a pick do nothing.
