@@ -42,12 +42,10 @@ image: build ## Build the container image IMAGE (regd:devel) with Docker: the st
 run: build ## Run a local cluster of three processes with demo services, data in .regd-dev
 	bin/regd dev --demo --data-dir .regd-dev
 
-# What vet finds, make check finds. Test binaries are linked without DWARF: it need not be made either. The second run is as
-# make build has it: chaos and the examples have regd built so too, and it is compiled once without the race detector.
+# What vet finds, make check finds. Test binaries are linked without DWARF: it need not be made either.
 test: ## Run all tests, with the race detector (narrow: PKG=./fsm TESTFLAGS='-run Expire')
 	@test -n '$(RACE)' || echo 'no C compiler: testing without the race detector' >&2
 	$(GO) test $(RACE) -vet=off -gcflags=./...=-dwarf=false -timeout 5m $(TESTFLAGS) $(PKG)
-	$(if $(RACE),$(if $(filter ./...,$(PKG)),CGO_ENABLED=0 $(GO) test -trimpath -vet=off -timeout 5m $(TESTFLAGS) ./test/sim))
 
 race: ## Run the tests COUNT times (5), to hunt rare races
 	$(GO) test $(RACE) -timeout 30m -count=$(COUNT) $(TESTFLAGS) $(PKG)

@@ -27,7 +27,6 @@ func TestTheLargestTransactionIsReplicated(t *testing.T) {
 		}
 		away := c.Follower().Info().Name
 		for _, n := range c.Nodes() {
-			c.Wait("the level of "+n.Info().Name, func() bool { return n.Feed().State().FeatureLevel() == fsm.FeatureLevel })
 			outcome, err := n.Propose(within(t, 10*time.Second), largest(n.Info().Name))
 			if err != nil || outcome.Err() != nil {
 				t.Fatalf("through %s: %+v, %v", n.Info().Name, outcome, err)

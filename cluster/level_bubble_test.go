@@ -18,6 +18,27 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
+// Who waits until any node of a new cluster is ready may use all that the cluster can do.
+func TestANodeIsReadyOnceTheClusterKnowsItsLevel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clustertest.New(t, 3)
+		var ready *cluster.Node
+		for ready == nil {
+			time.Sleep(100 * time.Microsecond)
+			for _, n := range c.Nodes() {
+				if n.Ready() == nil {
+					ready = n
+				}
+			}
+		}
+		newest := named("web", "a")
+		newest.Level = fsm.FeatureLevel
+		if outcome, err := ready.Propose(within(t, time.Second), newest); err != nil || outcome.Err() != nil {
+			t.Errorf("%s has just become ready, and refuses a command of the newest level: %+v, %v", ready.Info().Name, outcome, err)
+		}
+	})
+}
+
 // A command that a member can't apply would stop that member: it does not get into the log.
 func TestACommandAboveTheLevelOfTheClusterIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

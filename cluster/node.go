@@ -352,8 +352,8 @@ func (n *Node) serving() error {
 // readyStaleness is how old the State of a ready node may be, in heartbeats.
 const readyStaleness = 6
 
-// Ready returns nil when the node serves well: it has a cluster, a leader is known, its State is recent and it is not
-// stopping. Else why not.
+// Ready returns nil when the node serves well: it has a cluster, which has a record of it, a leader is known, its State is recent
+// and it is not stopping. Else why not.
 func (n *Node) Ready() error {
 	if err := n.serving(); err != nil {
 		return err
@@ -364,6 +364,9 @@ func (n *Node) Ready() error {
 	age := n.Staleness()
 	if limit := readyStaleness * n.cfg.HeartbeatTimeout; age < 0 || age > limit {
 		return fmt.Errorf("node %s: %w: it has not caught up with the leader within %v", n.cfg.Name, ErrTooStale, limit)
+	}
+	if n.feed.State().Member(n.id) == nil { // A new cluster knows what it can do once its members have said what they can.
+		return fmt.Errorf("node %s: %w: the cluster has no record of it yet", n.cfg.Name, ErrStarting)
 	}
 	return nil
 }
