@@ -114,8 +114,9 @@ func (r *rendezvous) recall(key uint64) (i int, sure bool) {
 		m = newMemo(len(r.members))
 		r.memo.Store(m) // of several at the same time one stays
 	}
-	if i, sure = m.get(key); !sure {
-		if i, sure = r.first(key); sure && r.env.random()%memoEvery == 0 {
+	i, sure, spare := m.get(key)
+	if !sure {
+		if i, sure = r.first(key); sure && spare {
 			m.put(key, i)
 		}
 	}
@@ -194,8 +195,8 @@ type memo []atomic.Uint64
 const (
 	// memoFrom is the number of members from which on there is a memo. With fewer, finding the member anew takes no longer.
 	memoFrom = 64
-	// memoEvery is how many keys that are not remembered come to one that then is. To write the word costs a good part of
-	// finding the member, and most new keys never come again; one that comes often is soon there.
+	// memoEvery is how many keys come to one that may take the place of another. To write the word costs a good part of finding
+	// the member, and most new keys never come again.
 	memoEvery = 8
 	// memoBits is how many bits number the slots at least.
 	memoBits = 10
@@ -207,11 +208,12 @@ func newMemo(n int) *memo {
 	return &m
 }
 
-// get returns the index of the member for a key, and whether it is known.
-func (m memo) get(key uint64) (i int, known bool) {
+// get returns the index of the member for a key, and whether it is known. spare: it may be put there, as nobody has the place, or
+// somebody whom the bits of both, as good as drawn by lot, tell to give way.
+func (m memo) get(key uint64) (i int, known, spare bool) {
 	low := uint64(len(m) - 1)
 	word := m[key&low].Load()
-	return int(word&low) - 1, word&low != 0 && word&^low == key&^low
+	return int(word&low) - 1, word&low != 0 && word&^low == key&^low, word&low == 0 || word^key < math.MaxUint64/memoEvery
 }
 
 // put remembers the index of the member for a key, in place of another.
