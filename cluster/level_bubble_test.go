@@ -18,25 +18,39 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// Who waits until any node of a new cluster is ready may use all that the cluster can do.
+// Who waits until any node of a new cluster is ready, or has no problem to tell of, may use all that the cluster can do.
 func TestANodeIsReadyOnceTheClusterKnowsItsLevel(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := clustertest.New(t, 3)
-		var ready *cluster.Node
-		for ready == nil {
-			time.Sleep(100 * time.Microsecond)
-			for _, n := range c.Nodes() {
-				if n.Ready() == nil {
-					ready = n
-				}
+	for name, well := range map[string]func(*testing.T, *cluster.Node) bool{
+		"ready": func(_ *testing.T, n *cluster.Node) bool { return n.Ready() == nil },
+		"healthy": func(t *testing.T, n *cluster.Node) bool {
+			t.Helper()
+			s, err := n.Status(within(t, 10*time.Second), false)
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-		newest := named("web", "a")
-		newest.Level = fsm.FeatureLevel
-		if outcome, err := ready.Propose(within(t, time.Second), newest); err != nil || outcome.Err() != nil {
-			t.Errorf("%s has just become ready, and refuses a command of the newest level: %+v, %v", ready.Info().Name, outcome, err)
-		}
-	})
+			return len(s.GetProblems()) == 0
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := clustertest.New(t, 3)
+				var found *cluster.Node
+				for found == nil {
+					time.Sleep(2 * time.Millisecond)
+					for _, n := range c.Nodes() {
+						if well(t, n) {
+							found = n
+						}
+					}
+				}
+				newest := named("web", "a")
+				newest.Level = fsm.FeatureLevel
+				if outcome, err := found.Propose(within(t, time.Second), newest); err != nil || outcome.Err() != nil {
+					t.Errorf("%s has just become %s, and refuses a command of the newest level: %+v, %v", found.Info().Name, name, outcome, err)
+				}
+			})
+		})
+	}
 }
 
 // A command that a member can't apply would stop that member: it does not get into the log.

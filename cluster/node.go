@@ -365,11 +365,15 @@ func (n *Node) Ready() error {
 	if limit := readyStaleness * n.cfg.HeartbeatTimeout; age < 0 || age > limit {
 		return fmt.Errorf("node %s: %w: it has not caught up with the leader within %v", n.cfg.Name, ErrTooStale, limit)
 	}
-	if n.feed.State().Member(n.id) == nil { // A new cluster knows what it can do once its members have said what they can.
-		return fmt.Errorf("node %s: %w: the cluster has no record of it yet", n.cfg.Name, ErrStarting)
+	if n.feed.State().Member(n.id) == nil {
+		return fmt.Errorf("node %s: %w: %w", n.cfg.Name, ErrStarting, errUnrecorded)
 	}
 	return nil
 }
+
+// errUnrecorded says that a member has not told the cluster yet where it is reached and what it can do. Of a new cluster it is not
+// known what that can do before.
+var errUnrecorded = errors.New("the cluster has no record of it yet")
 
 // applyStuck is how long one entry may take to apply before the node is called dead.
 const applyStuck = 30 * time.Second

@@ -199,7 +199,8 @@ func (n *Node) memberStatus(s raft.Server, replies map[raft.ServerID]statusReply
 		m.Suffrage = apiv1.Suffrage_SUFFRAGE_VOTER
 	}
 	m.Member = n.feed.State().Member(string(s.ID))
-	if m.GetMember() == nil {
+	recorded := m.GetMember() != nil
+	if !recorded {
 		m.Member = &registryv1.Member{Id: string(s.ID), Name: string(s.ID), PeerAddress: string(s.Address)}
 	}
 	reply, asked := replies[s.ID]
@@ -217,6 +218,9 @@ func (n *Node) memberStatus(s raft.Server, replies map[raft.ServerID]statusReply
 		m.Staleness = durationpb.New(time.Duration(ms) * time.Millisecond)
 	}
 	m.DiskFreeBytes, m.Problems, m.LogStore = reply.GetDiskFreeBytes(), reply.GetProblems(), reply.GetLogStore()
+	if !recorded {
+		m.Problems = append(m.GetProblems(), errUnrecorded.Error())
+	}
 	m.Uptime = durationpb.New(time.Duration(reply.GetUptimeMs()) * time.Millisecond)
 	m.AppendP50 = durationpb.New(time.Duration(reply.GetAppendP50Us()) * time.Microsecond)
 	m.AppendP99 = durationpb.New(time.Duration(reply.GetAppendP99Us()) * time.Microsecond)
