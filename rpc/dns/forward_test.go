@@ -1,9 +1,11 @@
 package dns
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -13,14 +15,7 @@ import (
 // upstream is a resolver that does as fn says, by UDP and TCP.
 func upstream(t *testing.T, fn miekg.HandlerFunc) netip.AddrPort {
 	t.Helper()
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	streams, err := net.Listen("tcp", packets.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, streams := listenBoth(t)
 	for _, s := range []*miekg.Server{{PacketConn: packets, Handler: fn}, {Listener: streams, Handler: fn}} {
 		started := make(chan struct{})
 		s.NotifyStartedFunc = func() { close(started) }
@@ -33,6 +28,25 @@ func upstream(t *testing.T, fn miekg.HandlerFunc) netip.AddrPort {
 		})
 	}
 	return netip.MustParseAddrPort(packets.LocalAddr().String())
+}
+
+// listenBoth listens by UDP and TCP on the same port. Another process may have by TCP the one that is free by UDP.
+func listenBoth(t *testing.T) (packets net.PacketConn, streams net.Listener) {
+	t.Helper()
+	for {
+		packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams, err := net.Listen("tcp", packets.LocalAddr().String())
+		if err == nil {
+			return packets, streams
+		}
+		packets.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // echo answers with one address.

@@ -6,12 +6,14 @@ package doors_test
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,28 +65,32 @@ func program(tb testing.TB, name, debian string) string {
 	return ""
 }
 
-// given are the addresses that freeAddress has given. The system may offer one again before anybody listens there.
-var given sync.Map
+// nextPort is where the search for a free port goes on. Each process begins elsewhere, as several may test at once.
+var nextPort atomic.Int64
 
-// freeAddress is a local address on which nobody listened a moment ago, neither by TCP nor by UDP, and which nobody here has been given.
+func init() { nextPort.Store(rand.Int64N(lastPort - firstPort)) } //nolint:gochecknoinits // Before any test.
+
+// The ports that are given lie below those that the system gives to connections, so that a port that is free stays so.
+const firstPort, lastPort = 10_000, 32_000
+
+// freeAddress is a local address on which nobody listens, neither by TCP nor by UDP, and which nobody here has been given.
 func freeAddress(tb testing.TB) string {
 	tb.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			tb.Fatal(err)
-		}
-		address := l.Addr().String()
-		packets, err := net.ListenPacket("udp", address)
-		l.Close()
+	for range lastPort - firstPort {
+		address := fmt.Sprintf("127.0.0.1:%d", firstPort+nextPort.Add(1)%(lastPort-firstPort))
+		l, err := net.Listen("tcp", address)
 		if err != nil {
 			continue
 		}
-		packets.Close()
-		if _, again := given.LoadOrStore(address, true); !again {
+		packets, err := net.ListenPacket("udp", address)
+		l.Close()
+		if err == nil {
+			packets.Close()
 			return address
 		}
 	}
+	tb.Fatal("no port is free")
+	return ""
 }
 
 // node is a cluster of one.
