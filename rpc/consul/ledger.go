@@ -1,9 +1,7 @@
 package consul
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -12,8 +10,8 @@ import (
 	"github.com/regd-io/regd/fsm"
 )
 
-// ledger knows for each topic of queries the revision at which it last changed, and wakes who waits for the next; and it finds
-// instances by what a State has no order for: node, service id, check id. It follows the feed, in a goroutine, and whenever a
+// ledger knows for each topic of queries the revision at which it last changed, and wakes who waits for the next; and it keeps a
+// census of what a State has no order for. It follows the feed, in a goroutine, and whenever a
 // reader wants it to be as far as a State.
 //
 // The revision of a topic never falls at a node. A service that is there knows its own. That of one that has gone is remembered,
@@ -34,8 +32,7 @@ type ledger struct {
 	prefixes map[string]map[int]int
 	topics   map[topic]*subject
 	tombs    []topic // of services and nodes that have gone, the oldest first
-	spaces   map[string]*space
-	located  map[locator][]ref
+	census   census
 }
 
 // topic is what a query is about.
@@ -66,35 +63,6 @@ type subject struct {
 	buried             bool
 	woken              chan struct{} // closed at the next change; nil: nobody waits
 }
-
-// space is what a namespace holds.
-type space struct {
-	services map[string]*tally
-	names    map[string][]string // what was made of services last; nil: it has changed since
-}
-
-// tally counts the instances of a service, and how many of them have a tag.
-type tally struct {
-	instances int
-	tags      map[string]int
-}
-
-// locator is what an instance is looked up by.
-type locator struct {
-	kind            locatorKind
-	namespace, name string
-}
-
-type locatorKind uint8
-
-const (
-	byNode locatorKind = iota + 1
-	byID
-	byCheck
-)
-
-// ref names an instance in its namespace.
-type ref struct{ service, id string }
 
 // maxTombs is how many services and nodes that have gone are remembered.
 const maxTombs = 10_000
@@ -164,7 +132,7 @@ func (l *ledger) drain() bool {
 
 // rebuild takes everything from a State. l.mu is held.
 func (l *ledger) rebuild(st *fsm.State) {
-	l.spaces, l.located = map[string]*space{}, map[locator][]ref{}
+	l.census = census{}
 	for _, s := range l.topics {
 		s.instances, s.facts = 0, nil
 	}
@@ -242,27 +210,12 @@ func sameHere(old, now *fsm.Record) bool { return slices.Equal(old.Spec(), now.S
 
 // count adds or takes away an instance. l.mu is held.
 func (l *ledger) count(r *fsm.Record, by int, revision uint64) {
-	namespace := r.Namespace()
 	at := placeOf(r)
-	here := ref{r.Service(), r.ID()}
-	l.locate(locator{byNode, namespace, at.node}, here, by)
-	if r.Service() != nodeService {
-		l.locate(locator{byID, namespace, at.id}, here, by)
+	l.countNode(topic{ofNode, r.Namespace(), at.node}, nodeKey(r.Metadata), by, revision)
+	if l.census.count(r, at, by) {
+		l.touch(topic{ofServices, r.Namespace(), ""}, revision)
 	}
-	if at.door {
-		for _, c := range r.Checks() {
-			var fact checkFact
-			if text, ok := r.Metadata(factCheck + c.Name); ok && json.Unmarshal([]byte(text), &fact) == nil && fact.ID != "" {
-				l.locate(locator{byCheck, namespace, fact.ID}, here, by)
-			}
-		}
-	}
-	l.countNode(topic{ofNode, namespace, at.node}, nodeKey(r.Metadata), by, revision)
-	if l.tally(namespace, r, by) {
-		l.spaces[namespace].names = nil
-		l.touch(topic{ofServices, namespace, ""}, revision)
-	}
-	l.touch(topic{ofChecks, namespace, ""}, revision)
+	l.touch(topic{ofChecks, r.Namespace(), ""}, revision)
 }
 
 // countNode counts the instances of a node, and notes when it comes, goes, or is another. l.mu is held.
@@ -288,60 +241,6 @@ func (l *ledger) countNode(t topic, says string, by int, revision uint64) {
 	if s.instances == 0 {
 		l.bury(t, revision)
 	}
-}
-
-// tally counts an instance and its tags, and tells whether names or tags have come or gone by it. l.mu is held.
-func (l *ledger) tally(namespace string, r *fsm.Record, by int) (changed bool) {
-	in := l.spaces[namespace]
-	if in == nil {
-		in = &space{services: map[string]*tally{}}
-		l.spaces[namespace] = in
-	}
-	if r.Service() == nodeService {
-		return false
-	}
-	n := in.services[r.Service()]
-	if n == nil {
-		n = &tally{}
-		in.services[r.Service()] = n
-		changed = true
-	}
-	n.instances += by
-	for _, tag := range r.Tags() {
-		if n.tags == nil {
-			n.tags = map[string]int{}
-		}
-		n.tags[tag] += by
-		changed = changed || by > 0 && n.tags[tag] == by || n.tags[tag] == 0
-		if n.tags[tag] == 0 {
-			delete(n.tags, tag)
-		}
-	}
-	if n.instances == 0 {
-		delete(in.services, r.Service())
-		changed = true
-	}
-	return changed
-}
-
-// locate adds or takes away an instance where it is looked up. l.mu is held.
-func (l *ledger) locate(at locator, here ref, by int) {
-	refs := l.located[at]
-	if by > 0 {
-		l.located[at] = append(refs, here)
-		return
-	}
-	i := slices.Index(refs, here)
-	if i < 0 {
-		return
-	}
-	last := len(refs) - 1
-	refs[i] = refs[last]
-	if last == 0 {
-		delete(l.located, at)
-		return
-	}
-	l.located[at] = refs[:last]
 }
 
 // subject returns what is known of a topic, from now on. l.mu is held.
@@ -514,7 +413,7 @@ func (l *ledger) wait(after uint64, t topic) (woken <-chan struct{}, leave func(
 // find returns the instances of a locator that a State has.
 func (l *ledger) find(st *fsm.State, at locator) []*fsm.Record {
 	l.mu.Lock()
-	refs := slices.Clone(l.located[at])
+	refs := l.census.find(at)
 	l.mu.Unlock()
 	slices.SortFunc(refs, compareRefs)
 	records := make([]*fsm.Record, 0, len(refs))
@@ -530,38 +429,12 @@ func (l *ledger) find(st *fsm.State, at locator) []*fsm.Record {
 func (l *ledger) nodes(namespace string) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var names []string
-	for at := range l.located {
-		if at.kind == byNode && at.namespace == namespace {
-			names = append(names, at.name)
-		}
-	}
-	slices.Sort(names)
-	return names
+	return l.census.nodes(namespace)
 }
 
 // names returns the services of a namespace with their tags. Nobody may change the map.
 func (l *ledger) names(namespace string) map[string][]string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	in := l.spaces[namespace]
-	if in == nil {
-		return map[string][]string{}
-	}
-	if in.names == nil {
-		in.names = make(map[string][]string, len(in.services))
-		for name, n := range in.services {
-			tags := make([]string, 0, len(n.tags))
-			for tag := range n.tags {
-				tags = append(tags, tag)
-			}
-			slices.Sort(tags)
-			in.names[name] = tags
-		}
-	}
-	return in.names
-}
-
-func compareRefs(a, b ref) int {
-	return cmp.Or(cmp.Compare(a.service, b.service), cmp.Compare(a.id, b.id))
+	return l.census.names(namespace)
 }

@@ -16,12 +16,15 @@ func (l *ledger) content() map[string]string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	all := map[string]string{}
-	for at, refs := range l.located {
-		sorted := slices.Clone(refs)
-		slices.SortFunc(sorted, compareRefs)
-		all[fmt.Sprint("located ", at)] = fmt.Sprint(sorted)
-	}
-	for namespace, in := range l.spaces {
+	for namespace, in := range l.census {
+		for kind, named := range in.located {
+			for name := range named {
+				at := locator{kind, namespace, name}
+				sorted := l.census.find(at)
+				slices.SortFunc(sorted, compareRefs)
+				all[fmt.Sprint("located ", at)] = fmt.Sprint(sorted)
+			}
+		}
 		for name, n := range in.services {
 			all["service "+namespace+"/"+name] = fmt.Sprint(n.instances, n.tags)
 		}
