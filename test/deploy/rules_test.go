@@ -84,6 +84,9 @@ func TestAlertsFireWhenTheyShould(t *testing.T) {
 		"RegdLimitNear": `
   regd_limit{job="regd", instance="n1", resource="watches"} 1000x90
   regd_limit_used{job="regd", instance="n1", resource="watches"} 0x70 801x20`,
+		"RegdQuotaNear": `
+  regd_namespace_limit{job="regd", namespace="payments", instance="n1", resource="keys"} 1000x90
+  regd_namespace_used{job="regd", namespace="payments", instance="n1", resource="keys"} 0x70 901x20`,
 		"RegdInternalErrors": `
   grpc_server_handled_total{job="regd", instance="n1", grpc_service="regd.api.v1.RegistryService", grpc_method="Get", grpc_code="Internal"} 0x80 1x10`,
 		"RegdWatchersSlow": `
