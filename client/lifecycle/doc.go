@@ -15,7 +15,7 @@
 //  3. The process is registered; readiness and gRPC health say that it serves.
 //  4. SIGTERM, SIGINT or the end of the context: they say no longer.
 //  5. The instance leaves (client.Registration.Leave): it is draining, all who watch it have been told, it is
-//     deregistered. The servers serve on.
+//     deregistered. The servers serve on, and for a tenth of a second more: for requests that were on their way.
 //  6. The servers finish the requests under way and stop.
 //
 // A second signal cuts waiting short, in 5 and 6. When a server fails, the instance is deregistered at once and the other

@@ -21,6 +21,9 @@ const (
 	defaultFinishTimeout = 20 * time.Second
 	// readyPause is the time between two questions to Config.Ready.
 	readyPause = 100 * time.Millisecond
+	// onTheWay is how long servers serve on once the instance has left: for requests whose senders chose it just before they were
+	// told, and which must be sent yet.
+	onTheWay = 100 * time.Millisecond
 )
 
 var (
@@ -29,8 +32,9 @@ var (
 	errStopped = errors.New("it stopped by itself")
 )
 
-// Config says what Run runs. Servers are required. Leaving takes at most LeaveTimeout, FinishTimeout and, where the registry
-// can't be reached, the client's request timeout: a supervisor's patience has to be longer than their sum.
+// Config says what Run runs. Servers are required. Leaving takes at most LeaveTimeout, or ServeOn if that is longer, FinishTimeout,
+// a tenth of a second and, where the registry can't be reached, the client's request timeout: a supervisor's patience has to be
+// longer than their sum.
 type Config struct {
 	// Servers of the process.
 	Servers []Server
@@ -132,6 +136,8 @@ func Run(ctx context.Context, cfg Config) error {
 	unready := time.Now()
 	errs := []error{p.leave(alive, reg)}
 	switch {
+	case err == nil && reg != nil:
+		pause(alive, max(time.Until(unready.Add(cfg.ServeOn)), onTheWay))
 	case err == nil:
 		pause(alive, time.Until(unready.Add(cfg.ServeOn)))
 	case stopping.Err() == nil: // Else it was asked to stop, or a server failed, which is told below.
