@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -69,6 +70,7 @@ type keyWatch struct {
 	begun   bool                              // the client was told all
 	visible func(namespace, name string) bool // nil: all
 	told    uint64                            // revision up to which the client is told everything
+	ahead   []*feed.Event                     // taken, and of later revisions
 }
 
 // maxKeyMessage is about how much a message of a stream has: it ends with the key that reaches it.
@@ -93,9 +95,10 @@ func (w *keyWatch) run(ctx context.Context) error {
 	defer w.sending.Stop()
 	idle := time.NewTimer(w.interval)
 	defer idle.Stop()
+	now := make(chan struct{})
+	close(now)
 	for due := false; ; {
-		taken := watcher.Take()
-		told, err := w.step(ctx, taken, due)
+		told, err := w.step(ctx, watcher, due)
 		if err != nil {
 			return err
 		}
@@ -103,11 +106,12 @@ func (w *keyWatch) run(ctx context.Context) error {
 			due = false
 			idle.Reset(w.interval)
 		}
-		if taken.Closed {
-			return cluster.ErrClosed
+		ready := watcher.Ready()
+		if len(w.ahead) > 0 {
+			ready = now
 		}
 		select {
-		case <-watcher.Ready():
+		case <-ready:
 		case <-idle.C:
 			due = true
 		case <-w.core.leaving:
@@ -118,27 +122,38 @@ func (w *keyWatch) run(ctx context.Context) error {
 	}
 }
 
-// step tells the client what has come, or how far it is if that is due, and reports whether it was told anything.
-func (w *keyWatch) step(ctx context.Context, taken feed.Taken, due bool) (told bool, err error) {
-	anew, err := w.allow(ctx)
-	if err != nil {
-		return false, err
-	}
+// step tells the client what has come, or how far it is if that is due, and reports whether it was told anything. What it tells is
+// one State, whose revision is whole: a row never shows a part of what was changed at once.
+func (w *keyWatch) step(ctx context.Context, watcher *feed.Watcher, due bool) (told bool, err error) {
 	v, err := w.core.node.View(ctx, cluster.Freshness{Mode: cluster.ModeStale})
 	if err != nil {
 		return false, err
 	}
-	changed, all := w.changed(taken)
-	if all || anew || !w.begun {
-		w.begun, w.told = true, v.State.Revision()
-		return true, w.tellAll(ctx, v)
+	if err = w.core.node.Feed().WaitQueued(ctx, v.State.Revision()); err != nil {
+		return false, err
 	}
-	// The State may be newer: what has changed in it since is told when the feed has said so.
-	w.told = max(w.told, taken.Revision)
-	if len(changed) == 0 && !due {
+	taken := watcher.Take()
+	if taken.Closed {
+		return false, cluster.ErrClosed
+	}
+	if r := taken.Resync; r != nil {
+		v.State = r.State // Not an older one.
+	}
+	anew, err := w.allow(ctx) // By rights that are not older than the State.
+	if err != nil {
+		return false, err
+	}
+	changed, all := w.changed(taken, v.State.Revision())
+	w.told = v.State.Revision()
+	switch {
+	case all || anew || !w.begun:
+		w.begun = true
+		return true, w.tellAll(ctx, v)
+	case len(changed) > 0 || due:
+		return true, w.tell(ctx, v, changed)
+	default:
 		return false, nil
 	}
-	return true, w.tell(ctx, v, changed)
 }
 
 // allow checks that the caller still is who it was and may read what it watches. anew: it may see other keys than before.
@@ -157,8 +172,11 @@ func (w *keyWatch) allow(ctx context.Context) (anew bool, err error) {
 	return (before == nil) != (w.visible == nil), nil
 }
 
-// changed returns the keys that have changed since the client was told last, sorted, or that it must be told all.
-func (w *keyWatch) changed(taken feed.Taken) (keys []string, all bool) {
+// changed returns the keys that have changed since the client was told last, up to a revision, sorted, or that it must be told all.
+func (w *keyWatch) changed(taken feed.Taken, revision uint64) (keys []string, all bool) {
+	events := append(w.ahead, taken.Events...)
+	n := sort.Search(len(events), func(i int) bool { return events[i].Revision > revision })
+	events, w.ahead = events[:n:n], events[n:]
 	note := func(k feed.Key) {
 		if k.Kind == fsm.EventKey && k.Namespace == w.namespace && w.covers(k.Name) {
 			keys = append(keys, k.Name)
@@ -175,7 +193,7 @@ func (w *keyWatch) changed(taken feed.Taken) (keys []string, all bool) {
 			note(k)
 		}
 	}
-	for _, e := range taken.Events {
+	for _, e := range events {
 		if e.Kind == fsm.EventAccess && w.visible != nil {
 			return nil, true
 		}
@@ -241,9 +259,7 @@ type keyRow struct {
 }
 
 func (w *keyWatch) newRow(v cluster.View, all bool) *keyRow {
-	header := w.core.readHeader(v)
-	header.Revision = w.told
-	return &keyRow{w: w, next: &apiv1.WatchKeysResponse{Header: header, All: all}}
+	return &keyRow{w: w, next: &apiv1.WatchKeysResponse{Header: w.core.readHeader(v), All: all}}
 }
 
 // add adds a key, nil for one that is gone, and sends what there is if that is enough for a message.

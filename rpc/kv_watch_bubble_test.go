@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,6 +100,45 @@ func TestWatchedKeysAreToldFirstAndWhenTheyChange(t *testing.T) {
 		if tree.revision != last || time.Since(began) > time.Second {
 			t.Errorf("progress at revision %d after %v, want %d after a second", tree.revision, time.Since(began), last)
 		}
+	})
+}
+
+// TestARowOfKeysIsOneState: what one write changes together is never told in part, though writes go on while a row is made.
+func TestARowOfKeysIsOneState(t *testing.T) {
+	bubble(t, func(t *testing.T, ctx context.Context, r *rig) {
+		r.node.upgradedTo(t, fsm.KVLevel)
+		s := r.watchKeys(ctx, t, &apiv1.WatchKeysRequest{Prefix: true})
+		s.want(true, map[string]string{})
+		const writes = 2000
+		var writing sync.WaitGroup
+		writing.Go(func() {
+			for i := range writes {
+				value := fmt.Appendf(nil, "%d", i)
+				set := func(key string) *apiv1.KeyOp {
+					return &apiv1.KeyOp{Kind: apiv1.KeyOpKind_KEY_OP_KIND_SET, Key: key, Value: value}
+				}
+				if _, err := r.keys.Transact(bg, &apiv1.TransactRequest{Ops: []*apiv1.KeyOp{set(fmt.Sprint("k", i%3)), set("last")}}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		rows := 0
+		for s.keys["last"] != fmt.Sprint(writes-1) {
+			s.row()
+			rows++
+			last, err := strconv.Atoi(s.keys["last"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for back := range min(3, last+1) {
+				if key, want := fmt.Sprint("k", (last-back)%3), fmt.Sprint(last-back); s.keys[key] != want {
+					t.Fatalf("revision %d: %s is %q, want %q, as the last is %d", s.revision, key, s.keys[key], want, last)
+				}
+			}
+		}
+		writing.Wait()
+		t.Logf("%d writes in %d rows", writes, rows)
 	})
 }
 
