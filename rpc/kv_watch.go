@@ -78,12 +78,8 @@ const maxKeyMessage = 512 << 10
 
 // run serves the stream until it ends, or the node leaves.
 func (w *keyWatch) run(ctx context.Context) error {
-	name := w.key
-	if w.prefix {
-		name = "" // All of the namespace: what begins otherwise is left out below.
-	}
 	watcher := w.core.node.Feed().Watch(
-		feed.Topic{Kind: fsm.EventKey, Namespace: w.namespace, Name: name}, feed.Topic{Kind: fsm.EventAccess})
+		feed.Topic{Kind: fsm.EventKey, Namespace: w.namespace, Name: w.key, Prefix: w.prefix}, feed.Topic{Kind: fsm.EventAccess})
 	defer watcher.Close()
 	w.sending = time.AfterFunc(stuckAfter, func() {
 		select {

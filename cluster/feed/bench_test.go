@@ -53,6 +53,11 @@ func topics() map[string]func(int) feed.Topic {
 	return map[string]func(int) feed.Topic{
 		"same":  func(int) feed.Topic { return service("hot") },
 		"other": func(i int) feed.Topic { return service(fmt.Sprint("cold", i)) },
+		"other_prefix": func(i int) feed.Topic {
+			topic := service(fmt.Sprint("cold", i, "/"))
+			topic.Prefix = true
+			return topic
+		},
 	}
 }
 

@@ -2,6 +2,7 @@ package feed
 
 import (
 	"cmp"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -42,32 +43,46 @@ type Topic struct {
 	Namespace string
 	// Name, empty for all.
 	Name string
+	// Prefix: Name is what names begin with.
+	Prefix bool
 }
 
 // AnyNamespace is the Topic.Namespace for all.
 const AnyNamespace = "*"
 
-// Compare orders topics by kind, namespace and name.
+// Compare orders topics by kind, namespace and name; of one name a prefix comes last.
 func (t Topic) Compare(other Topic) int {
+	byPrefix := 0
+	switch {
+	case t.Prefix == other.Prefix:
+	case t.Prefix:
+		byPrefix = 1
+	default:
+		byPrefix = -1
+	}
 	return cmp.Or(
 		cmp.Compare(t.Kind, other.Kind),
 		cmp.Compare(t.Namespace, other.Namespace),
 		cmp.Compare(t.Name, other.Name),
+		byPrefix,
 	)
 }
 
 // covers tells whether the topic is about the event.
 func (t Topic) covers(e *Event) bool {
 	namespace, name := e.Subject()
-	return t.Kind == e.Kind &&
-		(t.Name == "" || t.Name == name) &&
-		(t.Namespace == AnyNamespace || t.Namespace == namespace)
+	return t.Kind == e.Kind && t.coversName(name) && (t.Namespace == AnyNamespace || t.Namespace == namespace)
+}
+
+// coversName tells whether the topic is about a name.
+func (t Topic) coversName(name string) bool {
+	return t.Name == "" || t.Name == name || t.Prefix && strings.HasPrefix(name, t.Name)
 }
 
 // unchanged tells that nothing of the topic has changed after the revision, as far as the State shows: it does not for a
 // service that is gone, nor for more than one.
 func (t Topic) unchanged(st *fsm.State, after uint64) bool {
-	if t.Kind != fsm.EventInstance || t.Namespace == AnyNamespace || t.Name == "" {
+	if t.Kind != fsm.EventInstance || t.Namespace == AnyNamespace || t.Name == "" || t.Prefix {
 		return false
 	}
 	svc := st.Service(t.Namespace, t.Name)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,7 +138,7 @@ func (r *reader) concerns(e fsm.Event) bool {
 
 func (r *reader) covers(rec *fsm.Record) bool {
 	return (r.topic.Namespace == feed.AnyNamespace || r.topic.Namespace == rec.Namespace()) &&
-		(r.topic.Name == "" || r.topic.Name == rec.Service())
+		(r.topic.Name == "" || r.topic.Name == rec.Service() || r.topic.Prefix && strings.HasPrefix(rec.Service(), r.topic.Name))
 }
 
 // lookUp answers a resync from its State.
@@ -224,12 +225,13 @@ func TestReadersKnowTheState(t *testing.T) {
 				r.watcher.Close()
 			}
 		}()
-		name := rapid.SampledFrom([]string{"a", "b", "c"})
+		name := rapid.SampledFrom([]string{"a", "b", "ab"})
 		topic := rapid.Custom(func(rt *rapid.T) feed.Topic {
 			return feed.Topic{
 				Kind:      fsm.EventInstance,
 				Namespace: rapid.SampledFrom([]string{"a", "b", "*"}).Draw(rt, "namespace"),
 				Name:      rapid.SampledFrom([]string{"a", "b", ""}).Draw(rt, "service"),
+				Prefix:    rapid.Bool().Draw(rt, "prefix"),
 			}
 		})
 		change := func() {

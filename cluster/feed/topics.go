@@ -29,12 +29,14 @@ func (t *topics) init(st *fsm.State) {
 type scope struct {
 	kind      fsm.EventKind
 	namespace string
+	prefix    bool
 }
 
 // lists are those of one scope.
 type lists struct {
 	scope
-	byName map[string]*list
+	byName  map[string]*list
+	lengths map[int]int // of prefixes: how many lists there are of each
 }
 
 // list is who watches a topic. There may be very many: it is kept small.
@@ -44,7 +46,7 @@ type list struct {
 	watchers []*Watcher
 }
 
-func (l *list) topic() Topic { return Topic{l.in.kind, l.in.namespace, l.name} }
+func (l *list) topic() Topic { return Topic{l.in.kind, l.in.namespace, l.name, l.in.prefix} }
 
 // find returns the place of the topic's list among those of the watcher, or where it would be. They are sorted: most watchers have
 // one, and for those with thousands the search costs little beside what they do then.
@@ -52,9 +54,11 @@ func (w *Watcher) find(topic Topic) (int, bool) {
 	return slices.BinarySearchFunc(w.lists, topic, func(l *list, topic Topic) int { return l.topic().Compare(topic) })
 }
 
+func (t Topic) scope() scope { return scope{t.Kind, t.Namespace, t.Prefix} }
+
 // list returns the list of the topic, nil if nobody watches it.
 func (t *topics) list(topic Topic) *list {
-	if in := t.scopes[scope{topic.Kind, topic.Namespace}]; in != nil {
+	if in := t.scopes[topic.scope()]; in != nil {
 		return in.byName[topic.Name]
 	}
 	return nil
@@ -86,12 +90,15 @@ func (t *topics) add(w *Watcher, topic Topic) uint64 {
 	if i, listed := w.find(topic); open && !listed {
 		l := t.list(topic)
 		if l == nil {
-			s := scope{topic.Kind, topic.Namespace}
+			s := topic.scope()
 			if t.scopes[s] == nil {
-				t.scopes[s] = &lists{s, map[string]*list{}}
+				t.scopes[s] = &lists{s, map[string]*list{}, map[int]int{}}
 			}
 			l = &list{in: t.scopes[s], name: topic.Name}
 			l.in.byName[l.name] = l
+			if topic.Prefix {
+				l.in.lengths[len(l.name)]++
+			}
 		}
 		w.lists = slices.Insert(w.lists, i, l)
 		l.watchers = append(l.watchers, w)
@@ -118,6 +125,11 @@ func (t *topics) unlist(w *Watcher, l *list) {
 		return
 	}
 	delete(l.in.byName, l.name)
+	if l.in.prefix {
+		if l.in.lengths[len(l.name)]--; l.in.lengths[len(l.name)] == 0 {
+			delete(l.in.lengths, len(l.name))
+		}
+	}
 	if len(l.in.byName) == 0 {
 		delete(t.scopes, l.in.scope)
 	}
@@ -150,15 +162,25 @@ func (t *topics) touch(w *Watcher) {
 
 // concerned calls fn for each watcher with a topic that covers the subject, once for each such topic. t.mu is held.
 func (t *topics) concerned(kind fsm.EventKind, namespace, name string, fn func(*Watcher)) {
-	for _, topic := range [...]Topic{
-		{kind, namespace, name}, {kind, namespace, ""}, {kind, AnyNamespace, ""}, {kind, AnyNamespace, name},
-	} {
-		l := t.list(topic)
+	all := func(l *list) {
 		if l == nil {
-			continue
+			return
 		}
 		for _, w := range l.watchers {
 			fn(w)
+		}
+	}
+	for _, ns := range [...]string{namespace, AnyNamespace} {
+		if in := t.scopes[scope{kind, ns, false}]; in != nil {
+			all(in.byName[name])
+			all(in.byName[""])
+		}
+		if in := t.scopes[scope{kind, ns, true}]; in != nil {
+			for n := range in.lengths {
+				if n <= len(name) {
+					all(in.byName[name[:n]])
+				}
+			}
 		}
 	}
 }

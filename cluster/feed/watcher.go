@@ -76,7 +76,7 @@ func (r *Resync) keysOf(t Topic) []Key {
 	keys := r.Keys[from:]
 	return keys[:sort.Search(len(keys), func(i int) bool {
 		k := keys[i]
-		return k.Kind != t.Kind || k.Namespace != t.Namespace || t.Name != "" && k.Name != t.Name
+		return k.Kind != t.Kind || k.Namespace != t.Namespace || !t.coversName(k.Name)
 	})]
 }
 
