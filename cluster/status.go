@@ -77,8 +77,8 @@ func (n *Node) snapshotIndex() float64 {
 }
 
 // latestServers returns the members as the leader has them, once this node knows what that knew when it was asked: what Raft
-// itself knows of them moves no index that could be waited for. It does not wait long: without a leader, what this node knows
-// has to do.
+// itself knows of them moves no index that could be waited for. It does not wait long: what this node knows has to do, without a
+// leader also of who the members are.
 func (n *Node) latestServers(ctx context.Context) []raft.Server {
 	if n.Info().LeaderID == "" {
 		return n.servers()
@@ -90,12 +90,12 @@ func (n *Node) latestServers(ctx context.Context) []raft.Server {
 		reply, err = n.askServers(ctx)
 		return err
 	})
-	if err == nil {
-		_, err = n.feed.WaitIndex(ctx, reply.GetIndex())
-	}
 	if err != nil || len(reply.GetServers()) == 0 { // A leader of an earlier version tells none.
-		n.log.Debug("the status is of what this node knows", "err", err)
+		n.log.Debug("the status shows the members that this node knows", "err", err)
 		return n.servers()
+	}
+	if _, err = n.feed.WaitIndex(ctx, reply.GetIndex()); err != nil {
+		n.log.Debug("the status shows what this node, which is behind, knows of the members that its leader has", "err", err)
 	}
 	servers := make([]raft.Server, len(reply.GetServers()))
 	for i, s := range reply.GetServers() {
