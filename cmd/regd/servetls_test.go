@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -226,10 +227,13 @@ func TestAClusterChangesItsAuthorityWhileItWorks(t *testing.T) {
 		t.Errorf("the watch ended with %d\n%s", code, watch.stderr.String())
 	}
 	old := certstest.Write(t, t.TempDir(), before.Client("admin"), after.PEM())
-	r := s.run("members", "--timeout", "2s", "--cert", old.Cert, "--cert-key", old.Key)
-	if r.code != exitDenied || !strings.Contains(r.stderr, "does not trust the authority of the client's certificate") {
-		t.Errorf("with a certificate of the old authority: exit code %d\n%s", r.code, r.stderr)
-	}
+	eventually(t, func() string { // Once all nodes have looked at their files.
+		r := s.run("members", "--timeout", "2s", "--cert", old.Cert, "--cert-key", old.Key)
+		if r.code != exitDenied || !strings.Contains(r.stderr, "does not trust the authority of the client's certificate") {
+			return fmt.Sprintf("with a certificate of the old authority: exit code %d\n%s", r.code, r.stderr)
+		}
+		return ""
+	})
 }
 
 func startTLSCluster(t *testing.T, ca *certstest.Authority) []tlsNode {

@@ -155,8 +155,8 @@ func For(use ...x509.ExtKeyUsage) func(*x509.Certificate) {
 func Write(tb testing.TB, dir string, p Pair, ca string) certs.Files {
 	tb.Helper()
 	f := certs.Files{Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key"), CA: filepath.Join(dir, "ca.crt")}
-	for path, text := range map[string]string{f.Cert: p.Cert, f.Key: p.Key, f.CA: ca} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	for _, file := range [...]struct{ path, text string }{{f.Cert, p.Cert}, {f.Key, p.Key}, {f.CA, ca}} {
+		if err := os.WriteFile(file.path, []byte(file.text), 0o600); err != nil {
 			tb.Fatal(err)
 		}
 	}
