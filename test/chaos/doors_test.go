@@ -159,7 +159,7 @@ func (w *waiter) run(ctx context.Context) {
 	w.errors = map[string]int{}
 	index := uint64(0)
 	for ctx.Err() == nil {
-		wait := time.Second + time.Duration(w.rng.Int64N(int64(2*time.Second)))
+		wait := (time.Second + time.Duration(w.rng.Int64N(int64(2*time.Second)))).Truncate(time.Millisecond) // The unit that is asked in.
 		got, err := w.ask(ctx, index, wait)
 		switch {
 		case ctx.Err() != nil:
