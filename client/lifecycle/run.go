@@ -213,8 +213,8 @@ func (p *process) ended(name string, err error) {
 	if err != nil {
 		err = fmt.Errorf("serve %s: %w", name, err)
 		p.failed = errors.Join(p.failed, err)
+		p.die(err) // First: leave looks at it as soon as halt has begun the end.
 		p.halt(err)
-		p.die(err)
 	}
 }
 

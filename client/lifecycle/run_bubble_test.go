@@ -255,6 +255,27 @@ func TestReadyWhileItServes(t *testing.T) {
 	})
 }
 
+// TestRequestsOnTheirWayAreServed checks that servers serve on for a moment after the instance has left, and not if there was none.
+func TestRequestsOnTheirWayAreServed(t *testing.T) {
+	for name, want := range map[string]time.Duration{"registered": 100 * time.Millisecond, "not registered": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t)
+				if want == 0 {
+					s.cfg.Register = nil
+				}
+				s.at(10*time.Second, s.signal)
+				if err := Run(t.Context(), s.cfg); err != nil {
+					t.Fatal(err)
+				}
+				if got := time.Since(s.began) - 10*time.Second; got != want {
+					t.Errorf("the servers served on for %v, want %v", got, want)
+				}
+			})
+		})
+	}
+}
+
 func TestPortsAreThoseOfTheServers(t *testing.T) {
 	port := func(name string, number uint32) *registryv1.Port { return &registryv1.Port{Name: name, Number: number} }
 	instance := &registryv1.Instance{Service: "web", Ports: []*registryv1.Port{port("http", 0), port("grpc", 443)}}

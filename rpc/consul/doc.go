@@ -10,6 +10,8 @@
 //	agent, catalog, health, status   what is asked for is looked up in a State
 //	translate, shapes   an instance becomes what Consul would show
 //	block, ledger       a query waits until what it asks for has changed
+//	census              what is looked up by node, service id or check id is found
+//	kv, session, txn, draft   keys, their owners, and several of them at once
 //
 // # One world
 //
