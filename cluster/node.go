@@ -53,6 +53,7 @@ type Node struct {
 	fresh      freshness
 	pilot      *pilot
 	tracing    *tracing
+	succession succession
 }
 
 // lifecycle is how a node starts and stops.
@@ -91,6 +92,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger.With("node", cfg.Name), started: time.Now(), tracing: newTracing(cfg.Tracer)}
 	n.formed = make(chan struct{})
+	n.succession = newSuccession()
 	var once sync.Once
 	n.fatal = func(err error) {
 		once.Do(func() {
@@ -173,6 +175,7 @@ func (n *Node) run(ctx context.Context) {
 	n.wg.Go(func() { n.guardDisk(ctx) })
 	n.wg.Go(func() { n.watchMembership(ctx) })
 	n.wg.Go(func() { n.takeSnapshots(ctx) })
+	n.wg.Go(func() { n.succeedLeaders(ctx) })
 	n.watchLeadership(ctx, notify)
 }
 

@@ -194,6 +194,7 @@ type peerServer struct {
 // Confirm answers the questions of a leader, and learns from them how old this node's State is.
 func (s *peerServer) Confirm(stream peerv1.PeerService_ConfirmServer) error {
 	n := s.node
+	defer n.succession.lookUp() // The leader opens one to each node, and keeps it for as long as it leads.
 	type asked struct {
 		number, index uint64
 		after         time.Time // this node's answer to the question before: the leader sent this one later

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -313,6 +314,28 @@ func (t *Transport) TimeoutNow(
 	id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse,
 ) error {
 	return t.retry(func() error { return t.NetworkTransport.TimeoutNow(id, t.resolve(id, target), args, resp) })
+}
+
+// Campaign has Raft ask for votes at once, and also those who still know a leader, as if that had handed its leadership
+// over. Only for when a majority of the voters has found that it has ended: a leader that lives would lose its followers.
+// It returns when Raft has begun, with ctx's error, or with raft.ErrTransportShutdown.
+func (t *Transport) Campaign(ctx context.Context) error {
+	answer := make(chan raft.RPCResponse, 1)
+	now := raft.RPC{
+		Command:  &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}},
+		RespChan: answer,
+	}
+	for to := t.consumer; ; to = nil { // Handed over, it is waited for.
+		select {
+		case to <- now:
+		case resp := <-answer:
+			return resp.Error
+		case <-t.done:
+			return raft.ErrTransportShutdown
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // pass asks the gate.

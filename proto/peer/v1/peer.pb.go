@@ -1336,6 +1336,117 @@ func (x *RenewResponse) GetFault() *Fault {
 	return nil
 }
 
+// LeaderGoneRequest names the leader that seems to have ended, and who wants to follow it.
+type LeaderGoneRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Node id of the leader.
+	LeaderId string `protobuf:"bytes,1,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	// Term in which it leads.
+	Term uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// Last index of the caller's log.
+	LastIndex     uint64 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaderGoneRequest) Reset() {
+	*x = LeaderGoneRequest{}
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderGoneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderGoneRequest) ProtoMessage() {}
+
+func (x *LeaderGoneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderGoneRequest.ProtoReflect.Descriptor instead.
+func (*LeaderGoneRequest) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *LeaderGoneRequest) GetLeaderId() string {
+	if x != nil {
+		return x.LeaderId
+	}
+	return ""
+}
+
+func (x *LeaderGoneRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *LeaderGoneRequest) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+// LeaderGoneResponse answers.
+type LeaderGoneResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node follows that leader in that term, was refused a connection by its host just now, and has no longer log than
+	// the caller.
+	Agreed        bool `protobuf:"varint,1,opt,name=agreed,proto3" json:"agreed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaderGoneResponse) Reset() {
+	*x = LeaderGoneResponse{}
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderGoneResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderGoneResponse) ProtoMessage() {}
+
+func (x *LeaderGoneResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderGoneResponse.ProtoReflect.Descriptor instead.
+func (*LeaderGoneResponse) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *LeaderGoneResponse) GetAgreed() bool {
+	if x != nil {
+		return x.Agreed
+	}
+	return false
+}
+
 // NodeStatusRequest asks how a node is.
 type NodeStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1345,7 +1456,7 @@ type NodeStatusRequest struct {
 
 func (x *NodeStatusRequest) Reset() {
 	*x = NodeStatusRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1468,7 @@ func (x *NodeStatusRequest) String() string {
 func (*NodeStatusRequest) ProtoMessage() {}
 
 func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1481,7 @@ func (x *NodeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 // NodeStatusResponse says how a node is.
@@ -1414,7 +1525,7 @@ type NodeStatusResponse struct {
 
 func (x *NodeStatusResponse) Reset() {
 	*x = NodeStatusResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1537,7 @@ func (x *NodeStatusResponse) String() string {
 func (*NodeStatusResponse) ProtoMessage() {}
 
 func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1550,7 @@ func (x *NodeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NodeStatusResponse) GetMember() *v1.Member {
@@ -1565,7 +1676,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1688,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1701,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1619,7 +1730,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1742,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1755,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1697,7 +1808,7 @@ type AwaitDeliveryRequest struct {
 
 func (x *AwaitDeliveryRequest) Reset() {
 	*x = AwaitDeliveryRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1820,7 @@ func (x *AwaitDeliveryRequest) String() string {
 func (*AwaitDeliveryRequest) ProtoMessage() {}
 
 func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1833,7 @@ func (x *AwaitDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AwaitDeliveryRequest) GetNamespace() string {
@@ -1759,7 +1870,7 @@ type AwaitDeliveryResponse struct {
 
 func (x *AwaitDeliveryResponse) Reset() {
 	*x = AwaitDeliveryResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1882,7 @@ func (x *AwaitDeliveryResponse) String() string {
 func (*AwaitDeliveryResponse) ProtoMessage() {}
 
 func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1895,7 @@ func (x *AwaitDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*AwaitDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AwaitDeliveryResponse) GetDelivery() *v12.NodeDelivery {
@@ -1822,7 +1933,7 @@ type AdministerRequest struct {
 
 func (x *AdministerRequest) Reset() {
 	*x = AdministerRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1945,7 @@ func (x *AdministerRequest) String() string {
 func (*AdministerRequest) ProtoMessage() {}
 
 func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1958,7 @@ func (x *AdministerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerRequest.ProtoReflect.Descriptor instead.
 func (*AdministerRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AdministerRequest) GetAction() isAdministerRequest_Action {
@@ -1963,7 +2074,7 @@ type AdministerResponse struct {
 
 func (x *AdministerResponse) Reset() {
 	*x = AdministerResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2086,7 @@ func (x *AdministerResponse) String() string {
 func (*AdministerResponse) ProtoMessage() {}
 
 func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2099,7 @@ func (x *AdministerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdministerResponse.ProtoReflect.Descriptor instead.
 func (*AdministerResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AdministerResponse) GetFault() *Fault {
@@ -2023,7 +2134,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2146,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2159,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -2069,7 +2180,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2192,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2205,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RestoreResponse) GetFault() *Fault {
@@ -2180,7 +2291,14 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\brenewals\x18\x01 \x03(\v2\x16.regd.peer.v1.RenewalsR\brenewals\"h\n" +
 	"\rRenewResponse\x12,\n" +
 	"\x05ended\x18\x01 \x03(\v2\x16.regd.peer.v1.RenewalsR\x05ended\x12)\n" +
-	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"\x13\n" +
+	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"c\n" +
+	"\x11LeaderGoneRequest\x12\x1b\n" +
+	"\tleader_id\x18\x01 \x01(\tR\bleaderId\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x03 \x01(\x04R\tlastIndex\",\n" +
+	"\x12LeaderGoneResponse\x12\x16\n" +
+	"\x06agreed\x18\x01 \x01(\bR\x06agreed\"\x13\n" +
 	"\x11NodeStatusRequest\"\xa6\x04\n" +
 	"\x12NodeStatusResponse\x120\n" +
 	"\x06member\x18\x01 \x01(\v2\x18.regd.registry.v1.MemberR\x06member\x12\x1d\n" +
@@ -2255,7 +2373,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x16RENEW_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RENEW_KIND_SESSION\x10\x01\x12\x14\n" +
 	"\x10RENEW_KIND_LEASE\x10\x02\x12\x14\n" +
-	"\x10RENEW_KIND_CHECK\x10\x032\xaa\a\n" +
+	"\x10RENEW_KIND_CHECK\x10\x032\xfb\a\n" +
 	"\vPeerService\x12I\n" +
 	"\bIdentify\x12\x1d.regd.peer.v1.IdentifyRequest\x1a\x1e.regd.peer.v1.IdentifyResponse\x12@\n" +
 	"\x05Adopt\x12\x1a.regd.peer.v1.AdoptRequest\x1a\x1b.regd.peer.v1.AdoptResponse\x12R\n" +
@@ -2264,6 +2382,8 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\tReadIndex\x12\x1e.regd.peer.v1.ReadIndexRequest\x1a\x1f.regd.peer.v1.ReadIndexResponse\x12J\n" +
 	"\aPropose\x12\x1c.regd.peer.v1.ProposeRequest\x1a\x1d.regd.peer.v1.ProposeResponse(\x010\x01\x12@\n" +
 	"\x05Renew\x12\x1a.regd.peer.v1.RenewRequest\x1a\x1b.regd.peer.v1.RenewResponse\x12O\n" +
+	"\n" +
+	"LeaderGone\x12\x1f.regd.peer.v1.LeaderGoneRequest\x1a .regd.peer.v1.LeaderGoneResponse\x12O\n" +
 	"\n" +
 	"NodeStatus\x12\x1f.regd.peer.v1.NodeStatusRequest\x1a .regd.peer.v1.NodeStatusResponse\x12L\n" +
 	"\tStateHash\x12\x1e.regd.peer.v1.StateHashRequest\x1a\x1f.regd.peer.v1.StateHashResponse\x12X\n" +
@@ -2285,7 +2405,7 @@ func file_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_peer_v1_peer_proto_goTypes = []any{
 	(FaultKind)(0),                // 0: regd.peer.v1.FaultKind
 	(RenewKind)(0),                // 1: regd.peer.v1.RenewKind
@@ -2309,41 +2429,43 @@ var file_peer_v1_peer_proto_goTypes = []any{
 	(*Renewals)(nil),              // 19: regd.peer.v1.Renewals
 	(*RenewRequest)(nil),          // 20: regd.peer.v1.RenewRequest
 	(*RenewResponse)(nil),         // 21: regd.peer.v1.RenewResponse
-	(*NodeStatusRequest)(nil),     // 22: regd.peer.v1.NodeStatusRequest
-	(*NodeStatusResponse)(nil),    // 23: regd.peer.v1.NodeStatusResponse
-	(*StateHashRequest)(nil),      // 24: regd.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),     // 25: regd.peer.v1.StateHashResponse
-	(*AwaitDeliveryRequest)(nil),  // 26: regd.peer.v1.AwaitDeliveryRequest
-	(*AwaitDeliveryResponse)(nil), // 27: regd.peer.v1.AwaitDeliveryResponse
-	(*AdministerRequest)(nil),     // 28: regd.peer.v1.AdministerRequest
-	(*AdministerResponse)(nil),    // 29: regd.peer.v1.AdministerResponse
-	(*RestoreRequest)(nil),        // 30: regd.peer.v1.RestoreRequest
-	(*RestoreResponse)(nil),       // 31: regd.peer.v1.RestoreResponse
-	(*v1.Member)(nil),             // 32: regd.registry.v1.Member
-	(*v11.Outcome)(nil),           // 33: regd.raftlog.v1.Outcome
-	(*v12.NodeDelivery)(nil),      // 34: regd.api.v1.NodeDelivery
+	(*LeaderGoneRequest)(nil),     // 22: regd.peer.v1.LeaderGoneRequest
+	(*LeaderGoneResponse)(nil),    // 23: regd.peer.v1.LeaderGoneResponse
+	(*NodeStatusRequest)(nil),     // 24: regd.peer.v1.NodeStatusRequest
+	(*NodeStatusResponse)(nil),    // 25: regd.peer.v1.NodeStatusResponse
+	(*StateHashRequest)(nil),      // 26: regd.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),     // 27: regd.peer.v1.StateHashResponse
+	(*AwaitDeliveryRequest)(nil),  // 28: regd.peer.v1.AwaitDeliveryRequest
+	(*AwaitDeliveryResponse)(nil), // 29: regd.peer.v1.AwaitDeliveryResponse
+	(*AdministerRequest)(nil),     // 30: regd.peer.v1.AdministerRequest
+	(*AdministerResponse)(nil),    // 31: regd.peer.v1.AdministerResponse
+	(*RestoreRequest)(nil),        // 32: regd.peer.v1.RestoreRequest
+	(*RestoreResponse)(nil),       // 33: regd.peer.v1.RestoreResponse
+	(*v1.Member)(nil),             // 34: regd.registry.v1.Member
+	(*v11.Outcome)(nil),           // 35: regd.raftlog.v1.Outcome
+	(*v12.NodeDelivery)(nil),      // 36: regd.api.v1.NodeDelivery
 }
 var file_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: regd.peer.v1.Fault.kind:type_name -> regd.peer.v1.FaultKind
-	32, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
-	32, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
+	34, // 1: regd.peer.v1.IdentifyResponse.member:type_name -> regd.registry.v1.Member
+	34, // 2: regd.peer.v1.RequestJoinRequest.member:type_name -> regd.registry.v1.Member
 	2,  // 3: regd.peer.v1.RequestJoinResponse.fault:type_name -> regd.peer.v1.Fault
 	2,  // 4: regd.peer.v1.ReadIndexResponse.fault:type_name -> regd.peer.v1.Fault
 	13, // 5: regd.peer.v1.ReadIndexResponse.servers:type_name -> regd.peer.v1.Server
 	15, // 6: regd.peer.v1.ProposeRequest.proposals:type_name -> regd.peer.v1.Proposal
 	16, // 7: regd.peer.v1.Proposal.trace:type_name -> regd.peer.v1.TraceContext
 	18, // 8: regd.peer.v1.ProposeResponse.answers:type_name -> regd.peer.v1.ProposalAnswer
-	33, // 9: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
+	35, // 9: regd.peer.v1.ProposalAnswer.outcome:type_name -> regd.raftlog.v1.Outcome
 	2,  // 10: regd.peer.v1.ProposalAnswer.fault:type_name -> regd.peer.v1.Fault
 	1,  // 11: regd.peer.v1.Renewals.kind:type_name -> regd.peer.v1.RenewKind
 	19, // 12: regd.peer.v1.RenewRequest.renewals:type_name -> regd.peer.v1.Renewals
 	19, // 13: regd.peer.v1.RenewResponse.ended:type_name -> regd.peer.v1.Renewals
 	2,  // 14: regd.peer.v1.RenewResponse.fault:type_name -> regd.peer.v1.Fault
-	32, // 15: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
-	34, // 16: regd.peer.v1.AwaitDeliveryResponse.delivery:type_name -> regd.api.v1.NodeDelivery
+	34, // 15: regd.peer.v1.NodeStatusResponse.member:type_name -> regd.registry.v1.Member
+	36, // 16: regd.peer.v1.AwaitDeliveryResponse.delivery:type_name -> regd.api.v1.NodeDelivery
 	2,  // 17: regd.peer.v1.AwaitDeliveryResponse.fault:type_name -> regd.peer.v1.Fault
 	2,  // 18: regd.peer.v1.AdministerResponse.fault:type_name -> regd.peer.v1.Fault
-	32, // 19: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
+	34, // 19: regd.peer.v1.AdministerResponse.member:type_name -> regd.registry.v1.Member
 	2,  // 20: regd.peer.v1.RestoreResponse.fault:type_name -> regd.peer.v1.Fault
 	3,  // 21: regd.peer.v1.PeerService.Identify:input_type -> regd.peer.v1.IdentifyRequest
 	5,  // 22: regd.peer.v1.PeerService.Adopt:input_type -> regd.peer.v1.AdoptRequest
@@ -2352,25 +2474,27 @@ var file_peer_v1_peer_proto_depIdxs = []int32{
 	11, // 25: regd.peer.v1.PeerService.ReadIndex:input_type -> regd.peer.v1.ReadIndexRequest
 	14, // 26: regd.peer.v1.PeerService.Propose:input_type -> regd.peer.v1.ProposeRequest
 	20, // 27: regd.peer.v1.PeerService.Renew:input_type -> regd.peer.v1.RenewRequest
-	22, // 28: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
-	24, // 29: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
-	26, // 30: regd.peer.v1.PeerService.AwaitDelivery:input_type -> regd.peer.v1.AwaitDeliveryRequest
-	28, // 31: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
-	30, // 32: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
-	4,  // 33: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
-	6,  // 34: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
-	8,  // 35: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
-	10, // 36: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
-	12, // 37: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
-	17, // 38: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
-	21, // 39: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
-	23, // 40: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
-	25, // 41: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
-	27, // 42: regd.peer.v1.PeerService.AwaitDelivery:output_type -> regd.peer.v1.AwaitDeliveryResponse
-	29, // 43: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
-	31, // 44: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
-	33, // [33:45] is the sub-list for method output_type
-	21, // [21:33] is the sub-list for method input_type
+	22, // 28: regd.peer.v1.PeerService.LeaderGone:input_type -> regd.peer.v1.LeaderGoneRequest
+	24, // 29: regd.peer.v1.PeerService.NodeStatus:input_type -> regd.peer.v1.NodeStatusRequest
+	26, // 30: regd.peer.v1.PeerService.StateHash:input_type -> regd.peer.v1.StateHashRequest
+	28, // 31: regd.peer.v1.PeerService.AwaitDelivery:input_type -> regd.peer.v1.AwaitDeliveryRequest
+	30, // 32: regd.peer.v1.PeerService.Administer:input_type -> regd.peer.v1.AdministerRequest
+	32, // 33: regd.peer.v1.PeerService.Restore:input_type -> regd.peer.v1.RestoreRequest
+	4,  // 34: regd.peer.v1.PeerService.Identify:output_type -> regd.peer.v1.IdentifyResponse
+	6,  // 35: regd.peer.v1.PeerService.Adopt:output_type -> regd.peer.v1.AdoptResponse
+	8,  // 36: regd.peer.v1.PeerService.RequestJoin:output_type -> regd.peer.v1.RequestJoinResponse
+	10, // 37: regd.peer.v1.PeerService.Confirm:output_type -> regd.peer.v1.ConfirmResponse
+	12, // 38: regd.peer.v1.PeerService.ReadIndex:output_type -> regd.peer.v1.ReadIndexResponse
+	17, // 39: regd.peer.v1.PeerService.Propose:output_type -> regd.peer.v1.ProposeResponse
+	21, // 40: regd.peer.v1.PeerService.Renew:output_type -> regd.peer.v1.RenewResponse
+	23, // 41: regd.peer.v1.PeerService.LeaderGone:output_type -> regd.peer.v1.LeaderGoneResponse
+	25, // 42: regd.peer.v1.PeerService.NodeStatus:output_type -> regd.peer.v1.NodeStatusResponse
+	27, // 43: regd.peer.v1.PeerService.StateHash:output_type -> regd.peer.v1.StateHashResponse
+	29, // 44: regd.peer.v1.PeerService.AwaitDelivery:output_type -> regd.peer.v1.AwaitDeliveryResponse
+	31, // 45: regd.peer.v1.PeerService.Administer:output_type -> regd.peer.v1.AdministerResponse
+	33, // 46: regd.peer.v1.PeerService.Restore:output_type -> regd.peer.v1.RestoreResponse
+	34, // [34:47] is the sub-list for method output_type
+	21, // [21:34] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name
 	21, // [21:21] is the sub-list for extension extendee
 	0,  // [0:21] is the sub-list for field type_name
@@ -2381,7 +2505,7 @@ func file_peer_v1_peer_proto_init() {
 	if File_peer_v1_peer_proto != nil {
 		return
 	}
-	file_peer_v1_peer_proto_msgTypes[26].OneofWrappers = []any{
+	file_peer_v1_peer_proto_msgTypes[28].OneofWrappers = []any{
 		(*AdministerRequest_Join)(nil),
 		(*AdministerRequest_Remove)(nil),
 		(*AdministerRequest_Promote)(nil),
@@ -2394,7 +2518,7 @@ func file_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_v1_peer_proto_rawDesc), len(file_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

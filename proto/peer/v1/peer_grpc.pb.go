@@ -29,6 +29,7 @@ const (
 	PeerService_ReadIndex_FullMethodName     = "/regd.peer.v1.PeerService/ReadIndex"
 	PeerService_Propose_FullMethodName       = "/regd.peer.v1.PeerService/Propose"
 	PeerService_Renew_FullMethodName         = "/regd.peer.v1.PeerService/Renew"
+	PeerService_LeaderGone_FullMethodName    = "/regd.peer.v1.PeerService/LeaderGone"
 	PeerService_NodeStatus_FullMethodName    = "/regd.peer.v1.PeerService/NodeStatus"
 	PeerService_StateHash_FullMethodName     = "/regd.peer.v1.PeerService/StateHash"
 	PeerService_AwaitDelivery_FullMethodName = "/regd.peer.v1.PeerService/AwaitDelivery"
@@ -57,6 +58,8 @@ type PeerServiceClient interface {
 	Propose(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProposeRequest, ProposeResponse], error)
 	// Renew hands renewals to the leader.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+	// LeaderGone asks a follower whether it too finds that the leader's process has ended, and would have the caller lead.
+	LeaderGone(ctx context.Context, in *LeaderGoneRequest, opts ...grpc.CallOption) (*LeaderGoneResponse, error)
 	// NodeStatus tells how the node is.
 	NodeStatus(ctx context.Context, in *NodeStatusRequest, opts ...grpc.CallOption) (*NodeStatusResponse, error)
 	// StateHash tells the hash of the node's state at an index.
@@ -154,6 +157,16 @@ func (c *peerServiceClient) Renew(ctx context.Context, in *RenewRequest, opts ..
 	return out, nil
 }
 
+func (c *peerServiceClient) LeaderGone(ctx context.Context, in *LeaderGoneRequest, opts ...grpc.CallOption) (*LeaderGoneResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LeaderGoneResponse)
+	err := c.cc.Invoke(ctx, PeerService_LeaderGone_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peerServiceClient) NodeStatus(ctx context.Context, in *NodeStatusRequest, opts ...grpc.CallOption) (*NodeStatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(NodeStatusResponse)
@@ -228,6 +241,8 @@ type PeerServiceServer interface {
 	Propose(grpc.BidiStreamingServer[ProposeRequest, ProposeResponse]) error
 	// Renew hands renewals to the leader.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	// LeaderGone asks a follower whether it too finds that the leader's process has ended, and would have the caller lead.
+	LeaderGone(context.Context, *LeaderGoneRequest) (*LeaderGoneResponse, error)
 	// NodeStatus tells how the node is.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
 	// StateHash tells the hash of the node's state at an index.
@@ -269,6 +284,9 @@ func (UnimplementedPeerServiceServer) Propose(grpc.BidiStreamingServer[ProposeRe
 }
 func (UnimplementedPeerServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedPeerServiceServer) LeaderGone(context.Context, *LeaderGoneRequest) (*LeaderGoneResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LeaderGone not implemented")
 }
 func (UnimplementedPeerServiceServer) NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NodeStatus not implemented")
@@ -410,6 +428,24 @@ func _PeerService_Renew_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_LeaderGone_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LeaderGoneRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).LeaderGone(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_LeaderGone_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).LeaderGone(ctx, req.(*LeaderGoneRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PeerService_NodeStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(NodeStatusRequest)
 	if err := dec(in); err != nil {
@@ -515,6 +551,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Renew",
 			Handler:    _PeerService_Renew_Handler,
+		},
+		{
+			MethodName: "LeaderGone",
+			Handler:    _PeerService_LeaderGone_Handler,
 		},
 		{
 			MethodName: "NodeStatus",

@@ -1,0 +1,192 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	peerv1 "github.com/regd-io/regd/proto/peer/v1"
+)
+
+// succession wakes what looks after the leader.
+//
+// Raft finds by timeouts that a leader is gone, as it can't know why one is silent: that takes one to two of them. A process
+// that has ended is a case of its own, and the most frequent: the system closes its connections at once, and refuses new
+// ones. So who sees a leader's connection end dials it. If it is refused, and a majority of all voters was refused as well,
+// one of them asks for votes at once: the first in the order of their ids, unless another one has a longer log. Whether the
+// election is right is left to Raft. A leader that lives behind a firewall which refuses in its name is not deposed while a
+// majority reaches it.
+type succession struct {
+	look  chan struct{} // capacity 1
+	first chan struct{} // capacity 1
+}
+
+func newSuccession() succession { return succession{make(chan struct{}, 1), make(chan struct{}, 1)} }
+
+// lookUp has the node look after its leader.
+func (s succession) lookUp() { poke(s.look) }
+
+// goFirst has the node wait for no other one.
+func (s succession) goFirst() { poke(s.first) }
+
+// poke puts into a channel with room for one, unless one is in it.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// reign is one leader that is followed in one term.
+type reign struct {
+	leaderAt
+
+	term uint64
+}
+
+// follows tells whom this node follows; false: nobody.
+func (n *Node) follows() (reign, bool) {
+	r := n.raft.Load()
+	if r == nil || r.State() != raft.Follower || n.serving() != nil {
+		return reign{}, false
+	}
+	term := r.CurrentTerm()
+	at, err := n.leaderAt()
+	return reign{at, term}, err == nil && r.CurrentTerm() == term
+}
+
+// succeedLeaders looks at the leader whenever there is a reason, until ctx ends.
+func (n *Node) succeedLeaders(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.succession.look:
+			n.succeed(ctx)
+			select {
+			case <-n.succession.first: // It was for this leader.
+			default:
+			}
+		}
+	}
+}
+
+// succeed finds out whether the leader has ended, and if so has this node be elected, or another one. After the time after
+// which Raft may notice by itself it leaves it to Raft.
+func (n *Node) succeed(ctx context.Context) {
+	gone, following := n.follows()
+	if !following {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout)
+	defer cancel()
+	voters := n.voters()
+	rank, votes := n.inLine(gone, voters)
+	if !votes {
+		return
+	}
+	for err := n.probe(ctx, gone); !refused(err); err = n.probe(ctx, gone) {
+		if err == nil {
+			return // It is there: it has lost its leadership, or the connection.
+		}
+		if sleep(ctx, n.cfg.HeartbeatTimeout/50); ctx.Err() != nil {
+			return
+		}
+	}
+	wait := time.NewTimer(time.Duration(rank) * n.cfg.HeartbeatTimeout / 5)
+	defer wait.Stop()
+	select {
+	case <-ctx.Done():
+	case <-wait.C:
+	case <-n.succession.first:
+	}
+	for ; ctx.Err() == nil; sleep(ctx, n.cfg.HeartbeatTimeout/20) {
+		if now, following := n.follows(); !following || now != gone {
+			return
+		}
+		if n.gate() != nil || !n.agreed(ctx, gone, voters) {
+			continue
+		}
+		n.log.Info("the leader's process has ended: asking for votes at once", "leader", n.feed.State().Member(gone.id).GetName(), "term", gone.term)
+		if err := n.port.transport.Load().Campaign(ctx); err != nil {
+			n.log.Warn("asking for votes", "err", err)
+		}
+		return
+	}
+}
+
+// inLine tells how many of the voters are before this node in the succession; false: this node does not vote.
+func (n *Node) inLine(gone reign, voters []raft.ServerID) (rank int, votes bool) {
+	for _, id := range voters {
+		if string(id) < n.id && string(id) != gone.id {
+			rank++
+		}
+	}
+	return rank, slices.Contains(voters, raft.ServerID(n.id))
+}
+
+// probe dials the leader. Only the answer to the handshake proves that a process is there: the system accepts connections
+// for one that ends until its port is closed.
+func (n *Node) probe(ctx context.Context, leader reign) error {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout/5)
+	defer cancel()
+	_, err := n.port.mux.Probe(ctx, leader.address)
+	return err
+}
+
+// refused tells whether a dial ended with the word of the host that nobody listens there.
+func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
+
+// agreed asks the other voters, all at once, and tells whether a majority with this node finds that the leader has ended.
+func (n *Node) agreed(ctx context.Context, gone reign, voters []raft.ServerID) bool {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout/5)
+	defer cancel()
+	question := &peerv1.LeaderGoneRequest{LeaderId: gone.id, Term: gone.term, LastIndex: n.raft.Load().LastIndex()}
+	others := slices.DeleteFunc(slices.Clone(voters), func(id raft.ServerID) bool {
+		return string(id) == n.id || string(id) == gone.id
+	})
+	answers := make(chan bool, len(others))
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	for _, id := range others {
+		asking.Go(func() {
+			client, err := n.peerByID(id)
+			if err != nil {
+				answers <- false
+				return
+			}
+			reply, err := client.LeaderGone(ctx, question)
+			answers <- err == nil && reply.GetAgreed() // A node of an older version does not know the question.
+		})
+	}
+	missing := len(voters) / 2 // This node agrees.
+	for range others {
+		if <-answers {
+			missing--
+		}
+		if missing == 0 {
+			cancel() // The rest need not answer.
+			return true
+		}
+	}
+	return false
+}
+
+// LeaderGone tells whether this node finds so too. It would not vote for one whose log is shorter, and goes before it.
+func (s *peerServer) LeaderGone(ctx context.Context, req *peerv1.LeaderGoneRequest) (*peerv1.LeaderGoneResponse, error) {
+	n := s.node
+	gone, following := n.follows()
+	if !following || gone.id != req.GetLeaderId() || gone.term != req.GetTerm() || !refused(n.probe(ctx, gone)) {
+		return &peerv1.LeaderGoneResponse{}, nil
+	}
+	if n.raft.Load().LastIndex() > req.GetLastIndex() {
+		n.succession.goFirst()
+		return &peerv1.LeaderGoneResponse{}, nil
+	}
+	return &peerv1.LeaderGoneResponse{Agreed: true}, nil
+}
