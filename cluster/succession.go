@@ -80,54 +80,56 @@ func (n *Node) succeedLeaders(ctx context.Context) {
 // which Raft may notice by itself it leaves it to Raft.
 func (n *Node) succeed(ctx context.Context) {
 	gone, following := n.follows()
-	if !following {
+	voters := n.voters()
+	if !following || !slices.Contains(voters, raft.ServerID(n.id)) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout)
 	defer cancel()
-	voters := n.voters()
-	rank, votes := n.inLine(gone, voters)
-	if !votes {
-		return
-	}
-	for err := n.probe(ctx, gone); !refused(err); err = n.probe(ctx, gone) {
-		if err == nil {
-			return // It is there: it has lost its leadership, or the connection.
-		}
-		if sleep(ctx, n.cfg.HeartbeatTimeout/50); ctx.Err() != nil {
+	// It may have lost its leadership or a connection only, or be about to end.
+	for !refused(n.probe(ctx, gone)) {
+		if !n.stillFollows(ctx, gone) {
 			return
 		}
 	}
-	wait := time.NewTimer(time.Duration(rank) * n.cfg.HeartbeatTimeout / 5)
+	n.awaitTurn(ctx, gone, voters)
+	for n.gate() != nil || !n.agreed(ctx, gone, voters) {
+		if !n.stillFollows(ctx, gone) {
+			return
+		}
+	}
+	if now, _ := n.follows(); now != gone {
+		return
+	}
+	n.log.Info("the leader's process has ended: asking for votes at once",
+		"leader", n.feed.State().Member(gone.id).GetName(), "term", gone.term)
+	if err := n.port.transport.Load().Campaign(ctx); err != nil {
+		n.log.Warn("asking for votes", "err", err)
+	}
+}
+
+// stillFollows waits a moment and tells whether this node still follows that leader.
+func (n *Node) stillFollows(ctx context.Context, leader reign) bool {
+	sleep(ctx, n.cfg.HeartbeatTimeout/20)
+	now, _ := n.follows()
+	return ctx.Err() == nil && now == leader
+}
+
+// awaitTurn gives each of the voters before this node in the succession some time, unless it is to go first.
+func (n *Node) awaitTurn(ctx context.Context, gone reign, voters []raft.ServerID) {
+	before := 0
+	for _, id := range voters {
+		if string(id) < n.id && string(id) != gone.id {
+			before++
+		}
+	}
+	wait := time.NewTimer(time.Duration(before) * n.cfg.HeartbeatTimeout / 5)
 	defer wait.Stop()
 	select {
 	case <-ctx.Done():
 	case <-wait.C:
 	case <-n.succession.first:
 	}
-	for ; ctx.Err() == nil; sleep(ctx, n.cfg.HeartbeatTimeout/20) {
-		if now, following := n.follows(); !following || now != gone {
-			return
-		}
-		if n.gate() != nil || !n.agreed(ctx, gone, voters) {
-			continue
-		}
-		n.log.Info("the leader's process has ended: asking for votes at once", "leader", n.feed.State().Member(gone.id).GetName(), "term", gone.term)
-		if err := n.port.transport.Load().Campaign(ctx); err != nil {
-			n.log.Warn("asking for votes", "err", err)
-		}
-		return
-	}
-}
-
-// inLine tells how many of the voters are before this node in the succession; false: this node does not vote.
-func (n *Node) inLine(gone reign, voters []raft.ServerID) (rank int, votes bool) {
-	for _, id := range voters {
-		if string(id) < n.id && string(id) != gone.id {
-			rank++
-		}
-	}
-	return rank, slices.Contains(voters, raft.ServerID(n.id))
 }
 
 // probe dials the leader. Only the answer to the handshake proves that a process is there: the system accepts connections

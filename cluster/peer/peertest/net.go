@@ -48,9 +48,10 @@ type route struct{ from, to string }
 
 // link is the state of a route.
 type link struct {
-	cut   bool
-	holds int
-	delay time.Duration
+	cut    bool
+	refuse bool
+	holds  int
+	delay  time.Duration
 }
 
 // NewNet returns a network in which the named hosts exist, and Client.
@@ -111,12 +112,18 @@ func (n *Net) Isolate(a string) {
 	n.change(func() { n.isolated[a] = true })
 }
 
-// Heal ends all cuts and isolations. What was held back by them arrives now. Delays and holds stay.
+// Refuse has the connections refused that from dials to to, until Heal, as by a firewall beside from: at once, also during a
+// cut. Those that stand are left alone.
+func (n *Net) Refuse(from, to string) {
+	n.change(func() { n.link(route{from, to}).refuse = true })
+}
+
+// Heal ends all cuts, isolations and refusals. What was held back by them arrives now. Delays and holds stay.
 func (n *Net) Heal() {
 	n.change(func() {
 		clear(n.isolated)
 		for _, l := range n.links {
-			l.cut = false
+			l.cut, l.refuse = false, false
 		}
 	})
 }
@@ -280,6 +287,10 @@ func (n *Net) dial(ctx context.Context, from string, to address) (*conn, error) 
 		if !n.hosts[to.host] {
 			n.mu.Unlock()
 			return nil, &net.DNSError{Err: "no such host", Name: to.host, IsNotFound: true}
+		}
+		if n.link(there).refuse {
+			n.mu.Unlock()
+			return nil, syscall.ECONNREFUSED
 		}
 		changed := n.changed
 		switch {
