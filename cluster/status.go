@@ -34,9 +34,8 @@ func (n *Node) localStatus() *peerv1.NodeStatusResponse {
 		s.StalenessMs = age.Milliseconds()
 	}
 	if r := n.raft.Load(); r != nil {
-		stats := r.Stats()
-		s.RaftState, s.Term, s.LastIndex = r.State().String(), r.CurrentTerm(), r.LastIndex()
-		s.LastTerm, _ = strconv.ParseUint(stats["last_log_term"], 10, 64) // Raft prints what it reads here.
+		s.RaftState, s.Term = r.State().String(), r.CurrentTerm()
+		s.LastIndex, s.LastTerm = n.lastEntry()
 		if last := r.LastContact(); r.State() == raft.Leader {
 			s.LastContactMs = 0
 		} else if !last.IsZero() {

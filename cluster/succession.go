@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -62,6 +63,7 @@ func (n *Node) follows() (reign, bool) {
 
 // succeedLeaders looks at the leader whenever there is a reason, until ctx ends.
 func (n *Node) succeedLeaders(ctx context.Context) {
+	n.electFirst(ctx)
 	for {
 		select {
 		case <-ctx.Done():
@@ -73,6 +75,33 @@ func (n *Node) succeedLeaders(ctx context.Context) {
 			default:
 			}
 		}
+	}
+}
+
+// electFirst has a cluster elect its first leader, since it was founded or all of it was started, when a majority has come up
+// and not one to two timeouts later. Who was started alone is told by the others that there is a leader.
+func (n *Node) electFirst(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*n.cfg.HeartbeatTimeout)
+	defer cancel()
+	nobody := reign{}
+	n.awaitTurn(ctx, nobody, n.voters())
+	for ; ctx.Err() == nil; sleep(ctx, n.cfg.HeartbeatTimeout/20) {
+		r, voters := n.raft.Load(), n.voters()
+		if leader, _ := r.LeaderWithID(); leader != "" || n.serving() != nil {
+			return
+		}
+		if r.State() != raft.Follower || !slices.Contains(voters, raft.ServerID(n.id)) || n.gate() != nil {
+			continue
+		}
+		if n.agreed(ctx, nobody, voters) {
+			n.campaign(ctx)
+		}
+	}
+}
+
+func (n *Node) campaign(ctx context.Context) {
+	if err := n.port.transport.Load().Campaign(ctx); err != nil {
+		n.log.Warn("asking for votes", "err", err)
 	}
 }
 
@@ -103,9 +132,7 @@ func (n *Node) succeed(ctx context.Context) {
 	}
 	n.log.Info("the leader's process has ended: asking for votes at once",
 		"leader", n.feed.State().Member(gone.id).GetName(), "term", gone.term)
-	if err := n.port.transport.Load().Campaign(ctx); err != nil {
-		n.log.Warn("asking for votes", "err", err)
-	}
+	n.campaign(ctx)
 }
 
 // stillFollows waits a moment and tells whether this node still follows that leader.
@@ -144,51 +171,82 @@ func (n *Node) probe(ctx context.Context, leader reign) error {
 // refused tells whether a dial ended with the word of the host that nobody listens there.
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
-// agreed asks the other voters, all at once, and tells whether a majority with this node finds that the leader has ended.
+// agreed asks the other voters, all at once, and tells whether a majority with this node finds that the leader has ended. Of
+// nobody as the leader: that there is none, and that not one knows better.
 func (n *Node) agreed(ctx context.Context, gone reign, voters []raft.ServerID) bool {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.HeartbeatTimeout/5)
 	defer cancel()
-	question := &peerv1.LeaderGoneRequest{LeaderId: gone.id, Term: gone.term, LastIndex: n.raft.Load().LastIndex()}
+	index, term := n.lastEntry()
+	question := &peerv1.LeaderGoneRequest{LeaderId: gone.id, Term: gone.term, LastIndex: index, LastTerm: term}
 	others := slices.DeleteFunc(slices.Clone(voters), func(id raft.ServerID) bool {
 		return string(id) == n.id || string(id) == gone.id
 	})
-	answers := make(chan bool, len(others))
+	answers := make(chan *peerv1.LeaderGoneResponse, len(others))
 	var asking sync.WaitGroup
 	defer asking.Wait()
+	defer cancel() // The rest need not answer.
 	for _, id := range others {
 		asking.Go(func() {
 			client, err := n.peerByID(id)
 			if err != nil {
-				answers <- false
+				answers <- nil
 				return
 			}
 			reply, err := client.LeaderGone(ctx, question)
-			answers <- err == nil && reply.GetAgreed() // A node of an older version does not know the question.
+			if err != nil { // It is not there, or of an older version that does not know the question.
+				reply = nil
+			}
+			answers <- reply
 		})
 	}
 	missing := len(voters) / 2 // This node agrees.
 	for range others {
-		if <-answers {
+		reply := <-answers
+		if reply.GetAgreed() {
 			missing--
 		}
-		if missing == 0 {
-			cancel() // The rest need not answer.
+		if reply.GetLed() && gone.id == "" {
+			return false
+		}
+		if missing <= 0 && gone.id != "" {
 			return true
 		}
 	}
-	return false
+	return missing <= 0
 }
 
-// LeaderGone tells whether this node finds so too. It would not vote for one whose log is shorter, and goes before it.
+// lastEntry is the last of this node's log.
+func (n *Node) lastEntry() (index, term uint64) {
+	r := n.raft.Load()
+	term, _ = strconv.ParseUint(r.Stats()["last_log_term"], 10, 64) // Raft prints what it reads here.
+	return r.LastIndex(), term
+}
+
+// LeaderGone tells whether this node finds so too. It would not vote for one whose log is older, and goes before it.
 func (s *peerServer) LeaderGone(ctx context.Context, req *peerv1.LeaderGoneRequest) (*peerv1.LeaderGoneResponse, error) {
 	n := s.node
-	gone, following := n.follows()
-	if !following || gone.id != req.GetLeaderId() || gone.term != req.GetTerm() || !refused(n.probe(ctx, gone)) {
+	if err := n.serving(); err != nil {
 		return &peerv1.LeaderGoneResponse{}, nil
 	}
-	if n.raft.Load().LastIndex() > req.GetLastIndex() {
+	agrees := n.gone(ctx, req.GetLeaderId(), req.GetTerm())
+	if !agrees {
+		leader, _ := n.raft.Load().LeaderWithID()
+		return &peerv1.LeaderGoneResponse{Led: leader != ""}, nil
+	}
+	index, term := n.lastEntry()
+	if term > req.GetLastTerm() || term == req.GetLastTerm() && index > req.GetLastIndex() {
 		n.succession.goFirst()
 		return &peerv1.LeaderGoneResponse{}, nil
 	}
 	return &peerv1.LeaderGoneResponse{Agreed: true}, nil
+}
+
+// gone tells whether this node too has lost that leader in that term, or follows none as well.
+func (n *Node) gone(ctx context.Context, leader string, term uint64) bool {
+	if leader == "" {
+		known, _ := n.raft.Load().LeaderWithID()
+		return known == "" && n.raft.Load().State() == raft.Follower
+	}
+	following, ok := n.follows()
+	return ok && following.id == leader && following.term == term && refused(n.probe(ctx, following))
 }

@@ -132,3 +132,57 @@ func TestALeaderThatAMajorityReachesIsNotSucceeded(t *testing.T) {
 		}
 	})
 }
+
+func TestAClusterThatIsStartedElectsALeaderAtOnce(t *testing.T) {
+	for _, size := range []int{1, 3, 5} {
+		synctest.Test(t, func(t *testing.T) {
+			c := clustertest.New(t, size)
+			c.Ready()
+			names := c.Names()
+			c.Put(c.Leader(), "web", "before")
+			for _, name := range names {
+				c.Stop(name)
+			}
+			begun := time.Now()
+			for _, name := range names {
+				c.Start(name)
+			}
+			leader := c.Leader()
+			if took := time.Since(begun); took >= cluster.DefaultHeartbeatTimeout {
+				t.Errorf("a cluster of %d was started, and one led after %v, want less than %v", size, took, cluster.DefaultHeartbeatTimeout)
+			}
+			if !has(leader, "web", "before") {
+				t.Error("the leader misses what was acknowledged")
+			}
+		})
+	}
+}
+
+// They have heard of no leader since they were started, and are a majority.
+func TestALeaderIsNotDeposedByOthersThatAreStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clustertest.New(t, 3)
+		c.Ready()
+		leader, followers := c.Leader(), inOrder(c)
+		term := leader.Raft().CurrentTerm()
+		release := c.Net.HoldFrom(leader.Info().Name) // For less than its lease.
+		var names []string
+		for _, f := range followers {
+			names = append(names, f.Info().Name)
+			c.Stop(f.Info().Name)
+		}
+		for _, name := range names {
+			c.Start(name)
+		}
+		turn := time.Duration(0) // of the one that asks first
+		if leader.Info().NodeID < followers[0].Info().NodeID {
+			turn = itsTurn
+		}
+		time.Sleep(turn + itsTurn/2) // Its question is under way.
+		release()
+		c.Ready()
+		if now := leader.Raft().CurrentTerm(); now != term || c.Leader() != leader {
+			t.Errorf("in term %d %s leads, want %s in term %d still", now, c.Leader().Info().Name, leader.Info().Name, term)
+		}
+	})
+}

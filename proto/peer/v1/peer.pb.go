@@ -1339,12 +1339,14 @@ func (x *RenewResponse) GetFault() *Fault {
 // LeaderGoneRequest names the leader that seems to have ended, and who wants to follow it.
 type LeaderGoneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Node id of the leader.
+	// Node id of the leader. Empty: the caller has not heard of any since it was started.
 	LeaderId string `protobuf:"bytes,1,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
 	// Term in which it leads.
 	Term uint64 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
 	// Last index of the caller's log.
-	LastIndex     uint64 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	LastIndex uint64 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	// Term of that entry.
+	LastTerm      uint64 `protobuf:"varint,4,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1400,12 +1402,21 @@ func (x *LeaderGoneRequest) GetLastIndex() uint64 {
 	return 0
 }
 
+func (x *LeaderGoneRequest) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
 // LeaderGoneResponse answers.
 type LeaderGoneResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The node follows that leader in that term, was refused a connection by its host just now, and has no longer log than
-	// the caller.
-	Agreed        bool `protobuf:"varint,1,opt,name=agreed,proto3" json:"agreed,omitempty"`
+	// The node has no later log than the caller, and either follows that leader in that term and was refused a connection by
+	// its host just now, or knows of no leader, as the caller.
+	Agreed bool `protobuf:"varint,1,opt,name=agreed,proto3" json:"agreed,omitempty"`
+	// The node leads, or knows who does, and found nothing wrong with that.
+	Led           bool `protobuf:"varint,2,opt,name=led,proto3" json:"led,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1443,6 +1454,13 @@ func (*LeaderGoneResponse) Descriptor() ([]byte, []int) {
 func (x *LeaderGoneResponse) GetAgreed() bool {
 	if x != nil {
 		return x.Agreed
+	}
+	return false
+}
+
+func (x *LeaderGoneResponse) GetLed() bool {
+	if x != nil {
+		return x.Led
 	}
 	return false
 }
@@ -2291,14 +2309,16 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\brenewals\x18\x01 \x03(\v2\x16.regd.peer.v1.RenewalsR\brenewals\"h\n" +
 	"\rRenewResponse\x12,\n" +
 	"\x05ended\x18\x01 \x03(\v2\x16.regd.peer.v1.RenewalsR\x05ended\x12)\n" +
-	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"c\n" +
+	"\x05fault\x18\x02 \x01(\v2\x13.regd.peer.v1.FaultR\x05fault\"\x80\x01\n" +
 	"\x11LeaderGoneRequest\x12\x1b\n" +
 	"\tleader_id\x18\x01 \x01(\tR\bleaderId\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
-	"last_index\x18\x03 \x01(\x04R\tlastIndex\",\n" +
+	"last_index\x18\x03 \x01(\x04R\tlastIndex\x12\x1b\n" +
+	"\tlast_term\x18\x04 \x01(\x04R\blastTerm\">\n" +
 	"\x12LeaderGoneResponse\x12\x16\n" +
-	"\x06agreed\x18\x01 \x01(\bR\x06agreed\"\x13\n" +
+	"\x06agreed\x18\x01 \x01(\bR\x06agreed\x12\x10\n" +
+	"\x03led\x18\x02 \x01(\bR\x03led\"\x13\n" +
 	"\x11NodeStatusRequest\"\xa6\x04\n" +
 	"\x12NodeStatusResponse\x120\n" +
 	"\x06member\x18\x01 \x01(\v2\x18.regd.registry.v1.MemberR\x06member\x12\x1d\n" +

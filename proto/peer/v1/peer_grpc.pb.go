@@ -58,7 +58,8 @@ type PeerServiceClient interface {
 	Propose(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ProposeRequest, ProposeResponse], error)
 	// Renew hands renewals to the leader.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
-	// LeaderGone asks a follower whether it too finds that the leader's process has ended, and would have the caller lead.
+	// LeaderGone asks whether the node too finds that the leader's process has ended, or that there is none, and would have the
+	// caller lead.
 	LeaderGone(ctx context.Context, in *LeaderGoneRequest, opts ...grpc.CallOption) (*LeaderGoneResponse, error)
 	// NodeStatus tells how the node is.
 	NodeStatus(ctx context.Context, in *NodeStatusRequest, opts ...grpc.CallOption) (*NodeStatusResponse, error)
@@ -241,7 +242,8 @@ type PeerServiceServer interface {
 	Propose(grpc.BidiStreamingServer[ProposeRequest, ProposeResponse]) error
 	// Renew hands renewals to the leader.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
-	// LeaderGone asks a follower whether it too finds that the leader's process has ended, and would have the caller lead.
+	// LeaderGone asks whether the node too finds that the leader's process has ended, or that there is none, and would have the
+	// caller lead.
 	LeaderGone(context.Context, *LeaderGoneRequest) (*LeaderGoneResponse, error)
 	// NodeStatus tells how the node is.
 	NodeStatus(context.Context, *NodeStatusRequest) (*NodeStatusResponse, error)
