@@ -225,20 +225,21 @@ func (n *Node) lastEntry() (index, term uint64) {
 // LeaderGone tells whether this node finds so too. It would not vote for one whose log is older, and goes before it.
 func (s *peerServer) LeaderGone(ctx context.Context, req *peerv1.LeaderGoneRequest) (*peerv1.LeaderGoneResponse, error) {
 	n := s.node
-	if err := n.serving(); err != nil {
-		return &peerv1.LeaderGoneResponse{}, nil
-	}
-	agrees := n.gone(ctx, req.GetLeaderId(), req.GetTerm())
-	if !agrees {
-		leader, _ := n.raft.Load().LeaderWithID()
-		return &peerv1.LeaderGoneResponse{Led: leader != ""}, nil
+	answer := &peerv1.LeaderGoneResponse{}
+	if n.serving() != nil {
+		return answer, nil //nolint:nilerr // It would not vote.
 	}
 	index, term := n.lastEntry()
-	if term > req.GetLastTerm() || term == req.GetLastTerm() && index > req.GetLastIndex() {
+	switch {
+	case !n.gone(ctx, req.GetLeaderId(), req.GetTerm()):
+		leader, _ := n.raft.Load().LeaderWithID()
+		answer.Led = leader != ""
+	case term > req.GetLastTerm() || term == req.GetLastTerm() && index > req.GetLastIndex():
 		n.succession.goFirst()
-		return &peerv1.LeaderGoneResponse{}, nil
+	default:
+		answer.Agreed = true
 	}
-	return &peerv1.LeaderGoneResponse{Agreed: true}, nil
+	return answer, nil
 }
 
 // gone tells whether this node too has lost that leader in that term, or follows none as well.
