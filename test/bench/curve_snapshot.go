@@ -41,7 +41,7 @@ func atSnapshots(ctx context.Context, c *cluster, size int, _ time.Duration) ([]
 		return nil, err
 	}
 	defer done()
-	wires, hangUp, err := c.wired(ctx, connections, leader)
+	wires, hangUp, err := c.wired(ctx, openWires, leader)
 	if err != nil {
 		return nil, err
 	}

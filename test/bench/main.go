@@ -107,7 +107,7 @@ func rounds(ctx context.Context, o options, j job, r *report) error {
 	for round := range o.rounds {
 		for _, create := range systems(o, j.alone) {
 			if err := once(ctx, create, j, round+1, o, r); err != nil {
-				return err
+				return fmt.Errorf("%s, round %d: %w", j.name, round+1, err)
 			}
 		}
 	}
@@ -119,8 +119,11 @@ func once(ctx context.Context, create func() system, first job, round int, o opt
 	return onCluster(ctx, create(), nodes, o.out, func(c *cluster) error {
 		for j := &first; j != nil; j = j.then {
 			got, err := j.run(ctx, c, o.last)
+			if err != nil && j != &first {
+				err = fmt.Errorf("%s: %w", j.name, err)
+			}
 			if err != nil {
-				return fmt.Errorf("%s, round %d: %w", j.name, round, err)
+				return err
 			}
 			if !o.only.MatchString(j.name) {
 				continue // It had to be done for another.

@@ -10,9 +10,6 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// floodWires is how many connections an overload has: enough that its calls wait for the server, not for a place.
-const floodWires = 32
-
 // Beside an overload.
 const (
 	keptSessions   = 1000 // renewed once a second each
@@ -33,7 +30,7 @@ const (
 // many would be registered where the time for one grows evenly from the first to the second.
 func overloading(last time.Duration) measurement {
 	return func(ctx context.Context, c *cluster, short time.Duration) (result, error) {
-		wires, done, err := place(atLeader).wired(ctx, c, floodWires)
+		wires, done, err := place(atLeader).wired(ctx, c, openWires)
 		if err != nil {
 			return result{}, err
 		}
@@ -208,7 +205,7 @@ func (b *besides) start(ctx context.Context) (stop func()) {
 	leave := &traffic{wires: b.wires, exchange: exchange{{
 		method: apiv1.RegistryService_Deregister_FullMethodName,
 		request: func(to []byte, t *turn) []byte {
-			to = b.system.requestID(to, floodWires*wirePlaces+t.client) // Those before register.
+			to = b.system.requestID(to, openWires*wirePlaces+t.client) // Those before register.
 			return append(to, encoded(&apiv1.DeregisterRequest{Key: &apiv1.InstanceKey{Service: "leaving", Id: strconv.Itoa(t.n)}})...)
 		},
 	}}}

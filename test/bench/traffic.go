@@ -219,6 +219,9 @@ const trafficTick = 2 * time.Millisecond
 // wirePlaces is how many calls of paced traffic may be under way on a wire: half as many as regd lets a connection have.
 const wirePlaces = 128
 
+// openWires is how many connections an open loop has: enough that its calls wait for the server, not for a place.
+const openWires = 32
+
 // paced begins turns at a fixed rate, so many a second, whether or not earlier ones have ended, until stop, which waits for
 // those under way. Those that have become due since the last look, which is at least a tick ago, go out together on one wire,
 // as long as it has places, and those of the next look on the next one. One for which no place is free when it is due is not

@@ -18,7 +18,7 @@ import (
 func trafficTo(t *testing.T, answer func(context.Context, *apiv1.RegisterRequest) error) *traffic {
 	t.Helper()
 	_, dial := serve(t, registry{register: answer})
-	wires, done, err := wired(t.Context(), dial, floodWires, "", "")
+	wires, done, err := wired(t.Context(), dial, openWires, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestPacedTrafficTellsWhatBecameOfCallsThatAreDue(t *testing.T) {
 func TestNoMoreCallsOfTrafficAreUnderWayThanThereArePlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var under, most atomic.Int64
-		const crowd = floodWires * wirePlaces
+		const crowd = openWires * wirePlaces
 		var taken [crowd]atomic.Bool
 		f := trafficTo(t, func(ctx context.Context, req *apiv1.RegisterRequest) error {
 			client, _ := strconv.Atoi(strings.TrimPrefix(req.GetRequestId().GetClientId(), "bench-"))

@@ -68,7 +68,7 @@ func reading(clients int, linearizable bool) measurement {
 
 // halfLoaded takes the time of registrations that come at half the rate at which 64 clients can make them.
 func halfLoaded(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-	wires, done, err := place(atLeader).wired(ctx, c, connections)
+	wires, done, err := place(atLeader).wired(ctx, c, openWires)
 	if err != nil {
 		return result{}, err
 	}
