@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -121,8 +123,12 @@ func TestAStreamIsNotSentMoreThanTheServerTakes(t *testing.T) {
 	_, dial := serve(t, registry{attach: func(from grpc.BidiStreamingServer[apiv1.AttachRequest, apiv1.AttachResponse]) error {
 		<-from.Context().Done()
 		return from.Context().Err()
-	}})
+	}}, grpc.StaticConnWindowSize(1<<20))
 	w := wireTo(t, dial)
+	open := exchange{(&regd{}).opening(time.Hour)}
+	if err := open.do(t.Context(), w, &turn{}); err != nil { // From now on the server's windows are known.
+		t.Fatal(err)
+	}
 	c, ended := stream(t, w, attaching(nil))
 	sent := 0
 	for ; sent < 100; sent++ {
@@ -130,6 +136,9 @@ func TestAStreamIsNotSentMoreThanTheServerTakes(t *testing.T) {
 			break
 		}
 		w.flush()
+	}
+	if err := open.do(t.Context(), w, &turn{}); err != nil {
+		t.Errorf("beside a stream that is full: %v", err)
 	}
 	if sent < 60 || sent > 66 {
 		t.Errorf("%d messages of a kB were sent into a window of 64", sent)
@@ -174,5 +183,34 @@ func TestAnAnswerThatMattersHasAMessage(t *testing.T) {
 		if err := <-ended; (err != nil) != (heard != nil) {
 			t.Errorf("an answer without a message: %v", err)
 		}
+	}
+}
+
+func TestAWireTakesWhatOtherServersSend(t *testing.T) {
+	ours, theirs := net.Pipe()
+	go func() { _, _ = io.Copy(io.Discard, theirs) }() // Until the wire is closed.
+	w := newWire(ours)
+	t.Cleanup(w.close)
+	server := http2.NewFramer(theirs, nil)
+	heard := make(chan string, 1)
+	c, ended := stream(t, w, attaching(func(m []byte) error { heard <- string(m); return nil }))
+	// A window that shrinks while a stream is open, and an answer that ends without a status.
+	err := errors.Join(
+		server.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 30}),
+		server.WriteDataPadded(c.id, false, []byte{0, 0, 0, 0, 2, 'o'}, make([]byte, 9)),
+		server.WriteData(c.id, false, []byte{'k'}),
+	)
+	if got := <-heard; err != nil || got != "ok" {
+		t.Fatalf("heard %q, %v", got, err)
+	}
+	ten := func(b []byte) []byte { return append(b, make([]byte, 10)...) }
+	if first, second := w.add(c, ten), w.add(c, ten); first != nil || second == nil {
+		t.Errorf("two messages of 15 bytes, after one of 5, in a window of 30: %v, %v", first, second)
+	}
+	if err := server.WriteData(c.id, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "without a status") {
+		t.Errorf("ended with %v", err)
 	}
 }

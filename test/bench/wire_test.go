@@ -56,10 +56,13 @@ func (registry) Open(_ context.Context, req *apiv1.OpenRequest) (*apiv1.OpenResp
 	return &apiv1.OpenResponse{Session: &registryv1.Session{Id: "of " + req.GetClientName()}}, nil
 }
 
-// serving starts a server with the windows that regd has, and returns what dials it.
-func serving(t *testing.T, register func(*grpc.Server)) (*grpc.Server, dialer) {
+// serving starts a server with windows of 64 kB and as many streams as regd allows, if the options do not say other, and
+// returns what dials it.
+func serving(t *testing.T, register func(*grpc.Server), options ...grpc.ServerOption) (*grpc.Server, dialer) {
 	t.Helper()
-	server := grpc.NewServer(grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(64<<10), grpc.MaxConcurrentStreams(256))
+	server := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.StaticStreamWindowSize(64 << 10), grpc.StaticConnWindowSize(64 << 10), grpc.MaxConcurrentStreams(256),
+	}, options...)...)
 	register(server)
 	lis := bufconn.Listen(1 << 20)
 	done := make(chan error, 1)
@@ -74,12 +77,12 @@ func serving(t *testing.T, register func(*grpc.Server)) (*grpc.Server, dialer) {
 }
 
 // serve starts a registry.
-func serve(t *testing.T, r registry) (*grpc.Server, dialer) {
+func serve(t *testing.T, r registry, options ...grpc.ServerOption) (*grpc.Server, dialer) {
 	t.Helper()
 	return serving(t, func(s *grpc.Server) {
 		apiv1.RegisterRegistryServiceServer(s, r)
 		apiv1.RegisterSessionServiceServer(s, r)
-	})
+	}, options...)
 }
 
 // refusal is an error as regd has it.
@@ -262,8 +265,8 @@ func TestSeveralMethodsShareAWire(t *testing.T) {
 		}}
 		s := &regd{}
 		for _, e := range []exchange{reading, {s.registering(0, func(*turn) instance { return instance{service: "web"} })}, {s.opening(time.Hour)}} {
-			if k%3 == 0 && e[0].method == reading[0].method {
-				continue // Another order.
+			if k < 3 && e[0].method == reading[0].method {
+				continue // It comes when the headers of the others are in the table.
 			}
 			if err := e.do(t.Context(), w, &x); err != nil {
 				t.Fatalf("%d: %s: %v", k, e[0].method, err)
