@@ -161,13 +161,49 @@ func (c *cluster) dialled(ctx context.Context, n int, at ...int) ([]*grpc.Client
 	return list, closeAll, nil
 }
 
-// everywhere opens connections, spread over all nodes.
-func (c *cluster) everywhere(ctx context.Context, n int) ([]*grpc.ClientConn, func(), error) {
-	all := make([]int, len(c.conns))
+// wired opens wires, spread over the given nodes.
+func (c *cluster) wired(ctx context.Context, n int, at ...int) ([]*wire, func(), error) {
+	var list []string
+	for _, node := range at {
+		list = append(list, c.addresses[node].client)
+	}
+	return wired(ctx, tcp, n, list...)
+}
+
+// place is which nodes the clients of a job call.
+type place func(ctx context.Context, c *cluster) ([]int, error)
+
+// atLeader has them call the leader.
+func atLeader(ctx context.Context, c *cluster) ([]int, error) {
+	leader, err := c.leader(ctx)
+	return []int{leader}, err
+}
+
+// everywhere has them call all nodes alike, as clients do that know one of them.
+func everywhere(_ context.Context, c *cluster) ([]int, error) {
+	all := make([]int, len(c.addresses))
 	for i := range all {
 		all[i] = i
 	}
-	return c.dialled(ctx, n, all...)
+	return all, nil
+}
+
+// wired opens the wires of a job.
+func (p place) wired(ctx context.Context, c *cluster, n int) ([]*wire, func(), error) {
+	at, err := p(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.wired(ctx, n, at...)
+}
+
+// dialled opens connections as a client library does, for what is no measured rate.
+func (p place) dialled(ctx context.Context, c *cluster, n int) ([]*grpc.ClientConn, func(), error) {
+	at, err := p(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.dialled(ctx, n, at...)
 }
 
 // used is what the processes have taken.

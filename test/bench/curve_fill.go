@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,6 +28,11 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 		return nil, err
 	}
 	defer done()
+	wires, hangUp, err := c.wired(ctx, connections, leader)
+	if err != nil {
+		return nil, err
+	}
+	defer hangUp()
 	empty, begun := c.usage().memory, time.Now()
 	if err = fill(ctx, conns, size); err != nil {
 		return nil, fmt.Errorf("fill: %w", err)
@@ -36,19 +43,17 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 		{Name: "registered in batches of 200", Unit: "/s", Value: float64(size) / took.Seconds()},
 		{Name: "memory of an instance on a node", Unit: "kB", Value: float64(c.usage().memory-empty) / nodes / float64(size) / 1024},
 	}
-	reads, err := closed(ctx, c.cpu, 64, last, readingTen(c, conns, true, func(client, k int) string {
-		return filled((client*31 + k) % (size / ten))
-	}))
+	read := &traffic{wires: wires, exchange: exchange{c.reading(func(t *turn) string { return filled(t.n % (size / ten)) }, true, ten)}}
+	reads, err := read.closed(ctx, c.cpu, 64, last)
 	if err != nil {
 		return nil, err
 	}
 	values = append(values, rated("linearizable reads of 10", reads)...)
-	writes, err := closed(ctx, c.cpu, 64, last, func(ctx context.Context, client, k int) error {
-		n := (client*31 + k) % size // One that is there: what is measured keeps its size.
-		return c.register(ctx, conns[client%len(conns)], owner{}, instance{
-			client: client, sequence: size + k, service: filled(n / ten), id: strconv.Itoa(n),
-		})
-	})
+	write := &traffic{wires: wires, exchange: exchange{c.registering(0, func(t *turn) instance {
+		n := t.n % size // One that is there: what is measured keeps its size.
+		return instance{service: filled(n / ten), id: strconv.Itoa(n), version: size + t.n}
+	})}}
+	writes, err := write.closed(ctx, c.cpu, 64, last)
 	if err != nil {
 		return nil, err
 	}
@@ -71,13 +76,33 @@ func fill(ctx context.Context, conns []*grpc.ClientConn, size int) error {
 		list := make([]*registryv1.Instance, batch)
 		for k := range list {
 			n := i*batch + k
-			list[k] = described(owner{}, instance{service: filled(n / ten), id: strconv.Itoa(n), sequence: n})
+			list[k] = described(instance{service: filled(n / ten), id: strconv.Itoa(n), version: n}, 0)
 		}
 		callCtx, cancel := context.WithTimeout(ctx, 3*callTimeout)
 		defer cancel()
 		_, err := apiv1.NewRegistryServiceClient(conns[worker%len(conns)]).RegisterBatch(callCtx, &apiv1.RegisterBatchRequest{Register: list})
 		return err
 	})
+}
+
+// each calls f for each number below n, in 64 workers, until one fails, and returns the first error.
+func each(n int, f func(worker, i int) error) error {
+	var next atomic.Int64
+	var first error
+	var once sync.Once
+	var all sync.WaitGroup
+	for worker := range 64 {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if err := f(worker, i); err != nil {
+					once.Do(func() { first = err })
+					next.Store(int64(n))
+				}
+			}
+		})
+	}
+	all.Wait()
+	return first
 }
 
 // saving saves a snapshot, to nowhere.

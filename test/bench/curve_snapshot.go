@@ -13,8 +13,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc"
 )
 
 const (
@@ -43,6 +41,11 @@ func atSnapshots(ctx context.Context, c *cluster, size int, _ time.Duration) ([]
 		return nil, err
 	}
 	defer done()
+	wires, hangUp, err := c.wired(ctx, openWires, leader)
+	if err != nil {
+		return nil, err
+	}
+	defer hangUp()
 	if err = fill(ctx, conns, size); err != nil {
 		return nil, fmt.Errorf("fill: %w", err)
 	}
@@ -53,7 +56,11 @@ func atSnapshots(ctx context.Context, c *cluster, size int, _ time.Duration) ([]
 		return nil, err
 	}
 	t := newTally()
-	stop := pacing(ctx, time.Now(), steady, crowd, w.write(conns), t)
+	t.where = func(due time.Time) *times { return w.at(due).calls }
+	write := &traffic{wires: wires, exchange: exchange{c.registering(steadyBytes, func(t *turn) instance {
+		return instance{service: "steady", id: strconv.Itoa(t.n % steadyInstances), version: t.n}
+	})}}
+	stop := write.paced(ctx, steady, 0, t)
 	err = w.watch(ctx)
 	stop()
 	if err == nil && t.lost() > 0 {
@@ -77,25 +84,11 @@ type beside struct {
 	idle, busy *pause
 }
 
-// write writes one of the steady instances.
-func (w *beside) write(conns []*grpc.ClientConn) operation {
-	return func(ctx context.Context, client, k int) error {
-		begun := time.Now()
-		err := w.c.register(ctx, conns[client%len(conns)], owner{}, instance{
-			client: client, sequence: k, service: "steady", id: strconv.Itoa(k % steadyInstances), metadata: steadyBytes,
-		})
-		if err == nil {
-			w.at(begun).calls.add(time.Since(begun))
-		}
-		return err
-	}
-}
-
-// at is where a call counts that was begun then and has just ended: beside a snapshot if the two have met.
-func (w *beside) at(begun time.Time) *pause {
+// at is where a call counts that was due then and has just ended: beside a snapshot if the two have met.
+func (w *beside) at(due time.Time) *pause {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.began.After(w.ended) || w.ended.After(begun) {
+	if w.began.After(w.ended) || w.ended.After(due) {
 		return w.busy
 	}
 	return w.idle

@@ -18,17 +18,17 @@ import (
 const perStream = 10_000
 
 // subscribing has a number of services watched at the leader, and heard called with each change, by many goroutines at once.
-type subscribing func(ctx context.Context, c *cluster, size int, heard func(version string)) (stop func() error, err error)
+type subscribing func(ctx context.Context, c *cluster, size int, heard func(version int)) (stop func() error, err error)
 
 func subscribed(i int) string { return "s" + strconv.Itoa(i) }
 
 // streams has each service watched on a stream of its own, few enough on a connection.
-func streams(ctx context.Context, c *cluster, size int, heard func(version string)) (func() error, error) {
-	conns, done, err := atLeader(ctx, c, size/200+1)
+func streams(ctx context.Context, c *cluster, size int, heard func(version int)) (func() error, error) {
+	wires, done, err := place(atLeader).wired(ctx, c, size/200+1)
 	if err != nil {
 		return nil, err
 	}
-	stop, err := watching(ctx, c, conns, size, subscribed, heard)
+	stop, err := watching(ctx, c, wires, size, subscribed, heard)
 	if err != nil {
 		done()
 		return nil, err
@@ -40,8 +40,8 @@ func streams(ctx context.Context, c *cluster, size int, heard func(version strin
 }
 
 // subscriptions has the services watched on as few streams as the API allows.
-func subscriptions(ctx context.Context, c *cluster, size int, heard func(version string)) (func() error, error) {
-	conns, done, err := atLeader(ctx, c, connections)
+func subscriptions(ctx context.Context, c *cluster, size int, heard func(version int)) (func() error, error) {
+	conns, done, err := place(atLeader).dialled(ctx, c, connections)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func subscribeTo(i int) *apiv1.WatchRequest {
 }
 
 // hearing reads a stream until it ends, and returns why it did.
-func hearing(stream grpc.BidiStreamingClient[apiv1.WatchRequest, apiv1.WatchResponse], synced chan<- struct{}, heard func(version string)) error {
+func hearing(stream grpc.BidiStreamingClient[apiv1.WatchRequest, apiv1.WatchResponse], synced chan<- struct{}, heard func(version int)) error {
 	for {
 		m, err := stream.Recv()
 		switch {
@@ -108,7 +108,11 @@ func hearing(stream grpc.BidiStreamingClient[apiv1.WatchRequest, apiv1.WatchResp
 			return fmt.Errorf("subscription %d ended: %s", m.GetEnded().GetSubscriptionId(), m.GetEnded().GetMessage())
 		}
 		for _, e := range m.GetEvents().GetEvents() {
-			heard(e.GetEvent().GetInstance().GetMetadata()["commit"])
+			version, err := strconv.Atoi(e.GetEvent().GetInstance().GetMetadata()["commit"])
+			if err != nil {
+				return err
+			}
+			heard(version)
 		}
 	}
 }
@@ -120,22 +124,19 @@ const littering = 20_000
 // the writer has its answer.
 func watched(subscribe subscribing) func(context.Context, *cluster, int, time.Duration) ([]measured, error) {
 	return func(ctx context.Context, c *cluster, size int, last time.Duration) ([]measured, error) {
-		conns, done, err := atLeader(ctx, c, 1)
+		wires, done, err := place(atLeader).wired(ctx, c, 1)
 		if err != nil {
 			return nil, err
 		}
 		defer done()
 		// A node keeps some garbage before it collects any: that is no memory of a watch.
-		err = each(littering, func(int, int) error {
-			_, readErr := c.read(ctx, conns[0], "none", false)
-			return readErr
-		})
-		if err != nil {
+		litter := &traffic{wires: wires, exchange: exchange{c.reading(func(*turn) string { return "none" }, false, 0)}}
+		if err = litter.times(ctx, 64, littering); err != nil {
 			return nil, err
 		}
 		before := c.usage().memory
-		versions := make(chan string, 1)
-		stop, err := subscribe(ctx, c, size, func(version string) {
+		versions := make(chan int, 1)
+		stop, err := subscribe(ctx, c, size, func(version int) {
 			select {
 			case versions <- version:
 			default: // Of a change that nobody waits for any more.
@@ -146,19 +147,21 @@ func watched(subscribe subscribing) func(context.Context, *cluster, int, time.Du
 		}
 		wait(ctx, settling)
 		memory := c.usage().memory - before
-		r, err := closed(ctx, c.cpu, 1, last, func(ctx context.Context, _, k int) error {
-			in := instance{sequence: k, service: subscribed(k * 7919 % size), id: "one"}
-			if writeErr := c.register(ctx, conns[0], owner{}, in); writeErr != nil {
+		change := exchange{c.registering(0, func(t *turn) instance {
+			return instance{service: subscribed(t.n * 7919 % size), id: "one", version: t.n}
+		})}
+		r, err := changing(ctx, c, last, func(ctx context.Context, k int) error {
+			if writeErr := change.do(ctx, wires[0], &turn{n: k}); writeErr != nil {
 				return writeErr
 			}
 			select {
 			case v := <-versions:
-				if v != in.version() {
-					return fmt.Errorf("heard of version %q, want %q", v, in.version())
+				if v != k {
+					return fmt.Errorf("heard of version %d, want %d", v, k)
 				}
 				return nil
 			case <-ctx.Done():
-				return fmt.Errorf("not heard of version %q: %w", in.version(), ctx.Err())
+				return fmt.Errorf("not heard of version %d: %w", k, ctx.Err())
 			}
 		})
 		return []measured{
@@ -169,10 +172,35 @@ func watched(subscribe subscribing) func(context.Context, *cluster, int, time.Du
 	}
 }
 
+// changing makes one change after the other, and takes the time of each after a warm-up.
+func changing(ctx context.Context, c *cluster, last time.Duration, change func(ctx context.Context, k int) error) (result, error) {
+	var r result
+	took := newTimes()
+	from, spent := time.Now().Add(time.Duration(warm*float64(last))), time.Duration(0)
+	for k := 0; time.Since(from) < last; k++ {
+		begun := time.Now()
+		if begun.After(from) && spent == 0 {
+			spent = c.cpu()
+		}
+		callCtx, done := context.WithTimeout(ctx, callTimeout)
+		err := change(callCtx, k)
+		done()
+		if err != nil {
+			return result{}, err
+		}
+		if spent > 0 {
+			took.add(time.Since(begun))
+		}
+	}
+	r.latency, r.cpu = took.take(), c.cpu()-spent
+	r.operations = r.latency.TotalCount()
+	return r, nil
+}
+
 // atBehind makes a watcher fall behind by as many revisions, of a service of a thousand instances, and takes the time until
 // it knows all again. The median of some.
 func atBehind(ctx context.Context, c *cluster, size int, _ time.Duration) ([]measured, error) {
-	conns, done, err := atLeader(ctx, c, connections)
+	conns, done, err := place(atLeader).dialled(ctx, c, connections)
 	if err != nil {
 		return nil, err
 	}
@@ -181,12 +209,15 @@ func atBehind(ctx context.Context, c *cluster, size int, _ time.Duration) ([]mea
 	if err != nil {
 		return nil, err
 	}
-	err = each(size, func(worker, i int) error {
-		callCtx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		return c.register(callCtx, conns[worker%len(conns)], owner{}, instance{client: worker, sequence: i, service: "web", id: strconv.Itoa(i % 1000)})
-	})
+	wires, hangUp, err := place(atLeader).wired(ctx, c, connections)
 	if err != nil {
+		return nil, err
+	}
+	defer hangUp()
+	change := &traffic{wires: wires, exchange: exchange{c.registering(0, func(t *turn) instance {
+		return instance{service: "web", id: strconv.Itoa(t.n % 1000), version: t.n}
+	})}}
+	if err = change.times(ctx, 64, size); err != nil {
 		return nil, err
 	}
 	resume := &apiv1.ResumePoint{ClusterId: synced.GetClusterId(), Epoch: synced.GetEpoch(), Revision: synced.GetRevision()}

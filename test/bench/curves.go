@@ -131,7 +131,7 @@ func atSessions(ctx context.Context, c *cluster, size int, last time.Duration) (
 }
 
 func atNodes(ctx context.Context, c *cluster, _ int, last time.Duration) ([]measured, error) {
-	writes, err := registering(64, 0)(ctx, c, last)
+	writes, err := registering(atLeader, 64, 0)(ctx, c, last)
 	if err != nil {
 		return nil, err
 	}
@@ -140,6 +140,6 @@ func atNodes(ctx context.Context, c *cluster, _ int, last time.Duration) ([]meas
 }
 
 func atPayload(ctx context.Context, c *cluster, size int, last time.Duration) ([]measured, error) {
-	r, err := registering(64, size)(ctx, c, last)
+	r, err := registering(atLeader, 64, size)(ctx, c, last)
 	return rated("registrations", r), err
 }

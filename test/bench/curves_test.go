@@ -110,7 +110,7 @@ func TestCurvesAreChosenByNameAndSize(t *testing.T) {
 func TestMetadataIsFilledUpToItsSize(t *testing.T) {
 	for _, want := range []int{100, 1000, 4000} {
 		size := 0
-		for key, v := range described(owner{}, instance{sequence: 1234567, metadata: want}).GetMetadata() {
+		for key, v := range described(instance{version: 1234567}, want).GetMetadata() {
 			if len(v) > 512 {
 				t.Errorf("a value of %d bytes is longer than the API takes", len(v))
 			}

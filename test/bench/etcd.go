@@ -1,14 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // etcd is what regd is held against. An instance is a key below its service's, with a value of JSON, as is usual.
@@ -40,136 +43,143 @@ func (*etcd) leads(ctx context.Context, conn *grpc.ClientConn) bool {
 	return err == nil && s.Leader != 0 && s.Leader == s.Header.MemberId
 }
 
-func (*etcd) open(ctx context.Context, conn *grpc.ClientConn) (owner, error) {
-	reply, err := etcdserverpb.NewLeaseClient(conn).LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{TTL: 3600})
-	if err != nil {
-		return owner{}, err
-	}
-	return owner{number: reply.ID}, nil
-}
-
-// value is an instance as it is stored.
-type value struct {
-	Service  string            `json:"service"`
-	ID       string            `json:"id"`
-	Address  string            `json:"address"`
-	Port     int               `json:"port"`
-	Zone     string            `json:"zone"`
-	Tags     []string          `json:"tags"`
-	Metadata map[string]string `json:"metadata"`
-}
-
-func (*etcd) register(ctx context.Context, conn *grpc.ClientConn, who owner, in instance) error {
-	v, err := json.Marshal(value{
-		Service: in.service, ID: in.id, Address: "10.1.2.3", Port: 8080, Zone: "eu-central-1a", Tags: []string{"v2", "canary"},
-		Metadata: map[string]string{"version": "2.14.3", "commit": in.version(), "team": "payments", "lang": "go"},
-	})
-	if err != nil {
-		return err
-	}
-	_, err = etcdserverpb.NewKVClient(conn).Put(ctx, &etcdserverpb.PutRequest{
-		Key: []byte(prefix(in.service) + in.id), Value: v, Lease: who.number,
-	})
-	return err
-}
-
-func (s *etcd) registerAlone(ctx context.Context, conn *grpc.ClientConn, in instance) error {
-	who, err := s.open(ctx, conn)
-	if err != nil {
-		return err
-	}
-	return s.register(ctx, conn, who, in)
-}
-
-func prefix(service string) string { return "/services/" + service + "/" }
-
-// beyond is the first key that does not begin with a service's prefix.
-func beyond(service string) []byte {
-	b := []byte(prefix(service))
-	b[len(b)-1]++
-	return b
-}
-
-func (*etcd) read(ctx context.Context, conn *grpc.ClientConn, service string, linearizable bool) (int, error) {
-	reply, err := etcdserverpb.NewKVClient(conn).Range(ctx, &etcdserverpb.RangeRequest{
-		Key: []byte(prefix(service)), RangeEnd: beyond(service), Serializable: !linearizable,
-	})
-	if err != nil {
-		return 0, err
-	}
-	for _, kv := range reply.Kvs { // What regd's answer needs no further decoding for.
-		var v value
-		if err := json.Unmarshal(kv.Value, &v); err != nil {
-			return 0, err
-		}
-	}
-	return len(reply.Kvs), nil
-}
-
-func (*etcd) renew(ctx context.Context, conn *grpc.ClientConn) (renewals, error) {
-	stream, err := etcdserverpb.NewLeaseClient(conn).LeaseKeepAlive(ctx)
-	return etcdRenewals{stream}, err
-}
-
-type etcdRenewals struct {
-	stream etcdserverpb.Lease_LeaseKeepAliveClient
-}
-
-func (r etcdRenewals) ask(who owner) error {
-	return r.stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: who.number})
-}
-
-func (r etcdRenewals) answer() (int, error) {
-	reply, err := r.stream.Recv()
-	switch {
-	case err != nil:
-		return 0, err
-	case reply.TTL <= 0:
-		return 0, fmt.Errorf("lease %d has ended", reply.ID)
-	}
-	return 1, nil
-}
-
-func (*etcd) watch(ctx context.Context, conn *grpc.ClientConn, service string) (changes, error) {
-	stream, err := etcdserverpb.NewWatchClient(conn).Watch(ctx)
-	if err != nil {
-		return nil, err
-	}
-	err = stream.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{
-		CreateRequest: &etcdserverpb.WatchCreateRequest{Key: []byte(prefix(service)), RangeEnd: beyond(service)},
-	}})
-	if err != nil {
-		return nil, err
-	}
-	if _, err = stream.Recv(); err != nil { // That it was created.
-		return nil, err
-	}
-	return etcdChanges{stream}, nil
-}
-
-type etcdChanges struct {
-	stream etcdserverpb.Watch_WatchClient
-}
-
-func (c etcdChanges) next() ([]string, error) {
-	for {
-		reply, err := c.stream.Recv()
-		switch {
-		case err != nil:
-			return nil, err
-		case reply.Canceled:
-			return nil, fmt.Errorf("the watch was cancelled: %s", reply.CancelReason)
-		}
-		var versions []string
-		for _, e := range reply.Events {
-			var v value
-			if err := json.Unmarshal(e.Kv.Value, &v); err != nil {
-				return nil, err
+func (*etcd) opening(ttl time.Duration) step {
+	request := appendNumber(nil, 1, uint64(ttl.Seconds()))
+	return step{
+		method:  "/etcdserverpb.Lease/LeaseGrant",
+		request: func(b []byte, _ *turn) []byte { return append(b, request...) },
+		answer: func(t *turn, message []byte) error {
+			t.who = owner{}
+			err := fields(message, func(field protowire.Number, number uint64, _ []byte) error {
+				if field == 2 {
+					t.who.number = int64(number) //nolint:gosec // It is one.
+				}
+				return nil
+			})
+			if err == nil && t.who.number <= 0 {
+				err = errors.New("no lease was granted")
 			}
-			versions = append(versions, v.Metadata["commit"])
-		}
-		if len(versions) > 0 {
-			return versions, nil
-		}
+			return err
+		},
 	}
+}
+
+func (*etcd) registering(_ int, what func(t *turn) instance) step {
+	return step{method: "/etcdserverpb.KV/Put", request: func(b []byte, t *turn) []byte {
+		in := what(t)
+		var space [512]byte
+		b = appendBytes(b, 1, append(appendPrefix(space[:0], in.service), in.id...))
+		b = appendBytes(b, 2, appendValue(space[:0], in))
+		return appendNumber(b, 3, uint64(t.who.number)) //nolint:gosec // As protobuf has it.
+	}}
+}
+
+// appendValue appends an instance as it is stored.
+func appendValue(b []byte, in instance) []byte {
+	b = append(append(b, `{"service":"`...), in.service...)
+	b = append(append(b, `","id":"`...), in.id...)
+	b = append(b, `","address":"10.1.2.3","port":8080,"zone":"eu-central-1a","tags":["v2","canary"],"metadata":{"version":"2.14.3",`...)
+	b = strconv.AppendInt(append(b, versionBefore...), int64(in.version), 10)
+	return append(b, `","team":"payments","lang":"go"}}`...)
+}
+
+// versionBefore is what comes before the version in a value.
+const versionBefore = `"commit":"`
+
+func (s *etcd) registeringAlone(what func(t *turn) instance) exchange {
+	return exchange{s.opening(time.Hour), s.registering(0, what)}
+}
+
+// appendPrefix appends what the keys of a service's instances begin with.
+func appendPrefix(b []byte, service string) []byte {
+	return append(append(append(b, "/services/"...), service...), '/')
+}
+
+// appendInstances appends the fields of a request that is about all instances of a service: from its prefix to the first key
+// that does not begin with it.
+func appendInstances(b []byte, service string) []byte {
+	var space [128]byte
+	prefix := appendPrefix(space[:0], service)
+	b = appendBytes(b, 1, prefix)
+	prefix[len(prefix)-1]++
+	return appendBytes(b, 2, prefix)
+}
+
+func (*etcd) reading(service func(t *turn) string, linearizable bool, want int) step {
+	return step{
+		method: "/etcdserverpb.KV/Range",
+		request: func(b []byte, t *turn) []byte {
+			b = appendInstances(b, service(t))
+			if !linearizable {
+				b = appendNumber(b, 7, 1) // Serializable.
+			}
+			return b
+		},
+		answer: having(2, want),
+	}
+}
+
+func (*etcd) renewing() renewals {
+	return renewals{
+		method:  "/etcdserverpb.Lease/LeaseKeepAlive",
+		request: func(b []byte, who owner) []byte { return appendNumber(b, 1, uint64(who.number)) }, //nolint:gosec // As protobuf has it.
+		answer: func(message []byte) (int, error) {
+			var id, ttl uint64
+			err := fields(message, func(field protowire.Number, number uint64, _ []byte) error {
+				switch field {
+				case 2:
+					id = number
+				case 3:
+					ttl = number
+				}
+				return nil
+			})
+			if err == nil && int64(ttl) <= 0 { //nolint:gosec // It is one.
+				err = fmt.Errorf("lease %d has ended", id)
+			}
+			return 1, err
+		},
+	}
+}
+
+func (*etcd) watching(service string) changes {
+	const created, canceled, events = 3, 4, 11 // Fields of a WatchResponse.
+	stands := false
+	return changes{
+		method:  "/etcdserverpb.Watch/Watch",
+		request: appendBytes(nil, 1, appendInstances(nil, service)), // To create one.
+		open:    true,
+		heard: func(message []byte, changed func(version int)) (bool, error) {
+			err := fields(message, func(field protowire.Number, _ uint64, event []byte) error {
+				switch field {
+				case created:
+					stands = true
+				case canceled:
+					return fmt.Errorf("the watch was cancelled: %q", message)
+				case events:
+					return within(event, 2, func(kv []byte) error {
+						return within(kv, 5, func(value []byte) error {
+							version, err := versionOf(value)
+							if err == nil {
+								changed(version)
+							}
+							return err
+						})
+					})
+				}
+				return nil
+			})
+			return stands, err
+		},
+	}
+}
+
+// versionOf is the version in a value.
+func versionOf(value []byte) (int, error) {
+	_, rest, _ := bytes.Cut(value, []byte(versionBefore))
+	version, _, found := bytes.Cut(rest, []byte(`"`))
+	if !found {
+		return 0, fmt.Errorf("a change without a version: %q", value)
+	}
+	return strconv.Atoi(string(version))
 }

@@ -3,11 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
-
-	"google.golang.org/grpc"
 )
 
 // measurement measures something on a cluster of its own, for so long.
@@ -24,6 +20,13 @@ type job struct {
 	// less is better than more: the ratio is turned round.
 	less bool
 	run  measurement
+	// then is measured next, on the same cluster.
+	then *job
+}
+
+// asked tells whether a job is asked for, or one that comes after it on its cluster.
+func (j job) asked(o options) bool {
+	return o.only.MatchString(j.name) || j.then != nil && j.then.asked(o)
 }
 
 func (j job) text(v float64) string { return number(v) + " " + j.unit }
@@ -39,11 +42,11 @@ func jobs(overload time.Duration) []job {
 		goal    float64
 	}{{1, 1}, {16, 2}, {64, 2.5}, {256, 3}} {
 		list = append(list, job{
-			name: fmt.Sprintf("register on a live session, %d clients", r.clients), unit: "/s", goal: r.goal, run: registering(r.clients, 0),
+			name: fmt.Sprintf("register on a live session, %d clients", r.clients), unit: "/s", goal: r.goal, run: registering(atLeader, r.clients, 0),
 		})
 	}
 	list = append(list,
-		job{name: "register through any node, 64 clients", unit: "/s", goal: 2.5, run: registeringAnywhere(64)},
+		job{name: "register through any node, 64 clients", unit: "/s", goal: 2.5, run: registering(everywhere, 64, 0)},
 		job{name: "register with its own session, 64 clients", unit: "/s", goal: 6, run: registeringAlone(64)},
 		job{name: "linearizable read of a service of 10, 64 clients", unit: "/s", goal: 1.8, run: reading(64, true)},
 		job{name: "stale read of a service of 10, 64 clients", unit: "/s", goal: 1.7, run: reading(64, false)},
@@ -53,48 +56,22 @@ func jobs(overload time.Duration) []job {
 		job{name: "kill of the leader to next write", unit: "ms", goal: 1 / 0.7, less: true, run: failingOver},
 		job{name: "register at half of the capacity of 64 clients, p99", unit: "ms", less: true, run: halfLoaded},
 		job{name: "registrations at 3 times the peak, share of the peak", unit: "%", goal: 70, alone: true, run: overloading(overload)},
-		job{name: "memory of an instance with its own session, of 20000", unit: "kB a node", goal: 2.5 / 0.6, less: true, run: filling(20_000)},
+		job{
+			name: "memory of an instance with its own session, of 100,000", unit: "kB a node", goal: 2.5 / 0.6, less: true, run: filling(100_000),
+			then: &job{name: "cold start with 100,000 instances to first stale read", unit: "s", goal: 1.6, less: true, run: startingCold(100_000)},
+		},
 	)
 	return list
 }
 
-// atLeader opens connections to the leader.
-func atLeader(ctx context.Context, c *cluster, n int) ([]*grpc.ClientConn, func(), error) {
-	leader, err := c.leader(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	return c.dialled(ctx, n, leader)
-}
-
-// connected opens the connections of a job to the leader, and closes them after it.
-func connected(measure func(context.Context, *cluster, []*grpc.ClientConn, time.Duration) (result, error)) measurement {
+// on is a measurement whose clients share some wires.
+func on(where place, measure func(ctx context.Context, c *cluster, wires []*wire, last time.Duration) (result, error)) measurement {
 	return func(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-		conns, done, err := atLeader(ctx, c, connections)
+		wires, done, err := where.wired(ctx, c, connections)
 		if err != nil {
 			return result{}, err
 		}
 		defer done()
-		return measure(ctx, c, conns, last)
+		return measure(ctx, c, wires, last)
 	}
-}
-
-// each calls f for each number below n, in 64 workers, until one fails, and returns the first error.
-func each(n int, f func(worker, i int) error) error {
-	var next atomic.Int64
-	var first error
-	var once sync.Once
-	var all sync.WaitGroup
-	for worker := range 64 {
-		all.Go(func() {
-			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				if err := f(worker, i); err != nil {
-					once.Do(func() { first = err })
-					next.Store(int64(n))
-				}
-			}
-		})
-	}
-	all.Wait()
-	return first
 }

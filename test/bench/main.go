@@ -89,7 +89,7 @@ func measure(ctx context.Context, o options) (*report, error) {
 	r := newReport(o)
 	var failed error
 	for _, j := range jobs(o.overload) {
-		if !o.only.MatchString(j.name) {
+		if !j.asked(o) {
 			continue
 		}
 		if err := rounds(ctx, o, j, r); err != nil {
@@ -106,27 +106,34 @@ func measure(ctx context.Context, o options) (*report, error) {
 func rounds(ctx context.Context, o options, j job, r *report) error {
 	for round := range o.rounds {
 		for _, create := range systems(o, j.alone) {
-			f, err := once(ctx, create, j, o)
-			if err != nil {
+			if err := once(ctx, create, j, round+1, o, r); err != nil {
 				return fmt.Errorf("%s, round %d: %w", j.name, round+1, err)
 			}
-			r.add(j, f)
-			fmt.Fprintf(os.Stderr, "%-40s %-5s round %d: %s\n", j.name, f.System, round+1, j.text(f.Value))
 		}
 	}
 	return nil
 }
 
-// once measures a job on a fresh cluster.
-func once(ctx context.Context, create func() system, j job, o options) (figure, error) {
-	s := create()
-	var f figure
-	err := onCluster(ctx, s, nodes, o.out, func(c *cluster) error {
-		r, err := j.run(ctx, c, o.last)
-		f = newFigure(s.name(), r, c.usage().memory)
-		return err
+// once measures a job, and what comes after it, on a fresh cluster.
+func once(ctx context.Context, create func() system, first job, round int, o options, r *report) error {
+	return onCluster(ctx, create(), nodes, o.out, func(c *cluster) error {
+		for j := &first; j != nil; j = j.then {
+			got, err := j.run(ctx, c, o.last)
+			if err != nil && j != &first {
+				err = fmt.Errorf("%s: %w", j.name, err)
+			}
+			if err != nil {
+				return err
+			}
+			if !o.only.MatchString(j.name) {
+				continue // It had to be done for another.
+			}
+			f := newFigure(c.name(), got, c.usage().memory)
+			r.add(*j, f)
+			fmt.Fprintf(os.Stderr, "%-40s %-5s round %d: %s\n", j.name, f.System, round, j.text(f.Value))
+		}
+		return nil
 	})
-	return f, err
 }
 
 // onCluster measures on a fresh cluster, of which nothing is left behind but, when it fails, the nodes' logs in a folder.

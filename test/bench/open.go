@@ -15,9 +15,6 @@ import (
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-// crowd is how many calls of an open loop may be under way.
-const crowd = 4096
-
 // tally is what became of the calls of an open loop. Safe for concurrent use.
 type tally struct {
 	due      atomic.Int64
@@ -25,6 +22,8 @@ type tally struct {
 	refused  atomic.Int64 // by a server that has too much to do
 	failed   atomic.Int64
 	answered *times // from when they were due
+	// where tells where the time of a call is taken down that was due then and has just ended; nil: in answered.
+	where func(due time.Time) *times
 
 	mu  sync.Mutex
 	err error // of the last that failed
@@ -35,6 +34,8 @@ func newTally() *tally { return &tally{answered: newTimes()} }
 // note takes down what became of a call that was due then.
 func (t *tally) note(due time.Time, err error) {
 	switch {
+	case err == nil && t.where != nil:
+		t.where(due).add(time.Since(due))
 	case err == nil:
 		t.answered.add(time.Since(due))
 	case errors.Is(err, errOverloaded):
@@ -101,43 +102,5 @@ func (s schedule) keep(ctx context.Context, tick time.Duration, begin func(first
 		end := max(first+1, int(time.Since(s.begun).Seconds()*s.rate)+1)
 		begin(first, end)
 		first = end
-	}
-}
-
-// pacing begins calls at a fixed rate, so many a second, whether or not earlier ones were answered, until stop, which
-// waits for those under way. The first is due at the given time. Each has one of the places of those that may be under
-// way, which is the client that op is given. One for which no place is free when it is due is not begun.
-func pacing(ctx context.Context, begun time.Time, rate float64, places int, op operation, t *tally) (stop func()) {
-	free := make(chan int, places)
-	for i := range places {
-		free <- i
-	}
-	s := schedule{begun, rate}
-	dispatching, cancel := context.WithCancel(ctx)
-	var all sync.WaitGroup
-	begin := func(k int) {
-		t.due.Add(1)
-		select {
-		case place := <-free:
-			all.Go(func() {
-				callCtx, done := context.WithTimeout(ctx, callTimeout)
-				t.note(s.due(k), judged(op(callCtx, place, k)))
-				done()
-				free <- place
-			})
-		default:
-			t.late.Add(1)
-		}
-	}
-	all.Go(func() {
-		s.keep(dispatching, 0, func(first, end int) {
-			for k := first; k < end; k++ {
-				begin(k)
-			}
-		})
-	})
-	return func() {
-		cancel()
-		all.Wait()
 	}
 }

@@ -7,54 +7,8 @@ import (
 	"strconv"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/durationpb"
-
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
-
-// crowded is how many connections an open loop has: enough that its calls wait for the server, not for a stream, of which
-// regd gives a connection 256.
-const crowded = 2 * crowd / 256
-
-// halfLoaded takes the time of registrations that come at half the rate at which 64 clients can make them. Each registers
-// an instance of its own: to register one that is there already costs less.
-func halfLoaded(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-	conns, done, err := atLeader(ctx, c, crowded)
-	if err != nil {
-		return result{}, err
-	}
-	defer done()
-	who, err := c.open(ctx, conns[0])
-	if err != nil {
-		return result{}, err
-	}
-	register := func(loop string) operation {
-		return func(ctx context.Context, client, k int) error {
-			return c.register(ctx, conns[client%len(conns)], who, instance{
-				client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("%s-%d-%d", loop, client, k),
-			})
-		}
-	}
-	peak, err := closed(ctx, c.cpu, 64, last, register("closed"))
-	if err != nil {
-		return result{}, err
-	}
-	t := newTally()
-	stop := pacing(ctx, time.Now(), peak.value/2, crowd, register("open"), t)
-	warmUp(ctx, last)
-	t.answered.take()
-	r := counted(ctx, c.cpu, last, t.answered.count)
-	stop()
-	if t.failed.Load()+t.refused.Load() > 0 {
-		return result{}, fmt.Errorf("at %.0f registrations a second: %v", peak.value/2, t)
-	}
-	r.latency = t.answered.take()
-	// One that could not even begin is not left out: it took too long.
-	err = r.latency.RecordValues(int64(callTimeout), t.late.Load())
-	r.value = milliseconds(r.latency, 99)
-	return r, errors.Join(err, ctx.Err())
-}
 
 // Beside an overload.
 const (
@@ -76,11 +30,12 @@ const (
 // many would be registered where the time for one grows evenly from the first to the second.
 func overloading(last time.Duration) measurement {
 	return func(ctx context.Context, c *cluster, short time.Duration) (result, error) {
-		system, err := overloaded(c)
+		wires, done, err := place(atLeader).wired(ctx, c, openWires)
 		if err != nil {
 			return result{}, err
 		}
-		registrations, err := system.registrations(ctx, c)
+		defer done()
+		registrations, err := onOwner(ctx, c, wires, 0, another)
 		if err != nil {
 			return result{}, err
 		}
@@ -101,15 +56,6 @@ func overloading(last time.Duration) measurement {
 		r.note = fmt.Sprintf("%s/s, %s; peak before: %s; peak after: %s", number(goodput), r.note, before.note, after.note)
 		return r, nil
 	}
-}
-
-// overloaded is the system that is.
-func overloaded(c *cluster) (*regd, error) {
-	system, ok := c.system.(*regd)
-	if !ok {
-		return nil, fmt.Errorf("only regd is overloaded, not %s", c.name())
-	}
-	return system, nil
 }
 
 // peak is what registrations a closed loop makes at a size of the registry.
@@ -150,15 +96,8 @@ func flooded(ctx context.Context, c *cluster, registrations *traffic, before pea
 	}
 	registered, memory := before.instances, c.usage().memory
 	t := newTally()
-	stopBesides, err := b.start(ctx)
-	if err != nil {
-		return result{}, err
-	}
-	stopFlood, err := registrations.paced(ctx, overloadFactor*before.value, t)
-	if err != nil {
-		stopBesides()
-		return result{}, err
-	}
+	stopBesides := b.start(ctx)
+	stopFlood := registrations.paced(ctx, overloadFactor*before.value, trafficTick, t)
 	warmUp(ctx, last)
 	t.answered.take()
 	own := ownCPU()
@@ -222,39 +161,31 @@ func leadership(ctx context.Context, c *cluster) (string, error) {
 type besides struct {
 	c               *cluster
 	system          *regd
-	conns           []*grpc.ClientConn
+	wires           []*wire
 	done            func()
-	sessions        []string
+	sessions        []owner
 	renewals        *tally
 	deregistrations *tally
 }
 
 // newBesides opens the sessions and registers what will be deregistered.
 func newBesides(ctx context.Context, c *cluster, last time.Duration) (*besides, error) {
-	system, err := overloaded(c)
+	system, ok := c.system.(*regd)
+	if !ok {
+		return nil, fmt.Errorf("only regd is overloaded, not %s", c.name())
+	}
+	wires, done, err := place(everywhere).wired(ctx, c, connections)
 	if err != nil {
 		return nil, err
 	}
-	conns, done, err := c.everywhere(ctx, connections)
-	if err != nil {
-		return nil, err
-	}
-	b := &besides{
-		c: c, system: system, conns: conns, done: done, sessions: make([]string, keptSessions), renewals: newTally(), deregistrations: newTally(),
-	}
+	b := &besides{c: c, system: system, wires: wires, done: done, renewals: newTally(), deregistrations: newTally()}
 	// As many as will be due while it lasts, warms up and ends.
 	leaving := int((last + time.Duration(warm*float64(last)) + callTimeout).Seconds()) * leavingPerSec
-	err = each(leaving, func(worker, i int) error {
-		return c.register(ctx, b.conn(worker), owner{}, instance{client: worker, sequence: i, service: "leaving", id: strconv.Itoa(i)})
-	})
-	if err == nil {
-		err = each(keptSessions, func(worker, i int) error {
-			reply, openErr := apiv1.NewSessionServiceClient(b.conn(worker)).Open(ctx, &apiv1.OpenRequest{
-				ClientName: "bench", Ttl: durationpb.New(15 * time.Second),
-			})
-			b.sessions[i] = reply.GetSession().GetId()
-			return openErr
-		})
+	register := &traffic{wires: wires, exchange: exchange{system.registering(0, func(t *turn) instance {
+		return instance{service: "leaving", id: strconv.Itoa(t.n)}
+	})}}
+	if err = register.times(ctx, 64, leaving); err == nil {
+		b.sessions, err = opened(ctx, c, wires, keptSessions, 15*time.Second)
 	}
 	if err != nil {
 		done()
@@ -263,33 +194,36 @@ func newBesides(ctx context.Context, c *cluster, last time.Duration) (*besides, 
 	return b, nil
 }
 
-func (b *besides) conn(i int) *grpc.ClientConn { return b.conns[i%len(b.conns)] }
-
 // start begins what goes on, and returns what ends it.
-func (b *besides) start(ctx context.Context) (stop func(), err error) {
-	renewals, err := b.system.renewals(b.c, b.sessions)
-	if err != nil {
-		return nil, err
-	}
-	stopRenewing, err := renewals.paced(ctx, keptSessions, b.renewals)
-	if err != nil {
-		return nil, err
-	}
-	stopLeaving := pacing(ctx, time.Now(), leavingPerSec, crowd, func(ctx context.Context, client, k int) error {
-		_, err := apiv1.NewRegistryServiceClient(b.conn(client)).Deregister(ctx, &apiv1.DeregisterRequest{
-			RequestId: b.system.request(2*crowd + client), Key: &apiv1.InstanceKey{Service: "leaving", Id: strconv.Itoa(k)},
-		})
-		return err
-	}, b.deregistrations)
+func (b *besides) start(ctx context.Context) (stop func()) {
+	renew := &traffic{wires: b.wires, exchange: exchange{{
+		method: apiv1.SessionService_Renew_FullMethodName,
+		request: func(to []byte, t *turn) []byte {
+			return appendBytes(to, 1, b.sessions[t.n%len(b.sessions)].id)
+		},
+	}}}
+	leave := &traffic{wires: b.wires, exchange: exchange{{
+		method: apiv1.RegistryService_Deregister_FullMethodName,
+		request: func(to []byte, t *turn) []byte {
+			to = b.system.requestID(to, openWires*wirePlaces+t.client) // Those before register.
+			return append(to, encoded(&apiv1.DeregisterRequest{Key: &apiv1.InstanceKey{Service: "leaving", Id: strconv.Itoa(t.n)}})...)
+		},
+	}}}
+	stopRenewing := renew.paced(ctx, keptSessions, trafficTick, b.renewals)
+	stopLeaving := leave.paced(ctx, leavingPerSec, trafficTick, b.deregistrations)
 	return func() {
 		stopRenewing()
 		stopLeaving()
-	}, nil
+	}
 }
 
 // check tells what went wrong.
 func (b *besides) check(ctx context.Context) error {
-	reply, err := apiv1.NewSessionServiceClient(b.conn(0)).Renew(ctx, &apiv1.RenewRequest{SessionIds: b.sessions})
+	var ids []string
+	for _, s := range b.sessions {
+		ids = append(ids, s.id)
+	}
+	reply, err := apiv1.NewSessionServiceClient(b.c.conns[0]).Renew(ctx, &apiv1.RenewRequest{SessionIds: ids})
 	if n := len(reply.GetEnded()); err == nil && n > 0 {
 		err = fmt.Errorf("%d sessions were lost", n)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,62 +50,71 @@ func (*regd) leads(ctx context.Context, conn *grpc.ClientConn) bool {
 	return err == nil && s.GetHeader().GetLeader() != "" && "passthrough:///"+s.GetHeader().GetLeader() == conn.Target()
 }
 
-// request is the id of the next request of a client that makes one at a time.
-func (s *regd) request(client int) *apiv1.RequestID {
+// requestID appends the id of the next request of a client that makes one at a time.
+func (s *regd) requestID(b []byte, client int) []byte {
 	n := s.asked.Add(1)
-	return &apiv1.RequestID{ClientId: "bench-" + strconv.Itoa(client), Sequence: n, AnsweredBelow: n}
+	var space, name [64]byte
+	id := appendBytes(space[:0], 1, strconv.AppendInt(append(name[:0], "bench-"...), int64(client), 10))
+	return appendBytes(b, 1, appendNumber(appendNumber(id, 2, n), 3, n))
 }
 
-func (s *regd) open(ctx context.Context, conn *grpc.ClientConn) (owner, error) {
-	reply, err := apiv1.NewSessionServiceClient(conn).Open(ctx, &apiv1.OpenRequest{ClientName: "bench", Ttl: durationpb.New(time.Hour)})
-	return owner{id: reply.GetSession().GetId()}, err
-}
-
-func (s *regd) register(ctx context.Context, conn *grpc.ClientConn, who owner, in instance) error {
-	_, err := apiv1.NewRegistryServiceClient(conn).Register(ctx, &apiv1.RegisterRequest{
-		RequestId: s.request(in.client), Instance: described(who, in),
-	})
-	return err
-}
-
-// registration returns what appends the message with which a client registers one more instance on a session: what register
-// sends, but that most of it is encoded once.
-func (s *regd) registration(who owner) (appendTo func(b []byte, client int) []byte) {
-	same, _ := proto.Marshal(described(who, instance{})) // Nothing in it can't be encoded.
-	named := func(b []byte, field protowire.Number, prefix string, n uint64) []byte {
-		var name [32]byte
-		return appendBytes(b, field, strconv.AppendUint(append(name[:0], prefix...), n, 10))
-	}
-	number := func(b []byte, field protowire.Number, n uint64) []byte {
-		return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), n)
-	}
-	return func(b []byte, client int) []byte {
-		n := s.asked.Add(1)
-		var space [512]byte
-		request := named(space[:0], 1, "bench-", uint64(client)) //nolint:gosec // It counts from 0.
-		b = appendBytes(b, 1, number(number(request, 2, n), 3, n))
-		return appendBytes(b, 2, named(named(append(space[:0], same...), 2, "s", n%1000), 3, "i", n))
+func (*regd) opening(ttl time.Duration) step {
+	request := encoded(&apiv1.OpenRequest{ClientName: "bench", Ttl: durationpb.New(ttl)})
+	return step{
+		method:  apiv1.SessionService_Open_FullMethodName,
+		request: func(b []byte, _ *turn) []byte { return append(b, request...) },
+		answer: func(t *turn, message []byte) error {
+			var reply apiv1.OpenResponse
+			err := proto.Unmarshal(message, &reply)
+			if t.who.id = reply.GetSession().GetId(); err == nil && t.who.id == "" {
+				err = errors.New("no session was opened")
+			}
+			return err
+		},
 	}
 }
 
-func appendBytes(b []byte, field protowire.Number, v []byte) []byte {
-	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), v)
+func (s *regd) registering(metadata int, what func(t *turn) instance) step {
+	return s.registration(metadata, what, nil)
 }
 
-func (s *regd) registerAlone(ctx context.Context, conn *grpc.ClientConn, in instance) error {
-	_, err := apiv1.NewRegistryServiceClient(conn).Register(ctx, &apiv1.RegisterRequest{
-		RequestId: s.request(in.client), Instance: described(owner{}, in),
+func (s *regd) registeringAlone(what func(t *turn) instance) exchange {
+	return exchange{s.registration(0, what, encoded(&apiv1.RegisterRequest{
 		OpenSession: &apiv1.NewSession{ClientName: "bench", Ttl: durationpb.New(time.Hour)},
-	})
-	return err
+	}))}
 }
 
-// described is an instance as regd has it.
-func described(who owner, in instance) *registryv1.Instance {
-	metadata := map[string]string{"version": "2.14.3", "commit": in.version(), "team": "payments", "lang": "go"}
-	pad(metadata, in.metadata)
+// registration registers, with more in the request than the instance.
+func (s *regd) registration(metadata int, what func(t *turn) instance, more []byte) step {
+	i := described(instance{}, metadata)
+	delete(i.Metadata, "commit")
+	same := encoded(i)
+	return step{method: apiv1.RegistryService_Register_FullMethodName, request: func(b []byte, t *turn) []byte {
+		in := what(t)
+		var space [512]byte
+		i := appendBytes(appendBytes(append(space[:0], same...), 2, in.service), 3, in.id)
+		var entry, number [64]byte
+		version := strconv.AppendInt(number[:0], int64(in.version), 10)
+		i = appendBytes(i, 7, append(append(append(entry[:0], commitBefore...), byte(len(version))), version...))
+		if t.who.id != "" {
+			i = appendBytes(i, 12, t.who.id)
+		}
+		return append(appendBytes(s.requestID(b, t.client), 2, i), more...)
+	}}
+}
+
+// encoded is a message, encoded.
+func encoded(m proto.Message) []byte {
+	b, _ := proto.Marshal(m) // Nothing that is sent can't be encoded.
+	return b
+}
+
+// described is an instance as regd has it, but for its owner, with so many bytes of metadata, if that is more than usual.
+func described(in instance, bytes int) *registryv1.Instance {
+	metadata := map[string]string{"version": "2.14.3", "commit": strconv.Itoa(in.version), "team": "payments", "lang": "go"}
+	pad(metadata, bytes)
 	return &registryv1.Instance{
-		Service: in.service, Id: in.id, SessionId: who.id, Address: "10.1.2.3", Zone: "eu-central-1a", Region: "eu-central-1",
+		Service: in.service, Id: in.id, Address: "10.1.2.3", Zone: "eu-central-1a", Region: "eu-central-1",
 		Ports: []*registryv1.Port{{Name: "http", Number: 8080}}, Tags: []string{"v2", "canary"}, Metadata: metadata,
 	}
 }
@@ -123,82 +133,97 @@ func pad(metadata map[string]string, size int) {
 	}
 }
 
-func (*regd) read(ctx context.Context, conn *grpc.ClientConn, service string, linearizable bool) (int, error) {
+func (*regd) reading(service func(t *turn) string, linearizable bool, want int) step {
 	mode := apiv1.Mode_MODE_STALE
 	if linearizable {
 		mode = apiv1.Mode_MODE_LINEARIZABLE
 	}
-	reply, err := apiv1.NewRegistryServiceClient(conn).ListInstances(ctx, &apiv1.ListInstancesRequest{
-		Filter: &apiv1.Filter{Service: service}, Freshness: &apiv1.Freshness{Mode: mode},
+	freshness := encoded(&apiv1.ListInstancesRequest{Freshness: &apiv1.Freshness{Mode: mode}})
+	return step{
+		method: apiv1.RegistryService_ListInstances_FullMethodName,
+		request: func(b []byte, t *turn) []byte {
+			var filter [128]byte
+			return append(appendBytes(b, 1, appendBytes(filter[:0], 2, service(t))), freshness...)
+		},
+		answer: having(2, want),
+	}
+}
+
+// renewing renews sessions by one stream, whose answers tell how many requests they answer.
+func (*regd) renewing() renewals {
+	var asked, acked uint64
+	return renewals{
+		method: apiv1.SessionService_Attach_FullMethodName,
+		request: func(b []byte, who owner) []byte {
+			asked++
+			return appendNumber(appendBytes(b, 1, who.id), 2, asked)
+		},
+		answer: func(message []byte) (int, error) {
+			before := acked
+			err := fields(message, func(field protowire.Number, number uint64, data []byte) error {
+				switch field {
+				case 1:
+					acked = number
+				case 2:
+					return fmt.Errorf("session %q has ended", data)
+				}
+				return nil
+			})
+			if err == nil && (acked < before || acked > before+window) {
+				err = fmt.Errorf("renewal %d is answered, after %d", acked, before)
+			}
+			return int(acked - before), err //nolint:gosec // Some of those under way.
+		},
+	}
+}
+
+// watching hears of nothing until all that was there before is told.
+func (*regd) watching(service string) changes {
+	const cut, synced, events, ended = 1, 2, 3, 5 // Fields of a WatchServiceResponse.
+	stands := false
+	return changes{
+		method:  apiv1.RegistryService_WatchService_FullMethodName,
+		request: encoded(&apiv1.WatchServiceRequest{Filter: &apiv1.Filter{Service: service}}),
+		heard: func(message []byte, changed func(version int)) (bool, error) {
+			err := fields(message, func(field protowire.Number, _ uint64, data []byte) error {
+				switch {
+				case field == synced:
+					stands = true
+				case field == ended, field == cut && stands:
+					return errors.New("the watch fell behind")
+				case field == events && stands:
+					return versions(data, changed)
+				}
+				return nil
+			})
+			return stands, err
+		},
+	}
+}
+
+// versions calls changed with the version of each instance of an Events.
+func versions(events []byte, changed func(version int)) error {
+	return within(events, 1, func(subscribed []byte) error {
+		return within(subscribed, 1, func(event []byte) error {
+			return within(event, 3, func(instance []byte) error {
+				version := -1
+				err := within(instance, 7, func(entry []byte) (err error) {
+					if commit, found := bytes.CutPrefix(entry, commitBefore); found {
+						version, err = strconv.Atoi(string(commit[1:]))
+					}
+					return err
+				})
+				if err == nil && version < 0 {
+					err = errors.New("a change without a version")
+				}
+				if err == nil {
+					changed(version)
+				}
+				return err
+			})
+		})
 	})
-	return len(reply.GetInstances()), err
 }
 
-func (*regd) renew(ctx context.Context, conn *grpc.ClientConn) (renewals, error) {
-	stream, err := apiv1.NewSessionServiceClient(conn).Attach(ctx)
-	return &regdRenewals{stream: stream}, err
-}
-
-type regdRenewals struct {
-	stream       grpc.BidiStreamingClient[apiv1.AttachRequest, apiv1.AttachResponse]
-	asked, acked uint64
-}
-
-func (r *regdRenewals) ask(who owner) error {
-	r.asked++
-	return r.stream.Send(&apiv1.AttachRequest{SessionIds: []string{who.id}, Sequence: r.asked})
-}
-
-func (r *regdRenewals) answer() (int, error) {
-	reply, err := r.stream.Recv()
-	switch {
-	case err != nil:
-		return 0, err
-	case len(reply.GetEnded()) > 0:
-		return 0, fmt.Errorf("sessions have ended: %v", reply.GetEnded())
-	}
-	n := int(reply.GetSequence() - r.acked) //nolint:gosec // Some of those under way.
-	r.acked = reply.GetSequence()
-	return n, nil
-}
-
-func (*regd) watch(ctx context.Context, conn *grpc.ClientConn, service string) (changes, error) {
-	stream, err := apiv1.NewRegistryServiceClient(conn).WatchService(ctx, &apiv1.WatchServiceRequest{
-		Filter: &apiv1.Filter{Service: service},
-	})
-	if err != nil {
-		return nil, err
-	}
-	for {
-		m, err := stream.Recv()
-		if err != nil {
-			return nil, err
-		}
-		if m.GetSynced() != nil {
-			return regdChanges{stream}, nil
-		}
-	}
-}
-
-type regdChanges struct {
-	stream grpc.ServerStreamingClient[apiv1.WatchServiceResponse]
-}
-
-func (c regdChanges) next() ([]string, error) {
-	for {
-		m, err := c.stream.Recv()
-		if err != nil {
-			return nil, err
-		}
-		if m.GetCut() != nil || m.GetEnded() != nil {
-			return nil, errors.New("the watch fell behind")
-		}
-		var versions []string
-		for _, e := range m.GetEvents().GetEvents() {
-			versions = append(versions, e.GetEvent().GetInstance().GetMetadata()["commit"])
-		}
-		if len(versions) > 0 {
-			return versions, nil
-		}
-	}
-}
+// commitBefore is what comes before the version, and the byte of its length, in an entry of metadata.
+var commitBefore = protowire.AppendTag(appendBytes(nil, 1, "commit"), 2, protowire.BytesType)

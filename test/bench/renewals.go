@@ -2,77 +2,108 @@ package main
 
 import (
 	"context"
-	"sync"
+	"errors"
 	"sync/atomic"
 	"time"
-
-	"google.golang.org/grpc"
 )
 
-// renewing renews with 64 streams, spread over all nodes, 16 renewals under way on each.
+const (
+	// renewalStreams are spread over all nodes.
+	renewalStreams = 64
+	// renewalWindow is how many renewals are under way on each.
+	renewalWindow = 16
+)
+
+// renewing renews sessions in turn.
 func renewing(owners int) measurement {
-	const streams, window = 64, 16
-	return func(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-		conns, done, err := c.everywhere(ctx, connections)
-		if err != nil {
-			return result{}, err
-		}
-		defer done()
-		all, err := opened(ctx, c, conns, owners)
+	return on(everywhere, func(ctx context.Context, c *cluster, wires []*wire, last time.Duration) (result, error) {
+		all, err := opened(ctx, c, wires, owners, time.Hour)
 		if err != nil {
 			return result{}, err
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		var acked atomic.Int64
-		var running sync.WaitGroup
-		for s := range streams {
-			mine := all[s*len(all)/streams : (s+1)*len(all)/streams]
-			stream, streamErr := c.renew(ctx, conns[s%len(conns)])
-			if streamErr != nil {
-				return result{}, streamErr
-			}
-			running.Go(func() {
-				if renewErr := keepRenewing(ctx, stream, mine, window, &acked); renewErr != nil && ctx.Err() == nil {
-					cancel(renewErr)
-				}
-			})
+		stop, err := renew(c, wires, all, &acked, cancel)
+		if err != nil {
+			return result{}, err
 		}
+		defer stop()
 		warmUp(ctx, last)
 		r := counted(ctx, c.cpu, last, acked.Load)
-		err = context.Cause(ctx)
-		cancel(nil)
-		running.Wait()
-		return r, err
-	}
-}
-
-// keepRenewing renews owners in turn, as many at a time as the window says, until ctx ends.
-func keepRenewing(ctx context.Context, stream renewals, owners []owner, window int, acked *atomic.Int64) error {
-	for k, under := 0, 0; ctx.Err() == nil; {
-		for ; under < window; under++ {
-			if stream.ask(owners[k%len(owners)]) != nil {
-				break // What it is, the answer tells.
-			}
-			k++
-		}
-		n, err := stream.answer()
-		if err != nil {
-			return err
-		}
-		under -= n
-		acked.Add(int64(n))
-	}
-	return nil
-}
-
-// opened opens many owners, 64 at a time.
-func opened(ctx context.Context, c *cluster, conns []*grpc.ClientConn, n int) ([]owner, error) {
-	all := make([]owner, n)
-	return all, each(n, func(worker, i int) (err error) {
-		callCtx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		all[i], err = c.open(callCtx, conns[worker%len(conns)])
-		return err
+		return r, context.Cause(ctx)
 	})
+}
+
+// renew has owners renewed on all streams until stop, and counts the answers.
+func renew(s system, wires []*wire, owners []owner, acked *atomic.Int64, failed func(error)) (stop func(), err error) {
+	var calls []*call
+	stop = func() {
+		for i, stream := range calls {
+			wires[i%len(wires)].cancel(stream, context.Canceled)
+		}
+	}
+	for i := range renewalStreams {
+		mine := owners[i*len(owners)/renewalStreams : (i+1)*len(owners)/renewalStreams]
+		w := wires[i%len(wires)]
+		stream, err := keepRenewing(w, s.renewing(), mine, acked, failed)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		calls = append(calls, stream)
+		w.flush()
+	}
+	return stop, nil
+}
+
+// keepRenewing opens a stream that renews owners in turn, as many at a time as the window says, until it is cancelled.
+func keepRenewing(w *wire, r renewals, owners []owner, acked *atomic.Int64, failed func(error)) (*call, error) {
+	next := 0 // owner
+	request := func(b []byte) []byte {
+		b = r.request(b, owners[next])
+		next = (next + 1) % len(owners)
+		return b
+	}
+	stream := &call{kind: kind{method: r.method, stream: true}, request: request, more: true}
+	stream.ended = func(err error) {
+		if err == nil {
+			err = errors.New("the stream of renewals has ended")
+		}
+		failed(err)
+	}
+	more := func(n int) error {
+		for range n {
+			if err := w.add(stream, request); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	stream.heard = func(message []byte) error {
+		n, err := r.answer(message)
+		acked.Add(int64(n))
+		if err == nil {
+			err = more(n)
+		}
+		return err
+	}
+	if err := w.begin(stream); err != nil {
+		return nil, err
+	}
+	return stream, more(renewalWindow - 1)
+}
+
+// opened opens many owners.
+func opened(ctx context.Context, c *cluster, wires []*wire, n int, ttl time.Duration) ([]owner, error) {
+	all := make([]owner, n)
+	open := c.opening(ttl)
+	answer := open.answer
+	open.answer = func(t *turn, message []byte) error {
+		err := answer(t, message)
+		all[t.n] = t.who
+		return err
+	}
+	t := &traffic{exchange: exchange{open}, wires: wires}
+	return all, t.times(ctx, 64, n)
 }

@@ -74,11 +74,12 @@ func newReport(o options) *report {
 }
 
 func (r *report) add(j job, f figure) {
-	if n := len(r.Rows); n == 0 || r.Rows[n-1].Job != j.name {
+	i := slices.IndexFunc(r.Rows, func(r *row) bool { return r.Job == j.name })
+	if i < 0 {
+		i = len(r.Rows)
 		r.Rows = append(r.Rows, &row{Job: j.name, Unit: j.unit, Goal: j.goal, Alone: j.alone, job: j})
 	}
-	last := r.Rows[len(r.Rows)-1]
-	last.Figures = append(last.Figures, f)
+	r.Rows[i].Figures = append(r.Rows[i].Figures, f)
 }
 
 // of is something of a system's figures, smallest first.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,29 @@ func TestTheTableHasMediansOfWhatAnOperationCosts(t *testing.T) {
 	} {
 		if !strings.Contains(text.String(), want+"\n") {
 			t.Errorf("no line %q in\n%s", want, text.String())
+		}
+	}
+}
+
+func TestJobsThatShareAClusterHaveARowEach(t *testing.T) {
+	r := newReport(options{rounds: 2})
+	fill, cold := job{name: "fill", unit: "kB"}, job{name: "cold", unit: "s"}
+	for range 2 {
+		for _, system := range []string{"regd", "etcd"} {
+			r.add(fill, figure{System: system, Value: 1})
+			r.add(cold, figure{System: system, Value: 2})
+		}
+	}
+	if len(r.Rows) != 2 || len(r.Rows[0].Figures) != 4 || len(r.Rows[1].Figures) != 4 || r.Rows[1].median("etcd", valueOf) != 2 {
+		t.Errorf("rows %+v", r.Rows)
+	}
+}
+
+func TestAJobIsDoneForOneThatComesAfterIt(t *testing.T) {
+	fill := job{name: "fill", then: &job{name: "cold"}}
+	for only, want := range map[string]bool{"fill": true, "cold": true, "read": false} {
+		if got := fill.asked(options{only: regexp.MustCompile(only)}); got != want {
+			t.Errorf("asked for %s: %v, want %v", only, got, want)
 		}
 	}
 }

@@ -19,8 +19,8 @@ const nodes = 3
 // addresses are where a node listens. All nodes know all.
 type addresses struct{ client, peer, metrics string }
 
-// system is a registry that can be measured. The calls are its own protobuf messages over plain gRPC, so that no client
-// library stands between.
+// system is a registry that can be measured: how it is started, what its clients send, and how they judge what they hear. The
+// messages are its own, over plain gRPC, so that no client library stands between. Most of each is encoded once.
 type system interface {
 	name() string
 	// command is the command line of a node.
@@ -28,18 +28,19 @@ type system interface {
 	// leads tells whether the node at the other end leads.
 	leads(ctx context.Context, conn *grpc.ClientConn) bool
 
-	// open makes an owner, that instances hang on: a session or a lease.
-	open(ctx context.Context, conn *grpc.ClientConn) (owner, error)
-	// register registers an instance.
-	register(ctx context.Context, conn *grpc.ClientConn, who owner, in instance) error
-	// registerAlone makes an owner and registers an instance on it, in as few calls as the system offers.
-	registerAlone(ctx context.Context, conn *grpc.ClientConn, in instance) error
-	// read reads all instances of a service, and returns how many there are.
-	read(ctx context.Context, conn *grpc.ClientConn, service string, linearizable bool) (int, error)
-	// renew opens a stream of renewals.
-	renew(ctx context.Context, conn *grpc.ClientConn) (renewals, error)
-	// watch opens a stream that tells of each change of a service's instances. It returns when the stream stands.
-	watch(ctx context.Context, conn *grpc.ClientConn, service string) (changes, error)
+	// opening makes an owner, that instances hang on: a session or a lease. It is left in the turn.
+	opening(ttl time.Duration) step
+	// registering registers an instance on the turn's owner, if it has one. Its metadata is of so many bytes, if that is more
+	// than usual and the system is regd.
+	registering(metadata int, what func(t *turn) instance) step
+	// registeringAlone makes an owner and registers an instance on it, in as few calls as the system offers.
+	registeringAlone(what func(t *turn) instance) exchange
+	// reading reads all instances of a service, of which there must be so many.
+	reading(service func(t *turn) string, linearizable bool, want int) step
+	// renewing is for one stream.
+	renewing() renewals
+	// watching is for one stream.
+	watching(service string) changes
 }
 
 // owner is a session or lease.
@@ -48,26 +49,29 @@ type owner struct {
 	number int64
 }
 
-// instance is what is registered: about 230 bytes, where nothing else is said.
+// instance is what is registered: about 230 bytes, unless it has more metadata.
 type instance struct {
-	client, sequence int // who writes it, and how often it has
-	service, id      string
-	metadata         int // bytes of its metadata, if more than usual; only of regd
+	service, id string
+	version     int // is in its metadata, so that each registration is a change
 }
 
-// version is in the instance, so that each registration is a change.
-func (in instance) version() string { return strconv.Itoa(in.sequence) }
-
-type renewals interface {
-	ask(who owner) error
-	// answer waits for answers to some that were asked, and returns how many.
-	answer() (int, error)
+// renewals are a stream on which owners are renewed.
+type renewals struct {
+	method string
+	// request appends a request to renew an owner.
+	request func(b []byte, who owner) []byte
+	// answer returns how many requests a message answers.
+	answer func(message []byte) (int, error)
 }
 
-// changes is a stream of changes.
-type changes interface {
-	// next returns the versions of the next changes.
-	next() ([]string, error)
+// changes are a stream that tells of each change of a service's instances.
+type changes struct {
+	method  string
+	request []byte
+	open    bool // lasts as long as more requests may follow
+	// heard calls changed with the version of each instance that a message tells of. From when it has returned true, all
+	// changes that are made are heard.
+	heard func(message []byte, changed func(version int)) (stands bool, err error)
 }
 
 // systems are those that are measured, each as a function that makes it.

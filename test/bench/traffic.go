@@ -2,78 +2,75 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"google.golang.org/protobuf/proto"
-
-	apiv1 "github.com/regd-io/regd/proto/api/v1"
 )
 
-const (
-	// trafficWires is how many connections there are for traffic.
-	trafficWires = 32
-	// trafficTick is how often paced traffic looks which calls are due.
-	trafficTick = 2 * time.Millisecond
-)
+// exchange is something that a client does: calls of unary methods, one after the other.
+type exchange []step
 
-// traffic is calls of one unary method of regd, with as little work for the load as there can be.
-type traffic struct {
-	method  string
-	nodes   []string // addresses that its connections go to, in turn
-	dial    func(ctx context.Context, address string) (net.Conn, error)
-	message func(b []byte, client int) []byte // appends the next request of a client
+// step is a call of an exchange.
+type step struct {
+	method string
+	// request appends what is sent.
+	request func(b []byte, t *turn) []byte
+	// answer judges what comes back, and may leave in the turn what the next step needs. nil: that the call did not fail is
+	// enough.
+	answer func(t *turn, message []byte) error
 }
+
+// turn is one time that a client does an exchange.
+type turn struct {
+	client int
+	n      int   // how many turns of all clients were before
+	who    owner // on whom the client registers
+}
+
+// call is the step as a call.
+func (s step) call(t *turn, ended func(error)) *call {
+	c := &call{kind: kind{method: s.method}, request: func(b []byte) []byte { return s.request(b, t) }, ended: ended}
+	if s.answer != nil {
+		c.heard = func(message []byte) error { return s.answer(t, message) }
+	}
+	return c
+}
+
+// do does an exchange once, on a wire.
+func (x exchange) do(ctx context.Context, w *wire, t *turn) error {
+	for _, s := range x {
+		ended := make(chan error, 1)
+		c := s.call(t, func(err error) { ended <- err })
+		err := w.begin(c)
+		if err != nil {
+			return err
+		}
+		w.flush()
+		select {
+		case err = <-ended:
+		case <-ctx.Done():
+			w.cancel(c, ctx.Err())
+			err = <-ended
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dialer opens a connection.
+type dialer func(ctx context.Context, address string) (net.Conn, error)
 
 // tcp dials.
 func tcp(ctx context.Context, address string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", address)
 }
 
-// registrations are on one live session, at the leader. Each registers an instance of its own: to register one that is
-// there already costs less.
-func (s *regd) registrations(ctx context.Context, c *cluster) (*traffic, error) {
-	leader, err := c.leader(ctx)
-	if err != nil {
-		return nil, err
-	}
-	who, err := s.open(ctx, c.conns[leader])
-	return &traffic{
-		method: apiv1.RegistryService_Register_FullMethodName, nodes: []string{c.addresses[leader].client}, dial: tcp,
-		message: s.registration(who),
-	}, err
-}
-
-// renewals renew one session each, in turn, through all nodes.
-func (s *regd) renewals(c *cluster, sessions []string) (*traffic, error) {
-	var messages [][]byte
-	for _, id := range sessions {
-		m, err := proto.Marshal(&apiv1.RenewRequest{SessionIds: []string{id}})
-		if err != nil {
-			return nil, fmt.Errorf("renewal of session %q: %w", id, err)
-		}
-		messages = append(messages, m)
-	}
-	var next atomic.Uint64
-	var nodes []string
-	for _, a := range c.addresses {
-		nodes = append(nodes, a.client)
-	}
-	return &traffic{method: apiv1.SessionService_Renew_FullMethodName, nodes: nodes, dial: tcp, message: func(b []byte, _ int) []byte {
-		return append(b, messages[next.Add(1)%uint64(len(messages))]...)
-	}}, nil
-}
-
-// begin begins a call.
-func (t *traffic) begin(w *wire, c call) error {
-	return w.begin(c, func(b []byte) []byte { return t.message(b, c.client) })
-}
-
-// wires opens the connections. Until done, calls that get no answer in time are given up.
-func (t *traffic) wires(ctx context.Context, ended func(*wire, call, error)) (wires []*wire, done func(), err error) {
+// wired opens wires, spread over addresses. Until done, calls that get no answer in time are given up.
+func wired(ctx context.Context, dial dialer, n int, addresses ...string) (wires []*wire, done func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var expiring sync.WaitGroup
 	done = func() {
@@ -83,14 +80,14 @@ func (t *traffic) wires(ctx context.Context, ended func(*wire, call, error)) (wi
 			w.close()
 		}
 	}
-	for i := range trafficWires {
-		conn, err := t.dial(ctx, t.nodes[i%len(t.nodes)])
+	for i := range n {
+		conn, err := dial(ctx, addresses[i%len(addresses)])
 		if err != nil {
 			done()
 			return nil, nil, err
 		}
 		context.AfterFunc(ctx, func() { _ = conn.Close() })
-		wires = append(wires, newWire(conn, t.method, ended))
+		wires = append(wires, newWire(conn))
 	}
 	expiring.Go(func() {
 		for ; ctx.Err() == nil; wait(ctx, time.Second) {
@@ -102,87 +99,159 @@ func (t *traffic) wires(ctx context.Context, ended func(*wire, call, error)) (wi
 	return wires, done, nil
 }
 
-// closed measures a closed loop, as the function of that name does.
-func (t *traffic) closed(ctx context.Context, cpu func() time.Duration, clients int, last time.Duration) (result, error) {
-	running, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	took := newTimes()
-	var under sync.WaitGroup
-	begin := func(w *wire, client int) {
-		if running.Err() != nil {
-			return
-		}
-		now := time.Now()
-		under.Add(1)
-		if err := t.begin(w, call{client, now, now}); err != nil {
-			under.Done()
-			cancel(err)
-		}
-	}
-	wires, done, err := t.wires(ctx, func(w *wire, c call, err error) {
-		defer under.Done()
-		if err != nil {
-			cancel(err) // Only the first cause is kept.
-			return
-		}
-		took.add(time.Since(c.due))
-		begin(w, c.client)
-	})
-	if err != nil {
-		return result{}, err
-	}
-	defer done()
-	for client := range clients {
-		begin(wires[client%len(wires)], client)
-	}
-	for _, w := range wires {
-		w.flush()
-	}
-	warmUp(running, last)
-	took.take()
-	r := counted(running, cpu, last, took.count)
-	r.latency = took.take()
-	err = context.Cause(running)
-	cancel(nil)
-	under.Wait()
-	return r, err
+// traffic is an exchange that clients do again and again on some wires, with as little work for the load as there can be.
+type traffic struct {
+	exchange exchange
+	wires    []*wire
+	who      owner        // on whom the clients register, at first
+	turns    atomic.Int64 // that have begun
 }
 
-// paced begins calls at a fixed rate, as pacing does. Those that have become due since the last look go out together on
-// one wire, as long as it has places, and those of the next look on the next one.
-func (t *traffic) paced(ctx context.Context, rate float64, became *tally) (stop func(), err error) {
-	const places = crowd / trafficWires // of a wire
-	free := make([]chan int, trafficWires)
-	for i := range free {
-		free[i] = make(chan int, places)
-		for place := range places {
-			free[i] <- i*places + place
+// client is one of a traffic's. It does one exchange at a time.
+type client struct {
+	turn
+	traffic *traffic
+	wire    *wire
+	calls   []*call // the steps
+	step    int     // which of them is under way
+	due     time.Time
+	ended   func(c *client, err error)
+}
+
+// client returns a client that makes its calls on a wire. ended is called after each turn, as that of a call.
+func (t *traffic) client(number int, w *wire, ended func(*client, error)) *client {
+	c := &client{turn: turn{client: number, who: t.who}, traffic: t, wire: w, ended: ended}
+	for _, s := range t.exchange {
+		c.calls = append(c.calls, s.call(&c.turn, c.stepped))
+	}
+	return c
+}
+
+// begin begins the nth turn of all, that was due then. Without an error it will end.
+func (c *client) begin(n int, due time.Time) error {
+	c.n, c.due, c.step = n, due, 0
+	return c.wire.begin(c.calls[0])
+}
+
+// next is which turn is begun next.
+func (t *traffic) next() int { return int(t.turns.Add(1) - 1) }
+
+// stepped goes on to the next step.
+func (c *client) stepped(err error) {
+	if c.step++; err == nil && c.step < len(c.calls) {
+		if err = c.wire.begin(c.calls[c.step]); err == nil {
+			return
 		}
 	}
+	c.ended(c, err)
+}
+
+// loop is clients that do an exchange over and over.
+type loop struct {
+	running context.Context // ends with the first error
+	cancel  context.CancelCauseFunc
+	clients sync.WaitGroup
+}
+
+// loop has clients do the exchange over and over, as long as fewer turns of the traffic than most were begun, and takes down
+// how long each took.
+func (t *traffic) loop(ctx context.Context, clients, most int, took *times) *loop {
+	l := &loop{}
+	l.running, l.cancel = context.WithCancelCause(ctx)
+	l.clients.Add(clients)
+	next := func(c *client, err error) {
+		if err == nil && l.running.Err() == nil {
+			if n := t.next(); n < most {
+				if err = c.begin(n, time.Now()); err == nil {
+					return
+				}
+			}
+		}
+		if err != nil {
+			l.cancel(err) // Only the first cause is kept.
+		}
+		l.clients.Done()
+	}
+	ended := func(c *client, err error) {
+		if err == nil {
+			took.add(time.Since(c.due))
+		}
+		next(c, err)
+	}
+	for i := range clients {
+		next(t.client(i, t.wires[i%len(t.wires)], ended), nil)
+	}
+	for _, w := range t.wires {
+		w.flush()
+	}
+	return l
+}
+
+// stop ends it, and returns what went wrong before.
+func (l *loop) stop() error {
+	err := context.Cause(l.running)
+	l.cancel(nil)
+	l.clients.Wait()
+	return err
+}
+
+// times has clients do the exchange so many times in all. The turns are numbered from 0.
+func (t *traffic) times(ctx context.Context, clients, times int) error {
+	l := t.loop(ctx, clients, times, newTimes())
+	l.clients.Wait()
+	return l.stop()
+}
+
+// closed measures a closed loop: its value is turns a second.
+func (t *traffic) closed(ctx context.Context, cpu func() time.Duration, clients int, last time.Duration) (result, error) {
+	took := newTimes()
+	l := t.loop(ctx, clients, math.MaxInt, took)
+	warmUp(l.running, last)
+	took.take()
+	r := counted(l.running, cpu, last, took.count)
+	r.latency = took.take()
+	return r, l.stop()
+}
+
+// trafficTick is how often paced traffic of high rates looks which calls are due.
+const trafficTick = 2 * time.Millisecond
+
+// wirePlaces is how many calls of paced traffic may be under way on a wire: half as many as regd lets a connection have.
+const wirePlaces = 128
+
+// openWires is how many connections an open loop has: enough that its calls wait for the server, not for a place.
+const openWires = 32
+
+// paced begins turns at a fixed rate, so many a second, whether or not earlier ones have ended, until stop, which waits for
+// those under way. Those that have become due since the last look, which is at least a tick ago, go out together on one wire,
+// as long as it has places, and those of the next look on the next one. One for which no place is free when it is due is not
+// begun.
+func (t *traffic) paced(ctx context.Context, rate float64, tick time.Duration, became *tally) (stop func()) {
+	free := make([]chan *client, len(t.wires))
 	var under sync.WaitGroup
-	ended := func(_ *wire, c call, err error) {
-		became.note(c.due, err)
-		free[c.client/places] <- c.client
-		under.Done()
+	for i, w := range t.wires {
+		free[i] = make(chan *client, wirePlaces)
+		for place := range wirePlaces {
+			free[i] <- t.client(i*wirePlaces+place, w, func(c *client, err error) {
+				became.note(c.due, err)
+				free[i] <- c
+				under.Done()
+			})
+		}
 	}
-	wires, done, err := t.wires(ctx, ended)
-	if err != nil {
-		return nil, err
-	}
-	next := 0 // wire
-	begin := func(due, now time.Time) bool {
-		for range wires {
+	wire := 0 // the next
+	begin := func(due time.Time) bool {
+		for range t.wires {
 			select {
-			case client := <-free[next]:
+			case c := <-free[wire]:
 				under.Add(1)
-				c := call{client, due, now}
-				if err := t.begin(wires[next], c); err != nil {
-					ended(wires[next], c, err)
+				if err := c.begin(t.next(), due); err != nil {
+					c.ended(c, err)
 				}
 				return true
 			default:
-				wires[next].flush()
-				next = (next + 1) % len(wires)
+				t.wires[wire].flush()
+				wire = (wire + 1) % len(t.wires)
 			}
 		}
 		return false
@@ -190,21 +259,19 @@ func (t *traffic) paced(ctx context.Context, rate float64, became *tally) (stop 
 	s := schedule{time.Now(), rate}
 	dispatching, cancel := context.WithCancel(ctx)
 	under.Go(func() {
-		s.keep(dispatching, trafficTick, func(first, end int) {
-			now := time.Now()
+		s.keep(dispatching, tick, func(first, end int) {
 			for k := first; k < end; k++ {
 				became.due.Add(1)
-				if !begin(s.due(k), now) {
+				if !begin(s.due(k)) {
 					became.late.Add(1)
 				}
 			}
-			wires[next].flush()
-			next = (next + 1) % len(wires)
+			t.wires[wire].flush()
+			wire = (wire + 1) % len(t.wires)
 		})
 	})
 	return func() {
 		cancel()
 		under.Wait()
-		done()
-	}, nil
+	}
 }

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,23 +22,48 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	apiv1 "github.com/regd-io/regd/proto/api/v1"
+	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
-// registrar answers registrations as it is told.
-type registrar struct {
+// registry answers as it is told.
+type registry struct {
 	apiv1.UnimplementedRegistryServiceServer
-	answer func(context.Context, *apiv1.RegisterRequest) error
+	apiv1.UnimplementedSessionServiceServer
+	register func(context.Context, *apiv1.RegisterRequest) error
+	list     func(*apiv1.ListInstancesRequest) *apiv1.ListInstancesResponse
+	watch    func(*apiv1.WatchServiceRequest, grpc.ServerStreamingServer[apiv1.WatchServiceResponse]) error
+	attach   func(grpc.BidiStreamingServer[apiv1.AttachRequest, apiv1.AttachResponse]) error
 }
 
-func (r registrar) Register(ctx context.Context, req *apiv1.RegisterRequest) (*apiv1.RegisterResponse, error) {
-	return &apiv1.RegisterResponse{}, r.answer(ctx, req)
+func (r registry) Register(ctx context.Context, req *apiv1.RegisterRequest) (*apiv1.RegisterResponse, error) {
+	return &apiv1.RegisterResponse{}, r.register(ctx, req)
 }
 
-// serve starts a server with the windows that regd has, and returns what dials it.
-func serve(t *testing.T, answer func(context.Context, *apiv1.RegisterRequest) error) (_ *grpc.Server, dial func(context.Context) (net.Conn, error)) {
+func (r registry) ListInstances(_ context.Context, req *apiv1.ListInstancesRequest) (*apiv1.ListInstancesResponse, error) {
+	return r.list(req), nil
+}
+
+func (r registry) WatchService(req *apiv1.WatchServiceRequest, stream grpc.ServerStreamingServer[apiv1.WatchServiceResponse]) error {
+	return r.watch(req, stream)
+}
+
+func (r registry) Attach(stream grpc.BidiStreamingServer[apiv1.AttachRequest, apiv1.AttachResponse]) error {
+	return r.attach(stream)
+}
+
+// Open opens a session that is named after its client.
+func (registry) Open(_ context.Context, req *apiv1.OpenRequest) (*apiv1.OpenResponse, error) {
+	return &apiv1.OpenResponse{Session: &registryv1.Session{Id: "of " + req.GetClientName()}}, nil
+}
+
+// serving starts a server with windows of 64 kB and as many streams as regd allows, if the options do not say other, and
+// returns what dials it.
+func serving(t *testing.T, register func(*grpc.Server), options ...grpc.ServerOption) (*grpc.Server, dialer) {
 	t.Helper()
-	server := grpc.NewServer(grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(64<<10), grpc.MaxConcurrentStreams(256))
-	apiv1.RegisterRegistryServiceServer(server, registrar{answer: answer})
+	server := grpc.NewServer(append([]grpc.ServerOption{
+		grpc.StaticStreamWindowSize(64 << 10), grpc.StaticConnWindowSize(64 << 10), grpc.MaxConcurrentStreams(256),
+	}, options...)...)
+	register(server)
 	lis := bufconn.Listen(1 << 20)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(lis) }()
@@ -44,7 +73,16 @@ func serve(t *testing.T, answer func(context.Context, *apiv1.RegisterRequest) er
 			t.Error(err)
 		}
 	})
-	return server, lis.DialContext
+	return server, func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }
+}
+
+// serve starts a registry.
+func serve(t *testing.T, r registry, options ...grpc.ServerOption) (*grpc.Server, dialer) {
+	t.Helper()
+	return serving(t, func(s *grpc.Server) {
+		apiv1.RegisterRegistryServiceServer(s, r)
+		apiv1.RegisterSessionServiceServer(s, r)
+	}, options...)
 }
 
 // refusal is an error as regd has it.
@@ -57,6 +95,18 @@ func refusal(t *testing.T, reason string) error {
 	return s.Err()
 }
 
+// wireTo returns a wire to a server.
+func wireTo(t *testing.T, dial dialer) *wire {
+	t.Helper()
+	conn, err := dial(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(conn)
+	t.Cleanup(w.close)
+	return w
+}
+
 // ends gathers how calls end.
 type ends struct {
 	under sync.WaitGroup
@@ -64,44 +114,31 @@ type ends struct {
 	of    map[int][]error // by client
 }
 
-func (e *ends) ended(_ *wire, c call, err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.of[c.client] = append(e.of[c.client], err)
-	e.under.Done()
-}
-
-// wired returns a wire to a server, and how its calls end.
-func wired(t *testing.T, dial func(context.Context) (net.Conn, error)) (*wire, *ends) {
-	t.Helper()
-	conn, err := dial(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &ends{of: map[int][]error{}}
-	w := newWire(conn, apiv1.RegistryService_Register_FullMethodName, e.ended)
-	t.Cleanup(w.close)
-	return w, e
-}
+func newEnds() *ends { return &ends{of: map[int][]error{}} }
 
 // begin begins a registration of a client.
 func (e *ends) begin(t *testing.T, w *wire, client int) {
 	t.Helper()
-	message, err := proto.Marshal(&apiv1.RegisterRequest{
-		RequestId: &apiv1.RequestID{ClientId: strconv.Itoa(client)}, Instance: described(owner{}, instance{service: "web", id: "1"}),
+	message := encoded(&apiv1.RegisterRequest{RequestId: &apiv1.RequestID{ClientId: strconv.Itoa(client)}, Instance: described(instance{service: "web", id: "1"}, 0)})
+	e.under.Add(1)
+	err := w.begin(&call{
+		kind:    kind{method: apiv1.RegistryService_Register_FullMethodName},
+		request: func(b []byte) []byte { return append(b, message...) },
+		ended: func(err error) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.of[client] = append(e.of[client], err)
+			e.under.Done()
+		},
 	})
 	if err != nil {
-		t.Fatal(err)
-	}
-	e.under.Add(1)
-	if err := w.begin(call{client, time.Now(), time.Now()}, func(b []byte) []byte { return append(b, message...) }); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestAWireTellsHowACallWent(t *testing.T) {
 	overloaded, full := refusal(t, "OVERLOADED"), refusal(t, "DISK_FULL")
-	_, dial := serve(t, func(ctx context.Context, req *apiv1.RegisterRequest) error {
+	_, dial := serve(t, registry{register: func(ctx context.Context, req *apiv1.RegisterRequest) error {
 		if end, ok := ctx.Deadline(); !ok || time.Until(end) > callTimeout {
 			return status.Errorf(codes.Internal, "the call ends at %v", end)
 		}
@@ -117,8 +154,8 @@ func TestAWireTellsHowACallWent(t *testing.T) {
 		default:
 			return nil
 		}
-	})
-	w, e := wired(t, dial)
+	}})
+	w, e := wireTo(t, dial), newEnds()
 	const calls = 2000 // More than the server's window takes without being told that it was read.
 	for client := 0; client < calls; {
 		for range 100 {
@@ -145,13 +182,13 @@ func TestAWireTellsHowACallWent(t *testing.T) {
 
 func TestACallWithoutAnAnswerIsGivenUpOnce(t *testing.T) {
 	answer := make(chan struct{})
-	_, dial := serve(t, func(_ context.Context, req *apiv1.RegisterRequest) error {
+	_, dial := serve(t, registry{register: func(_ context.Context, req *apiv1.RegisterRequest) error {
 		if req.GetRequestId().GetClientId() == "1" {
 			<-answer
 		}
 		return nil
-	})
-	w, e := wired(t, dial)
+	}})
+	w, e := wireTo(t, dial), newEnds()
 	e.begin(t, w, 1)
 	w.expire(time.Now().Add(callTimeout - time.Second))
 	if n := len(e.of[1]); n != 0 {
@@ -170,12 +207,12 @@ func TestACallWithoutAnAnswerIsGivenUpOnce(t *testing.T) {
 
 func TestABrokenConnectionEndsItsCalls(t *testing.T) {
 	came := make(chan struct{})
-	server, dial := serve(t, func(ctx context.Context, _ *apiv1.RegisterRequest) error {
+	server, dial := serve(t, registry{register: func(ctx context.Context, _ *apiv1.RegisterRequest) error {
 		came <- struct{}{}
 		<-ctx.Done()
 		return ctx.Err()
-	})
-	w, e := wired(t, dial)
+	}})
+	w, e := wireTo(t, dial), newEnds()
 	for client := range 3 {
 		e.begin(t, w, client)
 	}
@@ -191,28 +228,114 @@ func TestABrokenConnectionEndsItsCalls(t *testing.T) {
 			t.Errorf("call %d ended with %v", client, ended)
 		}
 	}
-	if err := w.begin(call{}, func(b []byte) []byte { return b }); err == nil {
+	if err := w.begin(&call{request: func(b []byte) []byte { return b }}); err == nil {
 		t.Error("a call was begun on a broken connection")
 	}
 }
 
-func TestARegistrationIsEncodedAsClientsDo(t *testing.T) {
-	s := &regd{}
-	who := owner{id: "0123-4567"}
-	appendTo := s.registration(who)
-	const before = "before"
-	for n := uint64(1); n <= 1001; n++ {
-		got := &apiv1.RegisterRequest{}
-		b := appendTo([]byte(before), 4095)
-		if err := proto.Unmarshal(b[len(before):], got); err != nil || string(b[:len(before)]) != before {
-			t.Fatalf("%q: %v", b, err)
+func TestSeveralMethodsShareAWire(t *testing.T) {
+	_, dial := serve(t, registry{
+		register: func(_ context.Context, req *apiv1.RegisterRequest) error {
+			if req.GetInstance().GetService() != "web" {
+				return status.Errorf(codes.Internal, "registered %v", req)
+			}
+			return nil
+		},
+		list: func(req *apiv1.ListInstancesRequest) *apiv1.ListInstancesResponse {
+			return &apiv1.ListInstancesResponse{NextPageToken: req.GetFilter().GetService()}
+		},
+	})
+	w := wireTo(t, dial)
+	var x turn
+	// In turn, so that each finds the table of header fields as another has left it.
+	for k := range 50 {
+		service := "s" + strconv.Itoa(k)
+		reading := exchange{{
+			method: apiv1.RegistryService_ListInstances_FullMethodName,
+			request: func(b []byte, _ *turn) []byte {
+				return append(b, encoded(&apiv1.ListInstancesRequest{Filter: &apiv1.Filter{Service: service}})...)
+			},
+			answer: func(_ *turn, message []byte) error {
+				var reply apiv1.ListInstancesResponse
+				if err := proto.Unmarshal(message, &reply); err != nil || reply.GetNextPageToken() != service {
+					return fmt.Errorf("read %v of %s, %w", &reply, service, err)
+				}
+				return nil
+			},
+		}}
+		s := &regd{}
+		for _, e := range []exchange{reading, {s.registering(0, func(*turn) instance { return instance{service: "web"} })}, {s.opening(time.Hour)}} {
+			if k < 3 && e[0].method == reading[0].method {
+				continue // It comes when the headers of the others are in the table.
+			}
+			if err := e.do(t.Context(), w, &x); err != nil {
+				t.Fatalf("%d: %s: %v", k, e[0].method, err)
+			}
 		}
-		want := &apiv1.RegisterRequest{
-			RequestId: &apiv1.RequestID{ClientId: "bench-4095", Sequence: n, AnsweredBelow: n},
-			Instance:  described(who, instance{service: "s" + strconv.Itoa(int(n%1000)), id: "i" + strconv.Itoa(int(n))}),
+	}
+	if x.who.id != "of bench" {
+		t.Errorf("session %q was opened", x.who.id)
+	}
+	if n := len(w.headers); n != 3 || slices.ContainsFunc(sorted(w), func(b []byte) bool { return len(b) > 10 }) {
+		t.Errorf("headers %v, want three short ones", w.headers)
+	}
+}
+
+// sorted are the headers that a wire keeps, the shortest first.
+func sorted(w *wire) [][]byte {
+	var list [][]byte
+	for _, b := range w.headers {
+		list = append(list, b)
+	}
+	slices.SortFunc(list, func(a, b []byte) int { return len(a) - len(b) })
+	return list
+}
+
+func TestAnAnswerOfManyFramesIsHeardWhole(t *testing.T) {
+	want := &apiv1.ListInstancesResponse{}
+	for i := range 3000 { // More than half a megabyte.
+		want.Instances = append(want.Instances, described(instance{service: "web", id: strconv.Itoa(i)}, 0))
+	}
+	_, dial := serve(t, registry{list: func(*apiv1.ListInstancesRequest) *apiv1.ListInstancesResponse { return want }})
+	w := wireTo(t, dial)
+	read := exchange{(&regd{}).reading(web, true, 3000)}
+	judge := read[0].answer
+	read[0].answer = func(x *turn, message []byte) error {
+		got := &apiv1.ListInstancesResponse{}
+		if err := proto.Unmarshal(message, got); err != nil || !proto.Equal(got, want) {
+			return fmt.Errorf("read something else: %d instances, %w", len(got.GetInstances()), err)
 		}
-		if !proto.Equal(got, want) {
-			t.Fatalf("message %v, want %v", got, want)
+		return judge(x, message)
+	}
+	for range 3 {
+		if err := read.do(t.Context(), w, &turn{}); err != nil {
+			t.Fatal(err)
 		}
+	}
+	if err := (exchange{(&regd{}).reading(web, true, 2999)}).do(t.Context(), w, &turn{}); err == nil || !strings.Contains(err.Error(), "read 3000 instances") {
+		t.Errorf("an instance too many: %v", err)
+	}
+}
+
+func TestMessagesAreHeardHoweverTheyAreCut(t *testing.T) {
+	var all []byte
+	want := []string{"", "a", strings.Repeat("b", 300), "", strings.Repeat("c", 70)}
+	for _, m := range want {
+		all = append(binary.BigEndian.AppendUint32(append(all, 0), uint32(len(m))), m...)
+	}
+	for size := 1; size <= len(all); size++ {
+		var got []string
+		c := &call{heard: func(m []byte) error { got = append(got, string(m)); return nil }}
+		for part := range slices.Chunk(all, size) {
+			if err := c.take(bytes.Clone(part)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !slices.Equal(got, want) || c.messages != len(want) || len(c.partial) != 0 {
+			t.Fatalf("in parts of %d bytes: %q, %d left", size, got, len(c.partial))
+		}
+	}
+	if err := (&call{}).take([]byte{1, 0, 0, 0, 0}); err == nil {
+		t.Error("a compressed message was taken")
 	}
 }

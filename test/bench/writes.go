@@ -2,88 +2,99 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc"
 )
 
-// registering registers on a live session, with so many bytes of metadata, or what is usual if that is 0.
-func registering(clients, metadata int) measurement {
-	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (result, error) {
-		op, err := writing(ctx, c, conns, metadata)
+// registering registers on a live session, in turn in a thousand services, with so many bytes of metadata, or what is usual
+// if that is 0.
+func registering(where place, clients, metadata int) measurement {
+	return on(where, func(ctx context.Context, c *cluster, wires []*wire, last time.Duration) (result, error) {
+		t, err := onOwner(ctx, c, wires, metadata, func(t *turn) instance {
+			return instance{service: oneOf(1000, t.n), id: "i" + strconv.Itoa(t.client), version: t.n}
+		})
 		if err != nil {
 			return result{}, err
 		}
-		return closed(ctx, c.cpu, clients, last, op)
+		return t.closed(ctx, c.cpu, clients, last)
 	})
 }
 
-// registeringAnywhere is registering through all nodes alike, as clients that know one of them do.
-func registeringAnywhere(clients int) measurement {
-	return func(ctx context.Context, c *cluster, last time.Duration) (result, error) {
-		conns, done, err := c.everywhere(ctx, connections)
-		if err != nil {
-			return result{}, err
-		}
-		defer done()
-		op, err := writing(ctx, c, conns, 0)
-		if err != nil {
-			return result{}, err
-		}
-		return closed(ctx, c.cpu, clients, last, op)
-	}
+// oneOf is one of so many services.
+func oneOf(services, n int) string { return "s" + strconv.Itoa(n%services) }
+
+// onOwner is registrations on a live owner.
+func onOwner(ctx context.Context, c *cluster, wires []*wire, metadata int, what func(t *turn) instance) (*traffic, error) {
+	var opened turn
+	err := exchange{c.opening(time.Hour)}.do(ctx, wires[0], &opened)
+	return &traffic{exchange: exchange{c.registering(metadata, what)}, wires: wires, who: opened.who}, err
 }
 
-// writing registers on a live session, in turn in a thousand services.
-func writing(ctx context.Context, c *cluster, conns []*grpc.ClientConn, metadata int) (operation, error) {
-	who, err := c.open(ctx, conns[0])
-	return func(ctx context.Context, client, k int) error {
-		return c.register(ctx, conns[client%len(conns)], who, instance{
-			client: client, sequence: k, service: fmt.Sprintf("s%d", (client*31+k)%1000), id: fmt.Sprintf("i%d", client), metadata: metadata,
-		})
-	}, err
+// another is an instance that was not there: to register one that is there already costs less.
+func another(t *turn) instance {
+	return instance{service: oneOf(1000, t.n), id: "i" + strconv.Itoa(t.n)}
 }
 
+// registeringAlone registers instances with an owner of their own each.
 func registeringAlone(clients int) measurement {
-	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (result, error) {
-		return closed(ctx, c.cpu, clients, last, func(ctx context.Context, client, k int) error {
-			return c.registerAlone(ctx, conns[client%len(conns)], instance{
-				client: client, sequence: k, service: fmt.Sprintf("s%d", k%1000), id: fmt.Sprintf("i%d-%d", client, k),
-			})
-		})
-	})
-}
-
-func reading(clients int, linearizable bool) measurement {
-	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, last time.Duration) (result, error) {
-		who, err := c.open(ctx, conns[0])
-		if err != nil {
-			return result{}, err
-		}
-		for i := range ten {
-			if err := c.register(ctx, conns[0], who, instance{sequence: i, service: "web", id: strconv.Itoa(i)}); err != nil {
-				return result{}, err
-			}
-		}
-		return closed(ctx, c.cpu, clients, last, readingTen(c, conns, linearizable, func(int, int) string { return "web" }))
+	return on(atLeader, func(ctx context.Context, c *cluster, wires []*wire, last time.Duration) (result, error) {
+		t := &traffic{exchange: c.registeringAlone(another), wires: wires}
+		return t.closed(ctx, c.cpu, clients, last)
 	})
 }
 
 // ten is how many instances a service has that is read.
 const ten = 10
 
-// readingTen reads the service that is said for each time, and finds ten instances.
-func readingTen(c *cluster, conns []*grpc.ClientConn, linearizable bool, service func(client, k int) string) operation {
-	return func(ctx context.Context, client, k int) error {
-		n, err := c.read(ctx, conns[client%len(conns)], service(client, k), linearizable)
-		if err == nil && n != ten {
-			err = fmt.Errorf("read %d instances, want %d", n, ten)
+// web is a service.
+func web(*turn) string { return "web" }
+
+func reading(clients int, linearizable bool) measurement {
+	return on(atLeader, func(ctx context.Context, c *cluster, wires []*wire, last time.Duration) (result, error) {
+		t, err := onOwner(ctx, c, wires, 0, func(t *turn) instance { return instance{service: "web", id: strconv.Itoa(t.n)} })
+		if err == nil {
+			err = t.times(ctx, 1, ten)
 		}
-		return err
+		if err != nil {
+			return result{}, err
+		}
+		reads := &traffic{exchange: exchange{c.reading(web, linearizable, ten)}, wires: wires}
+		return reads.closed(ctx, c.cpu, clients, last)
+	})
+}
+
+// halfLoaded takes the time of registrations that come at half the rate at which 64 clients can make them.
+func halfLoaded(ctx context.Context, c *cluster, last time.Duration) (result, error) {
+	wires, done, err := place(atLeader).wired(ctx, c, openWires)
+	if err != nil {
+		return result{}, err
 	}
+	defer done()
+	t, err := onOwner(ctx, c, wires, 0, another)
+	if err != nil {
+		return result{}, err
+	}
+	peak, err := t.closed(ctx, c.cpu, 64, last)
+	if err != nil {
+		return result{}, err
+	}
+	became := newTally()
+	stop := t.paced(ctx, peak.value/2, 0, became)
+	warmUp(ctx, last)
+	became.answered.take()
+	r := counted(ctx, c.cpu, last, became.answered.count)
+	stop()
+	if became.failed.Load()+became.refused.Load() > 0 {
+		return result{}, fmt.Errorf("at %.0f registrations a second: %v", peak.value/2, became)
+	}
+	r.latency = became.answered.take()
+	// One that could not even begin is not left out: it took too long.
+	err = r.latency.RecordValues(int64(callTimeout), became.late.Load())
+	r.value = milliseconds(r.latency, 99)
+	return r, errors.Join(err, ctx.Err())
 }
 
 // failingOver kills the leader and takes the time until another node acknowledges a write.
@@ -92,11 +103,17 @@ func failingOver(ctx context.Context, c *cluster, _ time.Duration) (result, erro
 	if err != nil {
 		return result{}, err
 	}
-	others := []*grpc.ClientConn{c.conns[(leader+1)%nodes], c.conns[(leader+2)%nodes]}
-	for k := range 50 { // A cluster at work.
-		if err := c.register(ctx, others[k%2], owner{}, instance{sequence: k, service: "web", id: "before"}); err != nil {
-			return result{}, err
-		}
+	others, done, err := c.wired(ctx, nodes-1, (leader+1)%nodes, (leader+2)%nodes)
+	if err != nil {
+		return result{}, err
+	}
+	defer done()
+	register := func(id string) exchange {
+		return exchange{c.registering(0, func(t *turn) instance { return instance{service: "web", id: id, version: t.n} })}
+	}
+	before := &traffic{exchange: register("before"), wires: others}
+	if err := before.times(ctx, 1, 50); err != nil { // A cluster at work.
+		return result{}, err
 	}
 	begun := time.Now()
 	c.kill(leader)
@@ -105,11 +122,11 @@ func failingOver(ctx context.Context, c *cluster, _ time.Duration) (result, erro
 	defer trying.Wait() // After cancel.
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	for i, conn := range others {
+	for i, w := range others {
 		trying.Go(func() {
 			for k := 0; ctx.Err() == nil; k++ {
 				callCtx, stop := context.WithTimeout(ctx, 250*time.Millisecond)
-				err := c.register(callCtx, conn, owner{}, instance{client: 100 + i, sequence: k, service: "web", id: "after"})
+				err := register("after").do(callCtx, w, &turn{client: 100 + i, n: k})
 				stop()
 				if err == nil {
 					won <- struct{}{}
@@ -125,28 +142,4 @@ func failingOver(ctx context.Context, c *cluster, _ time.Duration) (result, erro
 	case <-ctx.Done():
 		return result{}, fmt.Errorf("no write was acknowledged: %w", ctx.Err())
 	}
-}
-
-// settling is how long a cluster is given before a look at its memory.
-const settling = 2 * time.Second
-
-// filling registers many instances, each with its own session, and returns what memory each costs.
-func filling(instances int) measurement {
-	return connected(func(ctx context.Context, c *cluster, conns []*grpc.ClientConn, _ time.Duration) (result, error) {
-		empty := c.usage()
-		err := each(instances, func(worker, i int) error {
-			callCtx, cancel := context.WithTimeout(ctx, 2*callTimeout)
-			defer cancel()
-			return c.registerAlone(callCtx, conns[worker%len(conns)], instance{
-				client: worker, sequence: i, service: fmt.Sprintf("s%d", i%1000), id: strconv.Itoa(i),
-			})
-		})
-		full := c.usage()
-		wait(ctx, settling)
-		return result{
-			value:      float64(c.usage().memory-empty.memory) / nodes / float64(instances) / 1024,
-			operations: int64(instances),
-			cpu:        full.cpu - empty.cpu,
-		}, err
-	})
 }
