@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // cluster is some processes of a system.
@@ -25,7 +26,7 @@ type cluster struct {
 	conns     []*grpc.ClientConn // one to each node
 }
 
-// newCluster starts the processes and waits until all can be reached and one leads.
+// newCluster starts the processes and waits until all serve and one leads.
 func newCluster(ctx context.Context, s system, nodes int, dir string) (*cluster, error) {
 	free, err := freeAddresses(3*nodes, 10_000+rand.IntN(20_000)) //nolint:gosec // It need not be hard to guess.
 	if err != nil {
@@ -60,9 +61,26 @@ func (c *cluster) ready(ctx context.Context) error {
 		if err := connect(ctx, conn); err != nil {
 			return err
 		}
+		if err := serves(ctx, conn); err != nil {
+			return err
+		}
 	}
 	_, err := c.leader(ctx)
 	return err
+}
+
+// serves waits until a node says that it serves.
+func serves(ctx context.Context, conn *grpc.ClientConn) error {
+	for {
+		reply, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{})
+		switch {
+		case err == nil && reply.GetStatus() == healthpb.HealthCheckResponse_SERVING:
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("wait until %s serves: %v: %w", conn.Target(), reply.GetStatus(), errors.Join(ctx.Err(), err))
+		}
+		wait(ctx, 10*time.Millisecond)
+	}
 }
 
 // start starts a node, anew or again.
