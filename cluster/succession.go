@@ -66,14 +66,14 @@ func (n *Node) succeedLeaders(ctx context.Context) {
 	n.electFirst(ctx)
 	for {
 		select {
+		case <-n.succession.first: // It was for the election that is over.
+		default:
+		}
+		select {
 		case <-ctx.Done():
 			return
 		case <-n.succession.look:
 			n.succeed(ctx)
-			select {
-			case <-n.succession.first: // It was for this leader.
-			default:
-			}
 		}
 	}
 }
