@@ -29,7 +29,7 @@ const (
 )
 
 // proposer turns the proposals that wait into one log entry at a time: one append, one fsync and one transaction serve
-// them all. There is no timer: while an entry is under way the next one gathers, so that a lone writer never waits.
+// them all. While an entry is under way the next one gathers.
 type proposer struct {
 	queue chan *proposal
 	apply func(data []byte) raft.ApplyFuture
@@ -168,9 +168,10 @@ func (p *proposer) run() {
 	defer close(p.ended)
 	var held *proposal // did not fit into the last entry
 	var last uint64    // index of the last entry
-	pause := time.NewTimer(0)
+	pause := stopped()
 	defer pause.Stop()
-	<-pause.C
+	next := gathering{queue: p.queue, late: stopped()}
+	defer next.late.Stop()
 	for {
 		first := held
 		for first == nil {
@@ -187,10 +188,12 @@ func (p *proposer) run() {
 			}
 		}
 		var batch []*proposal
-		batch, held = p.gather(first)
+		batch, held = next.gather(first)
+		begun := time.Now()
 		if last = p.commit(batch); last > 0 {
 			pause.Reset(pauseAfter)
 		}
+		next.expect(len(batch)+len(p.queue), time.Since(begun))
 	}
 }
 
@@ -206,26 +209,6 @@ func (p *proposer) refuse() {
 			return
 		}
 	}
-}
-
-// gather takes what waits, up to the bounds of an entry; what no longer fits is handed back.
-func (p *proposer) gather(first *proposal) (batch []*proposal, held *proposal) {
-	batch, size := []*proposal{first}, len(first.command)
-	for len(batch) < maxEntryCommands {
-		select {
-		case q := <-p.queue:
-			if !q.taken.CompareAndSwap(false, true) {
-				continue
-			}
-			if size+len(q.command) > maxEntryBytes {
-				return batch, q
-			}
-			batch, size = append(batch, q), size+len(q.command)
-		default:
-			return batch, nil
-		}
-	}
-	return batch, nil
 }
 
 // commit puts a batch into the log as one entry, hands out its outcomes, and returns its index, 0 when it failed.
