@@ -87,12 +87,12 @@ func halfLoaded(ctx context.Context, c *cluster, last time.Duration) (result, er
 	became.answered.take()
 	r := counted(ctx, c.cpu, last, became.answered.count)
 	stop()
-	if became.failed.Load()+became.refused.Load() > 0 {
+	if became.failed.Load() > 0 {
 		return result{}, fmt.Errorf("at %.0f registrations a second: %v", peak.value/2, became)
 	}
 	r.latency = became.answered.take()
-	// One that could not even begin is not left out: it took too long.
-	err = r.latency.RecordValues(int64(callTimeout), became.late.Load())
+	// One that was refused, or could not even begin, is not left out: it took too long.
+	err = r.latency.RecordValues(int64(callTimeout), became.refused.Load()+became.late.Load())
 	r.value = milliseconds(r.latency, 99)
 	return r, errors.Join(err, ctx.Err())
 }
