@@ -17,6 +17,9 @@ import (
 	registryv1 "github.com/regd-io/regd/proto/registry/v1"
 )
 
+// fillWatchers are the watches in a registry that was filled, one of which hears of each change.
+const fillWatchers = 100
+
 // atFill fills a registry, and looks at what it does and costs when it is so full.
 func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]measured, error) {
 	leader, err := c.leader(ctx)
@@ -58,6 +61,11 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 		return nil, err
 	}
 	values = append(values, rated("registrations", writes)...)
+	changes, _, err := delivered(ctx, c, wires[0], streams, fillWatchers, last)
+	if err != nil {
+		return nil, fmt.Errorf("watch: %w", err)
+	}
+	values = append(values, told(changes)...)
 	saved, err := saving(ctx, conns[0])
 	if err != nil {
 		return nil, fmt.Errorf("save a snapshot: %w", err)

@@ -120,8 +120,7 @@ func hearing(stream grpc.BidiStreamingClient[apiv1.WatchRequest, apiv1.WatchResp
 // littering is how many reads leave more garbage than a node keeps.
 const littering = 20_000
 
-// watched changes one of many watched services at a time, and takes the time until the watcher has heard of the change and
-// the writer has its answer.
+// watched has services watched, and takes what that and a change cost.
 func watched(subscribe subscribing) func(context.Context, *cluster, int, time.Duration) ([]measured, error) {
 	return func(ctx context.Context, c *cluster, size int, last time.Duration) ([]measured, error) {
 		wires, done, err := place(atLeader).wired(ctx, c, 1)
@@ -134,42 +133,53 @@ func watched(subscribe subscribing) func(context.Context, *cluster, int, time.Du
 		if err = litter.times(ctx, 64, littering); err != nil {
 			return nil, err
 		}
-		before := c.usage().memory
-		versions := make(chan int, 1)
-		stop, err := subscribe(ctx, c, size, func(version int) {
-			select {
-			case versions <- version:
-			default: // Of a change that nobody waits for any more.
-			}
-		})
-		if err != nil {
-			return nil, err
-		}
-		wait(ctx, settling)
-		memory := c.usage().memory - before
-		change := exchange{c.registering(0, func(t *turn) instance {
-			return instance{service: subscribed(t.n * 7919 % size), id: "one", version: t.n}
-		})}
-		r, err := changing(ctx, c, last, func(ctx context.Context, k int) error {
-			if writeErr := change.do(ctx, wires[0], &turn{n: k}); writeErr != nil {
-				return writeErr
-			}
-			select {
-			case v := <-versions:
-				if v != k {
-					return fmt.Errorf("heard of version %d, want %d", v, k)
-				}
-				return nil
-			case <-ctx.Done():
-				return fmt.Errorf("not heard of version %d: %w", k, ctx.Err())
-			}
-		})
-		return []measured{
-			{Name: "write to delivery and answer, p50", Unit: "ms", Value: milliseconds(r.latency, 50)},
-			{Name: "CPU of a change", Unit: "µs", Value: microseconds(r.cpu, r.operations)},
-			{Name: "memory of each", Unit: "kB", Value: float64(memory) / float64(size) / 1024},
-		}, errors.Join(err, stop())
+		r, memory, err := delivered(ctx, c, wires[0], subscribe, size, last)
+		return append(told(r), measured{Name: "memory of each", Unit: "kB", Value: float64(memory) / float64(size) / 1024}), err
 	}
+}
+
+// told is what changes cost that a watcher hears of.
+func told(r result) []measured {
+	return []measured{
+		{Name: "write to delivery and answer, p50", Unit: "ms", Value: milliseconds(r.latency, 50)},
+		{Name: "CPU of a change", Unit: "µs", Value: microseconds(r.cpu, r.operations)},
+	}
+}
+
+// delivered changes one of many watched services at a time, and takes the time until the watcher has heard of the change and
+// the writer has its answer, and the memory of the watches.
+func delivered(ctx context.Context, c *cluster, w *wire, subscribe subscribing, size int, last time.Duration) (r result, memory int64, err error) {
+	before := c.usage().memory
+	versions := make(chan int, 1)
+	stop, err := subscribe(ctx, c, size, func(version int) {
+		select {
+		case versions <- version:
+		default: // Of a change that nobody waits for any more.
+		}
+	})
+	if err != nil {
+		return result{}, 0, err
+	}
+	wait(ctx, settling)
+	memory = c.usage().memory - before
+	change := exchange{c.registering(0, func(t *turn) instance {
+		return instance{service: subscribed(t.n * 7919 % size), id: "one", version: t.n}
+	})}
+	r, err = changing(ctx, c, last, func(ctx context.Context, k int) error {
+		if writeErr := change.do(ctx, w, &turn{n: k}); writeErr != nil {
+			return writeErr
+		}
+		select {
+		case v := <-versions:
+			if v != k {
+				return fmt.Errorf("heard of version %d, want %d", v, k)
+			}
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("not heard of version %d: %w", k, ctx.Err())
+		}
+	})
+	return r, memory, errors.Join(err, stop())
 }
 
 // changing makes one change after the other, and takes the time of each after a warm-up.
