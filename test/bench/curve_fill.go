@@ -20,6 +20,10 @@ import (
 // fillWatchers are the watches in a registry that was filled, one of which hears of each change.
 const fillWatchers = 100
 
+// collected is how many times as long reads and writes of a registry that was filled are measured: the garbage that they
+// leave is collected, with a million instances, every few seconds, and that is a part of what they cost.
+const collected = 3
+
 // atFill fills a registry, and looks at what it does and costs when it is so full.
 func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]measured, error) {
 	leader, err := c.leader(ctx)
@@ -41,13 +45,13 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 		return nil, fmt.Errorf("fill: %w", err)
 	}
 	took := time.Since(begun)
-	wait(ctx, settling)
+	rest(ctx, c)
 	values := []measured{
 		{Name: "registered in batches of 200", Unit: "/s", Value: float64(size) / took.Seconds()},
 		{Name: "memory of an instance on a node", Unit: "kB", Value: float64(c.usage().memory-empty) / nodes / float64(size) / 1024},
 	}
 	read := &traffic{wires: wires, exchange: exchange{c.reading(func(t *turn) string { return filled(t.n % (size / ten)) }, true, ten)}}
-	reads, err := read.closed(ctx, c.cpu, 64, last)
+	reads, err := read.closed(ctx, c.cpu, 64, collected*last)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +60,7 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 		n := t.n % size // One that is there: what is measured keeps its size.
 		return instance{service: filled(n / ten), id: strconv.Itoa(n), version: size + t.n}
 	})}}
-	writes, err := write.closed(ctx, c.cpu, 64, last)
+	writes, err := write.closed(ctx, c.cpu, 64, collected*last)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +76,28 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 	}
 	back, err := restarting(ctx, c, leader)
 	return append(append(values, saved...), measured{Name: "restart of a follower", Unit: "s", Value: back.Seconds()}), err
+}
+
+const (
+	// restTick is how often the nodes are looked at until they rest, which restTimeout bounds.
+	restTick, restTimeout = time.Second, time.Minute
+	// resting is the part of a core that nodes take at most which rest.
+	resting = 0.1
+)
+
+// rest waits until the nodes have nothing more to do for what was written: a snapshot of a million takes seconds, in which
+// whatever else they do would seem to cost more.
+func rest(ctx context.Context, c *cluster) {
+	ctx, cancel := context.WithTimeout(ctx, restTimeout)
+	defer cancel()
+	for before := c.cpu(); ctx.Err() == nil; {
+		wait(ctx, restTick)
+		now := c.cpu()
+		if now-before < time.Duration(resting*float64(restTick)) {
+			return
+		}
+		before = now
+	}
 }
 
 // filled is the name of a service of a registry that was filled.
