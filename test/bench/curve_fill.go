@@ -48,7 +48,7 @@ func atFill(ctx context.Context, c *cluster, size int, last time.Duration) ([]me
 	rest(ctx, c)
 	values := []measured{
 		{Name: "registered in batches of 200", Unit: "/s", Value: float64(size) / took.Seconds()},
-		{Name: "memory of an instance on a node", Unit: "kB", Value: float64(c.usage().memory-empty) / nodes / float64(size) / 1024},
+		{Name: "memory of an instance on a node", Unit: "KiB", Value: float64(c.usage().memory-empty) / nodes / float64(size) / 1024},
 	}
 	read := &traffic{wires: wires, exchange: exchange{c.reading(func(t *turn) string { return filled(t.n % (size / ten)) }, true, ten)}}
 	reads, err := read.closed(ctx, c.cpu, 64, collected*last)

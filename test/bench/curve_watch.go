@@ -134,7 +134,7 @@ func watched(subscribe subscribing) func(context.Context, *cluster, int, time.Du
 			return nil, err
 		}
 		r, memory, err := delivered(ctx, c, wires[0], subscribe, size, last)
-		return append(told(r), measured{Name: "memory of each", Unit: "kB", Value: float64(memory) / float64(size) / 1024}), err
+		return append(told(r), measured{Name: "memory of each", Unit: "KiB", Value: float64(memory) / float64(size) / 1024}), err
 	}
 }
 

@@ -57,7 +57,7 @@ func jobs(overload time.Duration) []job {
 		job{name: "register at half of the capacity of 64 clients, p99", unit: "ms", less: true, run: halfLoaded},
 		job{name: "registrations at 3 times the peak, share of the peak", unit: "%", goal: 70, alone: true, run: overloading(overload)},
 		job{
-			name: "memory of an instance with its own session, of 100,000", unit: "kB a node", goal: 2.5 / 0.6, less: true, run: filling(100_000),
+			name: "memory of an instance with its own session, of 100,000", unit: "KiB a node", goal: 2.5 / 0.6, less: true, run: filling(100_000),
 			then: &job{name: "cold start with 100,000 instances to first stale read", unit: "s", goal: 1.6, less: true, run: startingCold(100_000)},
 		},
 	)
